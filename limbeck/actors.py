@@ -1,0 +1,133 @@
+"""Actors: models that answer a batch with a readout. A `Frozen` one teaches; a `Learner` is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from limbeck import seeds
+from limbeck.reduce import Batch
+from limbeck.schedules import Schedule
+from limbeck.taps import Readout, Tapped
+from limbeck.world import World
+
+
+class Frozen:
+    """A model that only answers: in evaluation mode, without gradients, never changed."""
+
+    def __init__(self, name: str, model: PreTrainedModel, taps: list[str]) -> None:
+        self.name, self.model = name, model.eval().requires_grad_(False)
+        self.tapped = Tapped(self.model, taps)
+
+    @torch.no_grad()
+    def read(self, batch: Batch) -> Readout:
+        """Answers a batch."""
+        return self.tapped(batch)
+
+    @torch.no_grad()
+    def speak(self, features: Tensor) -> Tensor:
+        """Features of some tokens `[n, H]` -> logits `[n, V]`."""
+        return self.tapped.head(features)
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How a learner is optimised."""
+
+    schedule: Schedule
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    clip: float | None
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Gradient norms of one update, before clipping."""
+
+    whole: float  # of the model, bridges left out
+    layers: list[float]  # of transformer layers 1..L
+    bridges: float
+    learning_rate: float
+    update_ratios: list[float] | None  # |dw| / |w| of transformer layers 1..L, where asked for
+
+
+class Learner:
+    """A model that is trained, with the bridges, the optimizer, the schedule and the clipping of its own."""
+
+    def __init__(
+        self,
+        name: str,
+        model: PreTrainedModel,
+        taps: list[str],
+        *,
+        seed: int,
+        bridges: nn.ModuleDict,
+        optimisation: Optimisation,
+    ) -> None:
+        self.name, self.seed, self.model, self.bridges = name, seed, model.train(), bridges
+        self.tapped = Tapped(model, taps)
+        self.optimisation = optimisation
+        self.layers = [list(layer.parameters()) for layer in self.tapped.layers]
+        self.optimizer = self._adamw()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained: the model's parameters, then the bridges'."""
+        return [*self.model.parameters(), *self.bridges.parameters()]
+
+    def read(self, batch: Batch, *moment: int) -> Readout:
+        """Answers a batch; dropout is drawn from the stream of (seed, *moment)."""
+        with seeds.seeded(seeds.derive(self.seed, "dropout", *moment), batch["input_ids"].device):
+            return self.tapped(batch)
+
+    def speak(self, features: Tensor) -> Tensor:
+        """Features of some tokens `[n, H]` -> logits `[n, V]`."""
+        return self.tapped.head(features)
+
+    def update(self, step: int, world: World, measure: bool = False) -> Norms:
+        """Adds up the processes' gradients, clips, and takes one optimizer step; `measure` asks for the update ratios."""
+        world.sum_gradients(self.parameters)
+        rate = self.optimisation.schedule(step)
+        layers = [norm(gradients(layer)).item() for layer in self.layers]
+        whole = self._clip(list(self.model.parameters()))
+        bridges = self._clip(list(self.bridges.parameters()))
+        before = [[p.detach().clone() for p in layer] for layer in self.layers] if measure else None
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Norms(whole, layers, bridges, rate, self._ratios(before) if before else None)
+
+    def _clip(self, parameters: list[nn.Parameter]) -> float:
+        total = norm(gradients(parameters))
+        if self.optimisation.clip is not None and parameters:
+            nn.utils.clip_grads_with_norm_(parameters, self.optimisation.clip, total)
+        return total.item()
+
+    def _ratios(self, before: list[list[Tensor]]) -> list[float]:
+        pairs = zip(self.layers, before, strict=True)
+        return [
+            (norm([p.detach() - b for p, b in zip(layer, old, strict=True)]) / norm(old)).item() for layer, old in pairs
+        ]
+
+    def _adamw(self) -> torch.optim.AdamW:
+        """AdamW whose weight decay leaves out biases and norms (everything with fewer than two axes)."""
+        matrices = [p for p in self.parameters if p.dim() >= 2]
+        vectors = [p for p in self.parameters if p.dim() < 2]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        how = self.optimisation
+        return torch.optim.AdamW(groups, lr=0.0, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay, fused=True)
+
+
+def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """The gradients that are there."""
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def norm(tensors: list[Tensor]) -> Tensor:
+    """The Euclidean norm of all tensors together, 0 for none."""
+    return nn.utils.get_total_norm(tensors) if tensors else torch.zeros(())

@@ -1,0 +1,105 @@
+"""Facts about model families: where their parts are. One row a family; nothing else in limbeck knows a model type.
+
+Paths are attribute paths. `base`, `head` and `final_norm` start at the whole model (`final_norm` at the base model),
+`attention` at a layer. To teach limbeck a family, add its row here and its config to the family test of the taps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from limbeck.errors import UserError
+from limbeck.words import nearest
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of one model family are, and what its config calls its sizes."""
+
+    base: str  # the backbone
+    layers: str  # the list of layers, from the backbone
+    attention: str  # the attention module (the one that calls the attention function), from a layer
+    head: tuple[str, ...]  # modules from the backbone's output to the logits, in order
+    final_norm: str | None = None  # a norm behind the last layer: `hidden.L` is read after it, as transformers does
+    causal: bool = False
+    word_embedding: str = "embeddings.word_embeddings"  # from the backbone
+    # what the config calls them
+    n_layers: str = "num_hidden_layers"
+    width: str = "hidden_size"
+    n_heads: str = "num_attention_heads"
+    n_kv_heads: str | None = None
+    intermediate: str = "intermediate_size"
+    dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+
+
+_LLAMA = Family(
+    base="model",
+    layers="layers",
+    attention="self_attn",
+    head=("lm_head",),
+    final_norm="norm",
+    causal=True,
+    word_embedding="embed_tokens",
+    n_kv_heads="num_key_value_heads",
+    dropouts=("attention_dropout",),
+)
+
+FAMILIES: dict[str, Family] = {
+    "bert": Family(base="bert", layers="encoder.layer", attention="attention.self", head=("cls",)),
+    "roberta": Family(base="roberta", layers="encoder.layer", attention="attention.self", head=("lm_head",)),
+    "electra": Family(
+        base="electra",
+        layers="encoder.layer",
+        attention="attention.self",
+        head=("generator_predictions", "generator_lm_head"),
+    ),
+    "distilbert": Family(
+        base="distilbert",
+        layers="transformer.layer",
+        attention="attention",
+        head=("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
+        n_layers="n_layers",
+        width="dim",
+        n_heads="n_heads",
+        intermediate="hidden_dim",
+        dropouts=("dropout", "attention_dropout"),
+    ),
+    "modernbert": Family(
+        base="model",
+        layers="layers",
+        attention="attn",
+        head=("head", "decoder"),
+        final_norm="final_norm",
+        word_embedding="embeddings.tok_embeddings",
+        dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout"),
+    ),
+    "gpt2": Family(
+        base="transformer",
+        layers="h",
+        attention="attn",
+        head=("lm_head",),
+        final_norm="ln_f",
+        causal=True,
+        word_embedding="wte",
+        n_layers="n_layer",
+        width="n_embd",
+        n_heads="n_head",
+        intermediate="n_inner",
+        dropouts=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    ),
+    "llama": _LLAMA,
+    "qwen3": _LLAMA,
+}
+
+
+def family(model_type: str) -> Family:
+    """The row of a transformers `model_type`.
+
+    Raises:
+        UserError: the family has no row.
+    """
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"limbeck knows no model family '{model_type}'; {nearest(model_type, tuple(FAMILIES))} (a family is one row in limbeck/anatomy.py)"
+        )
+    return FAMILIES[model_type]

@@ -1,0 +1,120 @@
+"""Checkpoints: committed whole or not at all, of safetensors and JSON alone.
+
+A checkpoint is written to a temporary folder beside its place, synced, given a manifest with the size and the sha256 of
+every file, renamed, and only then are older ones removed. What does not verify is never loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from limbeck import rundir
+from limbeck.actors import Learner
+
+MANIFEST = "checkpoint.json"
+KEPT = 2
+
+
+def save(folder: Path, step: int, learners: Sequence[Learner], facts: dict[str, Any]) -> Path:
+    """Commits the state of all learners after `step` updates, and removes all but the newest two checkpoints."""
+    place = folder / rundir.step_name(step)
+    temporary = folder / f".{place.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for learner in learners:
+        save_file(state(learner), temporary / f"{learner.name}.safetensors")
+    files = {path.name: _identity(path) for path in sorted(temporary.iterdir())}
+    rundir.write_json(temporary / MANIFEST, {"step": step, "files": files, **facts})
+    for path in [*temporary.iterdir(), temporary]:
+        _sync(path)
+    shutil.rmtree(place, ignore_errors=True)
+    temporary.rename(place)
+    _sync(folder)
+    for old in list_all(folder)[KEPT:]:
+        shutil.rmtree(old)
+    return place
+
+
+def newest(folder: Path, tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that verifies, and its facts; every one that does not is named."""
+    for place in list_all(folder):
+        damage = _damage(place)
+        if damage is None:
+            return place, rundir.read_json(place / MANIFEST)
+        tell(f"skipped {rundir.CHECKPOINTS}/{place.name}: {damage}")
+    return None
+
+
+def restore(place: Path, learners: Iterable[Learner]) -> None:
+    """Gives every learner its state of a checkpoint back."""
+    for learner in learners:
+        load_state(learner, load_file(place / f"{learner.name}.safetensors"))
+
+
+def list_all(folder: Path) -> list[Path]:
+    """The committed checkpoints, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def state(learner: Learner) -> dict[str, Tensor]:
+    """Everything of a learner that its recipe does not determine: parameters, buffers, bridges, optimizer."""
+    tensors = {f"model.{name}": tensor for name, tensor in learner.model.named_parameters()}
+    tensors |= {f"buffer.{name}": tensor for name, tensor in learner.model.named_buffers()}
+    tensors |= {f"bridges.{name}": tensor for name, tensor in learner.bridges.named_parameters()}
+    for number, slots in learner.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{slot}": tensor for slot, tensor in slots.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def load_state(learner: Learner, tensors: dict[str, Tensor]) -> None:
+    """Puts a state back, in place; the learner must be of the same recipe."""
+    own = {f"model.{name}": tensor for name, tensor in learner.model.named_parameters()}
+    own |= {f"buffer.{name}": tensor for name, tensor in learner.model.named_buffers()}
+    own |= {f"bridges.{name}": tensor for name, tensor in learner.bridges.named_parameters()}
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, slot = name.split(".")
+            slots.setdefault(int(number), {})[slot] = tensor
+    learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": slots})
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _damage(place: Path) -> str | None:
+    try:
+        files = rundir.read_json(place / MANIFEST)["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is missing or damaged"
+    for name, told in files.items():
+        path = place / name
+        if not path.is_file():
+            return f"{name} is missing"
+        found = _identity(path)
+        for what in ("bytes", "sha256"):
+            if found[what] != told[what]:
+                return f"{name}: {what} differs"
+    return None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,96 @@
+"""What a study costs, known before training: parameters, FLOPs by torch's own counter, estimates of memory, time, disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PretrainedConfig
+
+from limbeck import build, students
+from limbeck.taps import Tapped
+
+EFFICIENCY = 0.4  # share of the matrix-product rate that training reaches, for the estimate of time
+OPTIMIZER_BYTES = 16  # of a trained parameter: itself, its gradient, two moments of AdamW, fp32 each
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """One model."""
+
+    parameters: int
+    backbone_flops: float  # forward, of one token in a block of the study's length
+    head_flops: float  # forward, of one token
+    activations: float  # bytes that a forward pass keeps for the backward, of one token (an estimate)
+
+
+def of_model(config: PretrainedConfig, length: int) -> ModelCost:
+    """Counts a model on the meta device: no memory, no weights."""
+    with torch.device("meta"):
+        model = students.build(config, seed=0)
+        tapped = Tapped(model)
+        ids = torch.zeros(1, length, dtype=torch.long)
+        with FlopCounterMode(display=False) as backbone:
+            features = tapped({"input_ids": ids}).features
+        with FlopCounterMode(display=False) as head:
+            tapped.head(features)
+    width, heads, depth = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
+    return ModelCost(
+        parameters=sum(p.numel() for p in model.parameters()),
+        backbone_flops=backbone.get_total_flops() / length,
+        head_flops=head.get_total_flops() / length,
+        activations=depth * (34 * width + 4 * heads * length),
+    )
+
+
+@dataclass(frozen=True)
+class StudyCost:
+    """A whole study."""
+
+    teacher: ModelCost | None
+    student: ModelCost
+    flops_per_step: dict[str, float]  # of each setting alone: the teacher's part and its own
+    total_flops: float  # all settings and seeds, the teacher read once a seed
+    memory: float  # bytes, an estimate
+    disk: float  # bytes of checkpoints and students
+
+
+def of_study(plan: build.Design) -> StudyCost:
+    """The cost of a study; a backward pass is counted as two forward passes."""
+    table, length = plan.recipe, plan.recipe.data.max_length
+    student = of_model(plan.student, length)
+    teacher = of_model(plan.teacher, length) if plan.teacher else None
+    tokens = table.train.batch_size * length
+    selected = table.data.masking.probability if table.data.positions == "masked" else 1.0
+    alone, own = {}, {}
+    for name, terms in plan.terms.items():
+        share = selected * any(term.on_logits for term in terms)
+        bridges = sum(pair.bridge is not None for term in terms for pair in term.pairs)
+        width = plan.teacher.hidden_size if plan.teacher else 0
+        own[name] = tokens * 3 * (student.backbone_flops + share * student.head_flops + bridges * 2 * plan.student.hidden_size * width)
+        alone[name] = own[name] + (tokens * (teacher.backbone_flops + share * teacher.head_flops) if teacher else 0)
+    shared = max(alone[name] - own[name] for name in own)
+    total = table.train.steps * len(table.seeds) * (shared + sum(own.values()))
+    learners = len(own) * len(table.seeds)
+    trained = learners * student.parameters
+    micro = tokens / table.train.accumulate
+    memory = (
+        trained * OPTIMIZER_BYTES
+        + (teacher.parameters * (2 if table.train.precision == "bf16" else 4) if teacher else 0)
+        + len(own) * micro * student.activations
+        + table.train.chunk * plan.student.vocab_size * 4 * 6
+    )
+    return StudyCost(teacher, student, alone, total, memory, disk=trained * (2 * 12 + 4))
+
+
+def matrix_rate(precision: str, seconds: float = 0.3) -> float:
+    """FLOP/s of a matrix product on this machine, at the study's precision."""
+    a = torch.randn(1024, 1024).to(build.DTYPES[precision])
+    a @ a
+    start, count = perf_counter(), 0
+    while perf_counter() - start < seconds:
+        a @ a
+        count += 1
+    return count * 2 * 1024**3 / (perf_counter() - start)

@@ -1,0 +1,60 @@
+"""What a run depends on besides its recipe: versions, machine, memory manager."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+PACKAGES = ("limbeck", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "pydantic")
+
+
+def versions() -> dict[str, str]:
+    """The versions of python and of what limbeck builds on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory in GiB, accelerator, threads. Imports torch."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "accelerator": torch.cuda.get_device_name() if cuda else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed memory instead of handing it back to the kernel.
+
+    Large temporaries (logits) are then reused without page faults, which otherwise cost as much as the mathematics.
+    Does nothing under another C library.
+    """
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(mmap_max, 0)
+            mallopt(trim_threshold, 2**31 - 1)

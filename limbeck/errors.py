@@ -1,0 +1,10 @@
+"""The one exception that a user's mistake raises."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one line that says what is wrong, where, and the remedy.
+
+    The command line prints it without a traceback and ends with exit status 2.
+    """

@@ -1,0 +1,237 @@
+"""Packed text: a corpus becomes two memory-mapped streams of tokens, cut into blocks when they are read.
+
+`CACHE/tokens/KEY/` holds `train.bin`, `train.idx.npy`, `heldout.bin`, `heldout.idx.npy` and `facts.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tokenizers
+
+from limbeck.errors import UserError
+from limbeck.feeds.corpora import fingerprint, heldout_source, separate
+from limbeck.feeds.store import Facts, Tell, cache_folder, json_sha256, open_or_make
+from limbeck.feeds.tokenise import Encoder, Special
+
+if TYPE_CHECKING:
+    from limbeck.recipe import Data
+
+LAYOUT = 1  # of the files; a new number leaves older entries unread
+PARTS = ("train", "heldout")
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20  # what is tokenised at a time
+
+
+class Blocks:
+    """A stream of tokens as `len(blocks)` blocks of `max_length`; what is left over at its end is dropped.
+
+    Args:
+        tokens: the stream [N], usually memory-mapped.
+        starts: where each document begins in it, ascending, int64 [documents].
+        max_length: tokens of a block, special tokens included.
+        special: of the tokenizer.
+    """
+
+    def __init__(self, tokens: np.ndarray, starts: np.ndarray, max_length: int, special: Special) -> None:
+        self.tokens = tokens
+        self.documents = starts
+        self.max_length = max_length
+        self.special = special
+        self.room = max_length - 2 if special.frame else max_length  # tokens of the stream in a block
+
+    def __len__(self) -> int:
+        return len(self.tokens) // self.room
+
+    def rows(self, indices: Iterable[int] | np.ndarray) -> np.ndarray:
+        """The tokens of the given blocks, special tokens in place: int64 [n, max_length]."""
+        inner = self.tokens[self._places(indices)].astype(np.int64)
+        return _between(inner, *self.special.frame) if self.special.frame else inner
+
+    def documents_of(self, indices: Iterable[int] | np.ndarray) -> np.ndarray:
+        """The number of every token's document, -1 for tokens that packing added: int32 [n, max_length]."""
+        places = self._places(indices)
+        inner = (np.searchsorted(self.documents, places, side="right") - 1).astype(np.int32)
+        inner[np.isin(self.tokens[places], self.special.added)] = -1
+        return _between(inner, -1, -1) if self.special.frame else inner
+
+    def _places(self, indices: Iterable[int] | np.ndarray) -> np.ndarray:
+        """Places in the stream [n, room]."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if not np.all((indices >= 0) & (indices < len(self))):
+            raise IndexError(f"blocks are numbered from 0 to {len(self) - 1}: {indices}")
+        return indices[:, None] * self.room + np.arange(self.room)
+
+
+def _between(inner: np.ndarray, left: int, right: int) -> np.ndarray:
+    row = np.empty((len(inner), inner.shape[1] + 2), inner.dtype)
+    row[:, 0], row[:, 1:-1], row[:, -1] = left, inner, right
+    return row
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenised corpus: `train` and `heldout` share no document; `facts` are for the manifest."""
+
+    train: Blocks
+    heldout: Blocks
+    special: Special
+    facts: Facts
+
+
+def prepare(
+    data: Data, teacher_tokenizer: Any, student_tokenizer: Any = None, *, tell: Tell = print
+) -> Corpus:
+    """Tokenise a corpus, or find it tokenised in the cache.
+
+    Args:
+        data: the recipe's table `data`.
+        teacher_tokenizer: a fast tokenizer of `transformers`.
+        student_tokenizer: the student's, which must give the same tokens; None for the teacher's.
+        tell: receives one line for each thing that the user should know.
+
+    Raises:
+        UserError: no such text, text that cannot be read, tokenizers that disagree, less text than one block.
+    """
+    encoder = Encoder(teacher_tokenizer, student_tokenizer)
+    tell(encoder.note)
+    folder = cache_folder(data.cache) / "tokens" / _key(data, encoder)
+    entry = open_or_make(folder, partial(_write, data=data, encoder=encoder, tell=tell), tell)
+    train, heldout = (_blocks(folder, part, data, entry, encoder.special) for part in PARTS)
+    facts = _facts(data, encoder, entry) | {"blocks": len(train), "heldout_blocks": len(heldout)}
+    return Corpus(train, heldout, encoder.special, facts)
+
+
+def _key(data: Data, encoder: Encoder) -> str:
+    """SHA-256 over all that the files are a function of; not the block length, for blocks are cut later."""
+    source = heldout_source(data)
+    return json_sha256(
+        {
+            "layout": LAYOUT,
+            "corpus": fingerprint(data.corpus),
+            "heldout": data.heldout if source is None else fingerprint(*source),
+            "settings": [data.field, data.separator, data.max_bytes],
+            "tokenizers": encoder.hashes,
+            "special": asdict(encoder.special),
+            "library": tokenizers.__version__,
+        }
+    )
+
+
+def _blocks(folder: Path, part: str, data: Data, entry: Facts, special: Special) -> Blocks:
+    count, dtype = entry[part]["tokens"], entry["dtype"]
+    stream = np.memmap(folder / f"{part}.bin", dtype, mode="r") if count else np.empty(0, dtype)
+    starts = np.load(folder / f"{part}.idx.npy", mmap_mode="r", allow_pickle=False)
+    blocks = Blocks(stream, starts, data.max_length, special)
+    if not len(blocks):
+        what, remedy = "training", "give more text"
+        if part == "heldout":
+            what, remedy = "held-out", "raise data.heldout, or name a corpus in it"
+        raise UserError(
+            f"{data.corpus}: the {what} part has {count} tokens, fewer than the {blocks.room} of one block; "
+            f"lower data.max_length ({data.max_length}), or {remedy}"
+        )
+    return blocks
+
+
+def _facts(data: Data, encoder: Encoder, entry: Facts) -> Facts:
+    """An entry's facts under the manifest's names, and those of this use of it."""
+    notes = [encoder.note]
+    if heldout_source(data) is not None and not isinstance(data.heldout, str):
+        notes.append(
+            f"held out: the dev or valid files of the folder; data.heldout ({data.heldout}) is not used"
+        )
+    if entry["both"]:
+        notes.append(f"{entry['both']} training documents are also held out: left out of training")
+    sources = {}
+    if "docs" in (data.corpus, data.heldout):
+        from limbeck.feeds import docs
+
+        sources = docs.sources()
+    return {
+        "corpus": data.corpus,
+        "heldout": data.heldout,
+        "max_length": data.max_length,
+        **entry["train"],
+        **{f"heldout_{name}": value for name, value in entry["heldout"].items()},
+        "tokenizer_sha256": encoder.hashes[0],
+        "sources": sources,
+        "notes": notes,
+    }
+
+
+def _write(folder: Path, data: Data, encoder: Encoder, tell: Tell) -> Facts:
+    """Tokenise a corpus into a folder; memory does not grow with the corpus but by 8 bytes a document."""
+    tell(f"tokenising {data.corpus} (once: it is kept in {folder.parent})")
+    special = encoder.special
+    dtype = "uint16" if special.vocabulary < 1 << 16 else "uint32"
+    both = 0
+    with ExitStack() as stack:
+        parts = {part: stack.enter_context(_Part(folder, part, dtype)) for part in PARTS}
+        for batch in _batches(separate(data)):
+            kept = [document for document in batch if document[0] in parts]
+            both += len(batch) - len(kept)
+            encoded = encoder([name for _, name, _ in kept], [text for _, _, text in kept])
+            for (part, _, text), ids in zip(kept, encoded, strict=True):
+                parts[part].add(text, [*special.before, *ids, *special.after])
+    for part in PARTS:
+        if not parts[part].starts:
+            raise UserError(_one_sided(data, part, both))
+    train, heldout = parts["train"].facts(), parts["heldout"].facts()
+    tell(f"to train on: {train['documents']:,} documents, {train['tokens']:,} tokens")
+    tell(f"held out: {heldout['documents']:,} documents, {heldout['tokens']:,} tokens")
+    return {"dtype": dtype, "both": both, "train": train, "heldout": heldout}
+
+
+def _one_sided(data: Data, part: str, both: int) -> str:
+    if both:
+        return f"{data.corpus}: every training document is also held out; name another corpus in data.heldout"
+    use, change = ("train on", "lower") if part == "train" else ("hold out", "raise")
+    remedy = f"{change} it, give more documents, or name a corpus in it"
+    return f"{data.corpus}: no document to {use} with data.heldout at {data.heldout}; {remedy}"
+
+
+def _batches(documents: Iterator[tuple[str, str, str]]) -> Iterator[list[tuple[str, str, str]]]:
+    batch, characters = [], 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document[2])
+        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class _Part:
+    """A part while it is written: tokens go to the file at once, the starts of the documents at the end."""
+
+    def __init__(self, folder: Path, name: str, dtype: str) -> None:
+        self.path, self.dtype = folder / f"{name}.bin", dtype
+        self.starts = array("q")
+        self.tokens = 0
+        self.text = hashlib.sha256()
+
+    def __enter__(self) -> _Part:
+        self.file = open(self.path, "wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        np.save(self.path.with_suffix(".idx.npy"), np.array(self.starts, np.int64), allow_pickle=False)
+
+    def add(self, text: str, ids: list[int]) -> None:
+        self.starts.append(self.tokens)
+        self.tokens += len(ids)
+        self.text.update(text.encode() + b"\0")
+        self.file.write(np.array(ids, self.dtype).tobytes())
+
+    def facts(self) -> Facts:
+        return {"documents": len(self.starts), "tokens": self.tokens, "sha256": self.text.hexdigest()}

@@ -1,0 +1,193 @@
+"""Readers of one file of text, or of one data set of the Hub, document by document."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import IO, Any, cast
+
+from limbeck.errors import UserError
+
+Document = tuple[str, str]  # (name, text)
+
+KINDS = (".txt", ".jsonl", ".json", ".parquet")
+PACKINGS = (".gz", ".xz", ".zst")
+SUPPORTED = ".txt, .jsonl, .json (one object per line), each also as .gz, .xz or .zst, and .parquet"
+CHUNK = 1 << 20  # bytes of whole lines that are read at a time
+HUB_NAME = re.compile(r"hub:(?P<id>[^:@]+)(:(?P<config>[^@]+))?(@(?P<revision>.+))?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def kind_of(path: Path) -> tuple[str, str] | None:
+    """(".jsonl", ".xz") of `a.jsonl.xz`; None where the ending is not supported."""
+    path = Path(path.name.lower())
+    packed = path.suffix in PACKINGS
+    kind, packing = (path.with_suffix("").suffix, path.suffix) if packed else (path.suffix, "")
+    return (kind, packing) if kind in KINDS and not (kind == ".parquet" and packed) else None
+
+
+def read_file(path: Path, field: str, separator: str) -> Iterator[Document]:
+    """The documents of a file of a supported kind: (`NAME:LINE`, text).
+
+    Raises:
+        UserError: damaged, not UTF-8, not JSON, or without the field; it names file and line.
+    """
+    kind, packing = cast("tuple[str, str]", kind_of(path))
+    try:
+        if kind == ".parquet":
+            yield from _read_parquet(path, field)
+        elif kind == ".txt":
+            yield from _read_txt(path, packing, separator)
+        else:
+            yield from _read_jsonl(path, packing, field)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read to its end ({why}); mend or replace the file") from error
+
+
+def _open(path: Path, packing: str) -> IO[bytes]:
+    if packing == ".zst":
+        import pyarrow as pa  # notices a file that was cut short, which the module zstandard does not
+
+        return BufferedReader(cast("Any", pa.input_stream(str(path), compression="zstd")))
+    return cast("IO[bytes]", {"": open, ".gz": gzip.open, ".xz": lzma.open}[packing](path, "rb"))
+
+
+def _chunks(path: Path, packing: str) -> Iterator[tuple[int, str]]:
+    """(number of its first line, whole lines of text), about CHUNK bytes at a time."""
+    first = 1
+    with _open(path, packing) as file:
+        while lines := file.readlines(CHUNK):
+            raw = b"".join(lines)
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                line = first + raw.count(b"\n", 0, error.start)
+                raise UserError(
+                    f"{path}:{line}: not UTF-8 ({error.reason}); convert the file to UTF-8"
+                ) from None
+            yield first, text.removeprefix("\ufeff") if first == 1 else text
+            first += len(lines)
+
+
+def _read_txt(path: Path, packing: str, separator: str) -> Iterator[Document]:
+    if not separator:
+        raise UserError(f"{path}: the separator of documents is empty; set data.separator")
+    separator = separator.replace("\r\n", "\n")
+    line, rest = 1, ""
+    for _, text in _chunks(path, packing):
+        *documents, rest = (rest + text.replace("\r\n", "\n")).split(separator)
+        for document in documents:
+            yield _txt_document(path, line, document)
+            line += document.count("\n") + separator.count("\n")
+    yield _txt_document(path, line, rest)
+
+
+def _txt_document(path: Path, line: int, text: str) -> Document:
+    blank = len(text) - len(text.lstrip())
+    return f"{path.name}:{line + text.count(chr(10), 0, blank)}", text.strip()
+
+
+def _read_jsonl(path: Path, packing: str, field: str) -> Iterator[Document]:
+    for first, text in _chunks(path, packing):
+        for number, line in enumerate(text.split("\n"), first):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}:{number}: not JSON ({error}); write one object per line") from None
+            yield f"{path.name}:{number}", _text(row, field, f"{path}:{number}")
+
+
+def _read_parquet(path: Path, field: str) -> Iterator[Document]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if field not in names:
+                raise _no_field(str(path), field, names)
+            batches = file.iter_batches(batch_size=256, columns=[field])
+            for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+                yield f"{path.name}:{number}", _text(row, field, f"{path}:{number}")
+    except pa.ArrowInvalid as error:
+        raise EOFError(f"not a whole parquet file: {error}") from error
+
+
+def _text(row: Any, field: str, where: str) -> str:
+    """The text of a row; a null is an empty document."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: not an object with the field '{field}'; write one object per line")
+    if field not in row:
+        raise _no_field(where, field, list(row))
+    text = "" if row[field] is None else row[field]
+    if not isinstance(text, str):
+        raise UserError(
+            f"{where}: the field '{field}' holds no text but a {type(text).__name__}; set data.field"
+        )
+    if SURROGATE.search(text):
+        raise UserError(
+            f"{where}: the field '{field}' holds half a surrogate pair, which is no text; mend the row"
+        )
+    return text
+
+
+def _no_field(where: str, field: str, names: list[str]) -> UserError:
+    return UserError(f"{where}: no field '{field}'; set data.field to one of: {', '.join(names)}")
+
+
+def hub_name(spec: str) -> tuple[str, str | None, str | None]:
+    """(id, config, revision) of `hub:ID[:CONFIG][@REVISION]`."""
+    match = HUB_NAME.fullmatch(spec)
+    if match is None:
+        raise UserError(f"{spec}: not the name of a data set; write hub:ID[:CONFIG][@REVISION]")
+    return match["id"], match["config"], match["revision"]
+
+
+@contextmanager
+def _reaching_hub(spec: str) -> Iterator[None]:
+    """One clear line for whatever the Hub's libraries raise when a set is missing or the network is down."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "check the name and the network, or name a file"
+        raise UserError(f"{spec}: cannot be read from the Hub ({why}); {remedy}") from error
+
+
+def hub_commit(spec: str) -> str:
+    """The commit that a Hub data set's revision stands for; a full commit needs no network."""
+    name, _, revision = hub_name(spec)
+    if revision and COMMIT.fullmatch(revision):
+        return revision
+    import huggingface_hub
+
+    with _reaching_hub(spec):
+        return str(huggingface_hub.HfApi().dataset_info(name, revision=revision).sha)
+
+
+def read_hub(spec: str, field: str) -> Iterator[Document]:
+    """The `train` split of a Hub data set, streamed: (`ID:ROW`, text).
+
+    Raises:
+        UserError: no such set, no network, or rows without the field.
+    """
+    import datasets
+
+    name, config, _ = hub_name(spec)
+    with _reaching_hub(spec):
+        rows = datasets.load_dataset(name, config, split="train", streaming=True, revision=hub_commit(spec))
+        for number, row in enumerate(rows, 1):
+            yield f"{name}:{number}", _text(row, field, f"{spec}:{number}")

@@ -1,0 +1,102 @@
+"""A cache of folders: each is written whole or not at all, and its bytes are checked when it is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import UserError
+from limbeck.feeds.corpora import file_sha256
+
+Tell = Callable[[str], None]
+Facts = dict[str, Any]
+
+
+def cache_folder(folder: str | None = None) -> Path:
+    """The cache: the given folder, else the environment variable LIMBECK_CACHE, else `~/.cache/limbeck`."""
+    return Path(folder or os.environ.get("LIMBECK_CACHE") or "~/.cache/limbeck").expanduser()
+
+
+def json_sha256(table: Any) -> str:
+    """SHA-256 of a value as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def open_or_make(folder: Path, write: Callable[[Path], Facts], tell: Tell) -> Facts:
+    """The facts of an entry of the cache, which is made first where it is missing or damaged.
+
+    Args:
+        folder: the entry, named by a key of its content.
+        write: fills an empty folder with files and returns facts that JSON can hold.
+        tell: receives a line when an entry is damaged.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    facts = _open(folder, tell)
+    if facts is None:
+        _make(folder, write)
+        facts = _open(folder, tell)
+    if facts is None:
+        raise UserError(f"{folder}: what was just written reads back damaged; set data.cache to a sound disk")
+    return facts
+
+
+def _open(folder: Path, tell: Tell) -> Facts | None:
+    if not folder.exists():
+        return None
+    try:
+        table = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        damaged = [name for name, file in table["files"].items() if file != _describe(folder / name)]
+        if table.pop("sha256") != json_sha256(table):
+            damaged.append("facts.json")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        damaged, table = ["a missing file or facts.json"], {}
+    if not damaged:
+        return table["facts"]
+    tell(f"{folder}: the cache is damaged ({', '.join(damaged)}); making it again")
+    shutil.rmtree(folder)
+    return None
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _make(folder: Path, write: Callable[[Path], Facts]) -> None:
+    """Fill a folder beside the entry, then rename it; where another process was faster, its entry stays."""
+    new = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        new.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder.parent}: cannot be written ({error.strerror}); set data.cache") from None
+    try:
+        facts = write(new)
+        table = {"files": {path.name: _describe(path) for path in sorted(new.iterdir())}, "facts": facts}
+        text = json.dumps(table | {"sha256": json_sha256(table)}, indent=1)
+        (new / "facts.json").write_text(text, encoding="utf-8")
+        for path in (*new.iterdir(), new):
+            _sync(path)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,161 @@
+"""Text to ids: the tokenizer's special tokens, and the proof that teacher and student read the same ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from limbeck.errors import UserError
+
+SHARED = "teacher and student share one tokenizer: tokenised once"
+COMPARED = "the tokenizers of teacher and student differ on disk and give the same tokens for every document"
+
+
+@dataclass(frozen=True)
+class Special:
+    """What a batch must know of a tokenizer.
+
+    A BERT-like tokenizer (one with `cls` and `sep`) frames every block; any other puts `before` and `after`
+    around every document.
+    """
+
+    vocabulary: int  # number of ids
+    every: tuple[int, ...]  # ids of all special tokens
+    mask: int | None = None
+    frame: tuple[int, int] | None = None  # [CLS] and [SEP]
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    @property
+    def added(self) -> tuple[int, ...]:
+        """Ids of the tokens that packing adds to the text."""
+        return self.frame or self.before + self.after
+
+
+def special_of(tokenizer: Any) -> Special:
+    """The special tokens of a fast tokenizer of `transformers`.
+
+    A causal document ends with the end-of-text token if there is one, and begins with the begin-of-text token
+    if the tokenizer itself puts one there: Llama's does, GPT-2's does not.
+
+    Raises:
+        UserError: the tokenizer is not a fast one.
+    """
+    backend = _backend(tokenizer)
+    cls, sep, bos, eos = (getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "bos", "eos"))
+    frame = None if cls is None or sep is None else (cls, sep)
+    opening = backend.encode("").ids[:1]
+    return Special(
+        vocabulary=1 + max(backend.get_vocab().values()),
+        every=tuple(sorted(tokenizer.all_special_ids)),
+        mask=tokenizer.mask_token_id,
+        frame=frame,
+        before=(bos,) if frame is None and opening == [bos] != [eos] else (),
+        after=() if frame or eos is None else (eos,),
+    )
+
+
+def _backend(tokenizer: Any) -> Tokenizer:
+    if not getattr(tokenizer, "is_fast", False):
+        name = type(tokenizer).__name__
+        raise UserError(f"{name} is not a fast tokenizer; give a folder or Hub id with a tokenizer.json")
+    return tokenizer.backend_tokenizer
+
+
+def serialised(tokenizer: Any) -> str:
+    """The tokenizer as canonical JSON, without truncation and padding, which are settings of a call."""
+    table = json.loads(_backend(tokenizer).to_str())
+    return json.dumps(table | {"truncation": None, "padding": None}, sort_keys=True)
+
+
+def same_on_disk(a: Any, b: Any) -> bool:
+    """Whether two tokenizers are the same but for truncation and padding."""
+    return a is b or serialised(a) == serialised(b)
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of every text, without special tokens, in parallel over the texts.
+
+    TOKENIZERS_PARALLELISM is left as it is. Unset, `tokenizers` goes on in one thread after a fork; `true`
+    would make it wait for threads that the child does not have.
+    """
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+class Encoder:
+    """Tokenises with the teacher's tokenizer, and asserts that the student's gives the same.
+
+    Args:
+        teacher: fast tokenizer of `transformers`.
+        student: the student's; None for the teacher's.
+
+    Raises:
+        UserError: a tokenizer is not fast, or their special tokens differ.
+    """
+
+    def __init__(self, teacher: Any, student: Any = None) -> None:
+        self.special = special_of(teacher)
+        self.json = [serialised(teacher)]
+        if student is not None and student is not teacher and (other := serialised(student)) != self.json[0]:
+            self.json.append(other)
+        if student is not None:
+            _assert_same_specials(self.special, special_of(student))
+        self._tokenizers: list[Tokenizer] = []
+
+    @property
+    def note(self) -> str:
+        """One line for the user: tokenised once, or twice and compared."""
+        return SHARED if len(self.json) == 1 else COMPARED
+
+    @property
+    def hashes(self) -> list[str]:
+        """SHA-256 of the teacher's tokenizer, and of the student's if it is another."""
+        return [hashlib.sha256(text.encode()).hexdigest() for text in self.json]
+
+    def __call__(self, names: Iterable[str], texts: Sequence[str]) -> list[list[int]]:
+        """The ids of every document, without special tokens.
+
+        Raises:
+            UserError: the two tokenizers disagree; it names the document, the position and both tokens.
+        """
+        if not self._tokenizers:  # copies: free of truncation and padding, and the caller's stay as they are
+            self._tokenizers = [Tokenizer.from_str(text) for text in self.json]
+        teacher, *student = (encode(tokenizer, texts) for tokenizer in self._tokenizers)
+        for other in student:
+            for name, a, b in zip(names, teacher, other, strict=True):
+                if a != b:
+                    raise UserError(self._difference(name, a, b))
+        return teacher
+
+    def _difference(self, name: str, teacher: list[int], student: list[int]) -> str:
+        shorter = min(len(teacher), len(student))
+        place = next((i for i in range(shorter) if teacher[i] != student[i]), shorter)
+        sides = zip(("teacher", "student"), self._tokenizers, (teacher, student), strict=True)
+        found = ", ".join(f"{who} {_token(tokenizer, ids, place)}" for who, tokenizer, ids in sides)
+        return (
+            f"{name}: the tokenizers of teacher and student disagree at token {place} (from 0): {found}; "
+            "give both the same tokenizer (models.student.tokenizer)"
+        )
+
+
+def _token(tokenizer: Tokenizer, ids: list[int], place: int) -> str:
+    if place == len(ids):
+        return "nothing (its tokens have ended)"
+    return f"{tokenizer.id_to_token(ids[place])!r} (id {ids[place]})"
+
+
+def _assert_same_specials(teacher: Special, student: Special) -> None:
+    for name in ("frame", "mask", "before", "after"):
+        a, b = getattr(teacher, name), getattr(student, name)
+        if a != b and not (
+            name == "mask" and b is None
+        ):  # without a mask token of its own it reads the teacher's
+            raise UserError(
+                f"special tokens ({name}): the teacher's tokenizer has {a}, the student's {b}; "
+                "give both the same tokenizer (models.student.tokenizer)"
+            )

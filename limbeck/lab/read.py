@@ -1,0 +1,209 @@
+"""Reads a run directory into a value: manifest, recipe, metrics and evaluations as numpy columns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from limbeck.errors import UserError
+from limbeck.rundir import EVALS, MANIFEST, METRICS, RECIPE
+
+Row = dict[str, Any]
+Lines = dict[tuple[str, int], list[Row]]  # (setting, seed) -> rows in the order of their steps
+IDENTITY = {"step": int, "setting": str, "seed": int, "learner": str}  # what every line must carry
+
+
+@dataclass(frozen=True)
+class Run:
+    """The numbers of one run directory; make it with `read`.
+
+    manifest: content of manifest.json. recipe: text of recipe.yaml ("" if there is none). settings: names in
+    the order in which the run trains them; tied learners of one setting ("mutual-seed0-a") appear one by one
+    ("mutual-a"). splits: the evaluated splits, such as ["train", "test"]. notes: sentences on what is
+    missing, damaged or unfinished.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    recipe: str
+    metrics: Lines
+    evals: dict[str, Lines]
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the study; that of the folder if the manifest has none."""
+        return str(self.manifest.get("name") or self.folder.resolve().name)
+
+    @property
+    def settings(self) -> list[str]:
+        """Names of the settings, in the order of the run."""
+        return list(dict.fromkeys(setting for setting, _ in self.metrics))
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the evaluated splits."""
+        return list(self.evals)
+
+    def seeds(self, setting: str) -> list[int]:
+        """Seeds of a setting, rising."""
+        return sorted(seed for name, seed in self.metrics if name == setting)
+
+    def series(self, name: str, setting: str, seed: int, split: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Steps `[N]` and values `[N]` of one column; `[N, L]` for a list over layers, nan for null.
+
+        name: a column ("logit_loss", "grad_norm_layers") or one entry of a mapping ("terms.hidden").
+        split: None reads the training metrics, "train" or "test" the evaluations. Nothing recorded: empty.
+        """
+        lines = self.metrics if split is None else self.evals.get(split, {})
+        rows = lines.get((setting, seed), [])
+        steps = np.array([row["step"] for row in rows], dtype=np.int64)
+        return steps, _column([_entry(row, name) for row in rows])
+
+    def terms(self, setting: str) -> list[str]:
+        """Names of the loss terms of a setting, in the order in which they were recorded."""
+        rows = (row for seed in self.seeds(setting) for row in self.metrics[setting, seed])
+        return list(dict.fromkeys(term for row in rows for term in row.get("terms") or {}))
+
+    def has(self, name: str, split: str | None = None) -> bool:
+        """Whether any setting recorded a finite value of this column."""
+        return any(np.isfinite(self.series(name, setting, seed, split)[1]).any() for setting, seed in self.metrics)
+
+    @property
+    def yardstick(self) -> str:
+        """The loss by which settings are compared: the logit loss, or the label loss without a teacher."""
+        sources = (None, *self.splits)
+        return "logit_loss" if any(self.has("logit_loss", split) for split in sources) else "label_loss"
+
+
+def read(folder: str | Path) -> Run:
+    """Read a run directory.
+
+    Raises UserError when the folder, its manifest or its metrics are missing or damaged. A damaged *last*
+    line of a .jsonl file (a run killed while writing) is skipped and noted.
+
+    Example: `steps, loss = read("runs/first").series("logit_loss", "multi", seed=0, split="test")`
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run directory; give the folder that `limbeck run` wrote")
+    notes: list[str] = []
+    manifest = _manifest(folder)
+    rows = _last_stage(_jsonl(_need(folder, METRICS), notes), notes)
+    if not rows:
+        raise UserError(f"{folder / METRICS}: no training step yet; let the run take its first steps")
+    metrics = _by_learner(rows)
+    evals = _evals(folder, rows[-1].get("stage"), notes)
+    recipe = folder / RECIPE
+    if not recipe.is_file():
+        notes.append(f"{RECIPE} is missing: the page cannot show the recipe.")
+    notes += _unfinished(manifest, rows)
+    text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
+    return Run(folder, manifest, text, metrics, evals, tuple(notes))
+
+
+def _need(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise UserError(f"{folder}: {name} is missing; give a folder that `limbeck run` wrote")
+    return folder / name
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = _need(folder, MANIFEST)
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path}: not a JSON object; restore the file, or run the recipe again")
+    return manifest
+
+
+def _jsonl(path: Path, notes: list[str]) -> list[Row]:
+    """Rows of a file of JSON lines; a damaged last line is noted, a damaged line before it is an error."""
+    lines = path.read_bytes().split(b"\n")
+    lines = lines[:-1] if lines[-1] == b"" else lines
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        elif number == len(lines):
+            notes.append(f"The last line of {path.name} (line {number}) is damaged and was skipped.")
+        else:
+            raise UserError(f"{path}: line {number} is damaged; restore the file, or delete that line")
+    return rows
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # of JSON or of UTF-8
+        return None
+    whole = isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in IDENTITY.items())
+    return row if whole else None
+
+
+def _last_stage(rows: list[Row], notes: list[str]) -> list[Row]:
+    stages = list(dict.fromkeys(row.get("stage") for row in rows))
+    if len(stages) > 1:
+        notes.append(f"The run has the stages {', '.join(map(str, stages))}; shown is the last one only.")
+    return [row for row in rows if row.get("stage") == stages[-1]]
+
+
+def _evals(folder: Path, stage: object, notes: list[str]) -> dict[str, Lines]:
+    path = folder / EVALS
+    rows = _jsonl(path, notes) if path.is_file() else []
+    rows = [row for row in rows if row.get("stage") == stage]
+    if not rows:
+        notes.append("The run has no evaluation yet: what is measured on test text is missing.")
+    splits = sorted({str(row.get("split")) for row in rows}, key=lambda split: (split != "train", split))
+    return {s: _by_learner([row for row in rows if row.get("split") == s]) for s in splits}
+
+
+def _by_learner(rows: list[Row]) -> Lines:
+    """Rows per (setting, seed), by step; of a step that was written twice, the later row counts."""
+    found: dict[tuple[str, int], dict[int, Row]] = {}
+    for row in rows:
+        found.setdefault((_label(row), row["seed"]), {})[row["step"]] = row
+    return {key: [steps[step] for step in sorted(steps)] for key, steps in found.items()}
+
+
+def _label(row: Row) -> str:
+    """The setting, and the learner's own name where a setting ties several: mutual-seed0-a -> mutual-a."""
+    setting, learner, stem = row["setting"], row["learner"], f"{row['setting']}-seed{row['seed']}"
+    return setting + learner.removeprefix(stem) if learner.startswith(stem + "-") else setting
+
+
+def _unfinished(manifest: dict[str, Any], rows: list[Row]) -> list[str]:
+    last, status = max(row["step"] for row in rows), manifest.get("status")
+    if status == "done":
+        return []
+    how = "was interrupted" if status == "interrupted" else "has not ended (it is running, or was killed)"
+    return [f"The run {how}; shown is what it left, up to step {last}."]
+
+
+def _entry(row: Row, name: str) -> Any:
+    if name in row:
+        return row[name]
+    outer, _, inner = name.partition(".")
+    return (row.get(outer) or {}).get(inner) if inner else None
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    if not any(isinstance(value, list) for value in values):
+        return np.array([_number(value) for value in values], dtype=np.float64)
+    width = max(len(value) for value in values if isinstance(value, list))
+    table = np.full((len(values), width), np.nan)
+    for place, value in zip(table, values, strict=True):
+        for layer, number in enumerate(value if isinstance(value, list) else []):
+            place[layer] = _number(number)
+    return table
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)

@@ -1,0 +1,64 @@
+"""Writes report.html: one page that holds everything and fetches nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from limbeck.lab import style, svg
+from limbeck.lab.captions import CAPTIONS
+from limbeck.lab.figures import draw
+from limbeck.lab.read import Run, read
+from limbeck.lab.summary import findings, question
+from limbeck.lab.table import best, cells, rows, title
+from limbeck.rundir import REPORT, write_text
+
+TEMPLATE = "report.html.j2"
+
+
+def write(folder: str | Path) -> Path:
+    """Draw the figures of a run and write its report.html, whole or not at all; returns the page's path.
+
+    Raises UserError for a folder that is no run.
+    """
+    run = read(folder)
+    page = render(run, figures(run))
+    path = run.folder / REPORT
+    write_text(path, page)
+    return path
+
+
+def figures(run: Run) -> list[dict[str, Any]]:
+    """Draw the figures; for each its name, title, text of reading, and the picture as an inline `<svg>`."""
+    found = []
+    for path in draw(run):
+        if path.suffix == ".svg":
+            caption = CAPTIONS[path.stem]
+            picture = svg.inline(path.read_text(encoding="utf-8"), path.stem, f"{caption.title}. {caption.alt}")
+            found.append({"name": path.stem, "svg": Markup(picture), **caption._asdict()})
+    return found
+
+
+def render(run: Run, figures: list[dict[str, Any]]) -> str:
+    """The page as text. Whatever comes from the run is escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    results = rows(run)
+    return environment.get_template(TEMPLATE).render(
+        run=run,
+        question=question(run),
+        findings=findings(results),
+        seeds=max(len(row["seeds"]) for row in results),
+        title=title(results),
+        heads=[(row["setting"], style.colour(run.settings, row["setting"])) for row in results],
+        table=[
+            (heading, list(zip(texts, best(results, column), strict=True))) for column, heading, texts in cells(results)
+        ],
+        figures=figures,
+        manifest=run.manifest,
+    )

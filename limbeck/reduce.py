@@ -1,0 +1,44 @@
+"""The only masking and averaging: from one value per token to the number that a step adds up.
+
+Denominators are counts over the *whole* optimizer step, all micro-batches and all processes, known before the forward
+pass. What a micro-batch adds is `sum of its kept values / count`, so the sum over micro-batches is the exact mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many there are in one optimizer step."""
+
+    tokens: int  # attended tokens
+    selected: int  # tokens whose logits a logit loss looks at
+    labels: int  # tokens that carry a label
+
+    @staticmethod
+    def of(batches: Iterable[Batch]) -> Counts:
+        """The counts of some micro-batches."""
+        tokens = selected = labels = 0
+        for batch in batches:
+            tokens += int(batch["attention_mask"].sum())
+            selected += int(batch["select"].sum())
+            labels += int((batch["labels"] != -100).sum())
+        return Counts(tokens, selected, labels)
+
+
+def share_of_mean(values: Tensor, mask: Tensor | None, count: int) -> Tensor:
+    """What these values add to a mean over `count` kept ones: sum(values[mask]) / count, exactly 0 for an empty mask.
+
+    >>> share_of_mean(torch.tensor([1.0, 5.0, float("nan")]), torch.tensor([True, True, False]), 4)
+    tensor(1.5000)
+    """
+    kept = values if mask is None else torch.where(mask, values, 0)
+    return kept.sum() / max(count, 1)

@@ -1,0 +1,224 @@
+"""One run in its directory: what is written when. The loop itself is `engine.fit`."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from limbeck import build, checkpoint, costs, environment, export, progress, rundir, students
+from limbeck.engine import Course, Record, fit, require_finite, to_device
+from limbeck.errors import UserError
+from limbeck.evaluate import SUMS, Evaluation
+from limbeck.recipe import Recipe
+
+STAGE = "train"
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The run was asked to stop; everything is saved, and running it again goes on."""
+
+
+def identity(table: Recipe) -> str:
+    """sha256 of everything in the recipe that a result is a function of."""
+    return hashlib.sha256(dump(table, exclude={"out"}).encode()).hexdigest()
+
+
+def dump(table: Recipe, exclude: set[str] | None = None) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(table.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
+
+
+class Session:
+    """A study, its directory, and the hooks that write there."""
+
+    def __init__(self, study: build.Study, folder: Path, tell: Callable[[str], None]) -> None:
+        self.study, self.folder, self.tell = study, folder, tell
+        self.table, self.how = study.design.recipe, study.design.recipe.train
+        self.evaluation = self._evaluation()
+        cost = costs.of_study(study.design)
+        self.flops, self.parameters = cost.flops_per_step, cost.student.parameters
+        self.tokens: dict[str, int] = {}
+        self.last: list[dict[str, Any]] = []  # rows of the newest evaluation
+
+    def go(self, stopped: Callable[[], bool], quiet: bool) -> None:
+        """Begins or resumes, trains, and finishes.
+
+        Raises:
+            Interrupted: `stopped` said so; a checkpoint is saved.
+        """
+        begin = time.time()
+        start = self._resume() if (self.folder / rundir.MANIFEST).exists() else self._begin()
+        if start == 0:
+            self._evaluate(0, None)
+        with progress.shown(self.how.steps, start, quiet) as bar:
+            done = fit(self._course(start), [require_finite, self._record, self._evaluate_now, self._save_now, bar], stopped)
+        if done < self.how.steps:
+            self._save(done)
+            self._status("interrupted", begin)
+            raise Interrupted(f"stopped after step {done}; run it again to go on")
+        self._finish(begin)
+
+    def _course(self, start: int) -> Course:
+        return Course(
+            stills=self.study.stills,
+            feeds=self.study.feeds,
+            steps=self.how.steps,
+            accumulate=self.how.accumulate,
+            describe=self._describe,
+            measure=self._evaluates,
+            world=self.study.world,
+            start=start,
+            tokens=self.tokens,
+        )
+
+    def _describe(self, learner: str) -> dict[str, Any]:
+        setting = self.study.settings[learner]
+        seed = int(learner.rsplit("-seed", 1)[1])
+        return {"stage": STAGE, "setting": setting, "seed": seed, "flops_per_step": self.flops[setting]}
+
+    # what is written
+
+    def _begin(self) -> int:
+        """Writes recipe and manifest of a new run."""
+        if self.study.world.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            rundir.write_text(self.folder / rundir.RECIPE, dump(self.table))
+            rundir.write_json(self.folder / rundir.MANIFEST, self._manifest())
+        self.study.world.wait()
+        return 0
+
+    def _resume(self) -> int:
+        """Takes the newest checkpoint that verifies, and drops the lines written after it."""
+        found = checkpoint.newest(self.folder / rundir.CHECKPOINTS, self.tell)
+        start = found[1]["step"] if found else 0
+        if found:
+            checkpoint.restore(found[0], self.study.learners)
+            self.tokens.update(found[1]["tokens"])
+        self.tell(f"{self.folder}: goes on after step {start}")
+        if self.study.world.is_main:
+            for name in (rundir.METRICS, rundir.EVALS):
+                rundir.keep_until(self.folder / name, start if found else -1)
+        self.study.world.wait()
+        return start
+
+    def _record(self, record: Record) -> None:
+        if self.study.world.is_main:
+            rundir.append_lines(self.folder / rundir.METRICS, record.rows)
+
+    def _evaluates(self, step: int) -> bool:
+        return step % self.how.eval_every == 0 or step == self.how.steps
+
+    def _evaluate_now(self, record: Record) -> None:
+        if self._evaluates(record.step):
+            self._evaluate(record.step, record)
+
+    def _evaluate(self, step: int, record: Record | None) -> None:
+        if not self.study.world.is_main:
+            return
+        self.last, columns = [], {name: [] for name in ("setting", "seed", "learner", "split", "document", *SUMS)}
+        for (learner, split), found in self.evaluation(self.study.learners).items():
+            said = self._describe(learner)
+            documents = found.pop("documents")
+            ratios = record.norms[learner].update_ratios if record else None
+            named = {"stage": STAGE, "setting": said["setting"], "seed": said["seed"], "learner": learner, "split": split}
+            self.last.append({"step": step, **named, **found, "update_ratio_layers": ratios})
+            for document, sums in sorted(documents.items()):
+                for name, value in [*named.items(), ("document", document), *zip(SUMS, sums, strict=True)]:
+                    if name in columns:
+                        columns[name].append(value)
+        rundir.append_lines(self.folder / rundir.EVALS, self.last)
+        (self.folder / rundir.DOCUMENTS).mkdir(exist_ok=True)
+        sums = {name if name in SUMS[:1] or name not in SUMS else f"{name}_sum": values for name, values in columns.items()}
+        pq.write_table(pa.table(sums), self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet")
+
+    def _save_now(self, record: Record) -> None:
+        if record.step % self.how.checkpoint_every == 0 and record.step < self.how.steps:
+            self._save(record.step)
+
+    def _save(self, step: int) -> None:
+        if self.study.world.is_main:
+            facts = {"recipe_sha256": identity(self.table), "tokens": self.tokens}
+            checkpoint.save(self.folder / rundir.CHECKPOINTS, step, self.study.learners, facts)
+        self.study.world.wait()
+
+    def _finish(self, begin: float) -> None:
+        """Exports the students, draws the figures, writes the report."""
+        if self.study.world.is_main:
+            manifest, recipe = rundir.read_json(self.folder / rundir.MANIFEST), dump(self.table)
+            for learner in self.study.learners:
+                rows = [row for row in self.last if row["learner"] == learner.name]
+                card = export.model_card(manifest, recipe, self.study.settings[learner.name], learner.name, rows)
+                export.export(self.folder, learner, self.study.design.student_tokenizer, card)
+            self._save(self.how.steps)
+            self._status("done", begin)
+            from limbeck.lab import report
+
+            report.write(self.folder)
+        self.study.world.wait()
+
+    def _status(self, status: str, begin: float) -> None:
+        if self.study.world.is_main:
+            manifest = rundir.read_json(self.folder / rundir.MANIFEST)
+            spent = manifest["seconds"] + time.time() - begin
+            rundir.write_json(
+                self.folder / rundir.MANIFEST, {**manifest, "status": status, "finished": _now(), "seconds": round(spent, 1)}
+            )
+
+    def _evaluation(self) -> Evaluation:
+        """The fixed blocks of both splits."""
+        plan, corpus, world = self.study.design, self.study.corpus, self.study.world
+        batches = {}
+        for split, part in (("train", "train"), ("test", "heldout")):
+            feed = build.feed(plan, corpus, 0, part)
+            batches[split] = [to_device(b, world.device) for b in feed.fixed(self.how.eval_blocks, batch_size=16)]
+        return Evaluation(self.study.teacher, batches, chunk=self.how.chunk, autocast=self.study.autocast)
+
+    def _manifest(self) -> dict[str, Any]:
+        source, teacher = self.table.models.teacher, self.study.teacher
+        return {
+            "name": self.table.name,
+            "question": self.table.question,
+            "recipe_sha256": identity(self.table),
+            "command": shlex.join(["limbeck", *sys.argv[1:]]),
+            "limbeck": environment.versions()["limbeck"],
+            "versions": environment.versions(),
+            "machine": environment.machine(),
+            "processes": self.study.world.size,
+            "device": str(self.study.world.device),
+            "teacher": {
+                "source": source.source,
+                "revision": getattr(teacher.model.config, "_commit_hash", None),
+                "sha256": students.digest(teacher.model.named_parameters()),
+                "parameters": teacher.model.num_parameters(),
+            }
+            if source and teacher
+            else None,
+            "data": self.study.corpus.facts,
+            "layers": build.facts(self.study.design),
+            "students": {
+                learner.name: {
+                    "initial_sha256": students.digest(learner.model.named_parameters()),
+                    "parameters": self.parameters,
+                    "flops_per_step": self.flops[self.study.settings[learner.name]],
+                }
+                for learner in self.study.learners
+            },
+            "status": "running",
+            "started": _now(),
+            "finished": None,
+            "seconds": 0.0,
+        }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

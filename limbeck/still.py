@@ -1,0 +1,185 @@
+"""The still: a cast, its lessons, and the one training step: read, speak, pull.
+
+Every backbone runs once and leaves its readout (read). Logit terms are evaluated and differentiated chunk by chunk of the
+selected tokens, every head running once a chunk, so that `[B, T, V]` never exists (speak). One backward for each learner
+takes the other terms and the gradients of its head's inputs through the backbone (pull). Gradients are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from limbeck.actors import Frozen, Learner, Norms
+from limbeck.lessons import Lesson
+from limbeck.losses import forward_kl
+from limbeck.reduce import Batch, Counts, share_of_mean
+from limbeck.taps import Readout
+from limbeck.world import World
+
+Actor = Frozen | Learner
+Readouts = Mapping[str, Readout]
+
+
+@dataclass
+class Tally:
+    """What one step measured of one learner."""
+
+    terms: dict[str, Tensor] = field(default_factory=dict)  # unweighted
+    logit_loss: Tensor | None = None  # forward KL at temperature 1, where the step has both logits
+    norms: Norms | None = None
+
+    def add(self, term: str, value: Tensor) -> None:
+        """Adds a micro-batch's or a chunk's part to a term."""
+        value = value.detach()
+        self.terms[term] = self.terms[term] + value if term in self.terms else value
+
+    def add_logit_loss(self, value: Tensor) -> None:
+        """Adds a chunk's part to the common logit loss."""
+        self.logit_loss = value.detach() if self.logit_loss is None else self.logit_loss + value.detach()
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One micro-batch of one step: what read, speak and pull hand on to each other."""
+
+    batch: Batch
+    number: int
+    step: int
+    counts: Counts  # of the whole step
+    tallies: dict[str, Tally]
+
+
+class Still:
+    """A cast of actors and the lessons between them.
+
+    Args:
+        actors: all models; lessons call them by their names.
+        lessons: who learns from whom; the lessons of one student add up.
+        chunk: number of tokens whose logits exist at a time.
+        autocast: dtype of matrix products, None for the parameters' own.
+        world: the processes that share the work.
+    """
+
+    def __init__(
+        self,
+        actors: Sequence[Actor],
+        lessons: Sequence[Lesson],
+        *,
+        chunk: int,
+        autocast: torch.dtype | None = None,
+        world: World = World(),  # noqa: B008 (a frozen value)
+    ) -> None:
+        taking_part = {name for lesson in lessons for name in (lesson.student, lesson.teacher)}
+        self.actors = {actor.name: actor for actor in actors if actor.name in taking_part}
+        self.lessons, self.chunk, self.autocast, self.world = list(lessons), chunk, autocast, world
+        self.learners = [actor for actor in self.actors.values() if isinstance(actor, Learner)]
+        self.seconds: dict[str, float] = {}  # each actor's own, of the last step
+
+    def step(self, batches: Sequence[Batch], counts: Counts, step: int, measure: bool = False) -> dict[str, Tally]:
+        """One update of every learner from this process's micro-batches; `counts` are those of all processes."""
+        tallies = self.gradients(batches, counts, step)
+        for learner in self.learners:
+            with self._clock(learner.name):
+                tallies[learner.name].norms = learner.update(step, self.world, measure)
+        return tallies
+
+    def gradients(self, batches: Sequence[Batch], counts: Counts, step: int) -> dict[str, Tally]:
+        """Adds the gradient of every learner's loss to its parameters' `.grad`."""
+        self.seconds = dict.fromkeys(self.actors, 0.0)
+        tallies = {learner.name: Tally() for learner in self.learners}
+        for number, batch in enumerate(batches):
+            micro = Micro(batch, number, step, counts, tallies)
+            readouts = self._read(micro)
+            spoken = self._speak(micro, readouts)
+            self._pull(micro, readouts, spoken)
+        return tallies
+
+    def _read(self, micro: Micro) -> Readouts:
+        """Every backbone once."""
+        readouts = {}
+        for name, actor in self.actors.items():
+            with self._clock(name), self._precision():
+                moment = (micro.step, micro.number, self.world.rank) if isinstance(actor, Learner) else ()
+                readouts[name] = actor.read(micro.batch, *moment)
+        return readouts
+
+    def _speak(self, micro: Micro, readouts: Readouts) -> dict[str, tuple[Tensor, Tensor]]:
+        """The logit terms, chunk by chunk. Returns each student's selected head inputs and the gradient there."""
+        lessons = [lesson for lesson in self.lessons if lesson.logit_terms]
+        where = micro.batch["select"].flatten().nonzero().squeeze(1)
+        labels = micro.batch["labels"].flatten()[where]
+        speakers = [name for name in self.actors if any(name in (it.student, it.teacher) for it in lessons)]
+        inputs = {name: readouts[name].features.flatten(0, 1)[where] for name in speakers}
+        slopes = {lesson.student: torch.zeros_like(inputs[lesson.student]) for lesson in lessons}
+        for start in range(0, len(where), self.chunk):
+            chunk = slice(start, start + self.chunk)
+            leaves = {name: inputs[name][chunk].detach().requires_grad_(name in slopes) for name in speakers}
+            logits = {name: self._say(name, leaf) for name, leaf in leaves.items()}
+            for name in slopes:
+                with self._clock(name):
+                    self._logit_loss(micro, name, logits, labels[chunk]).backward()
+                    slopes[name][chunk] = leaves[name].grad
+        return {name: (inputs[name], slope) for name, slope in slopes.items()}
+
+    def _say(self, name: str, features: Tensor) -> Tensor:
+        with self._clock(name), self._precision():
+            return self.actors[name].speak(features)
+
+    def _logit_loss(self, micro: Micro, name: str, logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """The weighted logit terms of one student on one chunk; the others' logits are constants for it."""
+        tally, total = micro.tallies[name], logits[name].new_zeros((), dtype=torch.float32)
+        for lesson in self.lessons:
+            if lesson.student != name:
+                continue
+            teacher = logits[lesson.teacher].detach() if lesson.teacher in logits else None
+            for term in lesson.logit_terms:
+                value = term.of_logits(logits[name], teacher, labels, micro.counts)
+                tally.add(term.name, value)
+                total = total + term.weight(micro.step) * value
+            if teacher is not None:
+                tally.add_logit_loss(common_logit_loss(logits[name], teacher, micro.counts))
+        return total
+
+    def _pull(self, micro: Micro, readouts: Readouts, spoken: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """The other terms, and one backward for each learner."""
+        for learner in self.learners:
+            with self._clock(learner.name):
+                with self._precision():
+                    losses = [self._other_loss(micro, learner, it, readouts) for it in self.lessons if it.other_terms]
+                roots = [(loss, None) for loss in losses if loss is not None]
+                if learner.name in spoken:
+                    roots.append(spoken[learner.name])
+                torch.autograd.backward([root for root, _ in roots], [slope for _, slope in roots])
+
+    def _other_loss(self, micro: Micro, learner: Learner, lesson: Lesson, readouts: Readouts) -> Tensor | None:
+        if lesson.student != learner.name or lesson.teacher is None:
+            return None
+        losses = []
+        for term in lesson.other_terms:
+            value = term.of_readouts(
+                readouts[learner.name], readouts[lesson.teacher], learner.bridges, micro.batch, micro.counts
+            )
+            micro.tallies[learner.name].add(term.name, value)
+            losses.append(term.weight(micro.step) * value)
+        return torch.stack(losses).sum()
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.world.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+    @contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self.seconds[name] += perf_counter() - start
+
+
+@torch.no_grad()
+def common_logit_loss(student: Tensor, teacher: Tensor, counts: Counts) -> Tensor:
+    """What a chunk adds to the logit loss that all settings share: forward KL at temperature 1."""
+    return share_of_mean(forward_kl(student=student, teacher=teacher), None, counts.selected)

@@ -1,0 +1,185 @@
+"""Taps: a model's answer to a batch as named tensors, without slowing the model down.
+
+Hidden states come from forward hooks; queries, keys and values from an attention function that calls the fast kernel and
+remembers what it was given, after rotary embedding. Both last for one call. Scores and probabilities are computed from
+them when they are asked for, and so are the logits: the model itself stops in front of its head.
+
+B batch, T tokens, S keys, H width, h heads, d width of a head, V vocabulary. Layers count from 1; 0 is the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from limbeck import attention
+from limbeck.anatomy import family
+from limbeck.attention import Attended, Recorder
+from limbeck.errors import UserError
+from limbeck.words import TAPS, nearest
+
+_FROM_ATTENTION = ("query", "key", "value", "scores", "probs")
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+class _Recorder(Recorder):
+    """What the modules of one model leave behind during one call."""
+
+    def __init__(self, layers: Mapping[nn.Module, int]) -> None:
+        super().__init__(layers)
+        self.hidden: dict[int, Tensor] = {}
+
+
+class Readout(Mapping[str, Tensor]):
+    """What a model answers: tap name -> tensor, derived ones computed when they are asked for.
+
+    `features` is the input of the head `[B, T, H]` and `head` maps any `[..., H]` of it to logits, so that a caller who
+    wants the logits of few tokens never pays for all.
+    """
+
+    def __init__(self, taps: tuple[str, ...], depth: int, features: Tensor, head: Callable[[Tensor], Tensor], recorder: _Recorder):
+        self.features, self.head = features, head
+        self._taps, self._depth, self._recorder = taps, depth, recorder
+
+    def __getitem__(self, tap: str) -> Tensor:
+        if tap == "logits":
+            return self.head(self.features)
+        kind, layer = parse(tap, self._depth)
+        try:
+            if kind == "hidden":
+                return self._recorder.hidden[layer]
+            attended = self._recorder.attended[layer]
+        except KeyError:
+            raise KeyError(f"{tap} was not tapped; this readout has {', '.join(self._taps)}") from None
+        return _DERIVED[kind](attended)
+
+    def visible(self, tap: str) -> Tensor:
+        """Which key each query sees at an attention tap: bool `[B, 1, T, S]` (padding, causal order, window)."""
+        return self._recorder.attended[parse(tap, self._depth)[1]].visible()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._taps)
+
+    def __len__(self) -> int:
+        return len(self._taps)
+
+
+_DERIVED: dict[str, Callable[[Attended], Tensor]] = {
+    "query": lambda attended: attended.query_BhTd,
+    "key": lambda attended: attended.key_BhSd,
+    "value": lambda attended: attended.value_BhSd,
+    "scores": Attended.scores,
+    "probs": Attended.probabilities,
+}
+
+
+def parse(tap: str, depth: int) -> tuple[str, int]:
+    """A tap's kind and layer: `hidden.-1` of a model of 6 layers is ("hidden", 6); `embedding` is ("hidden", 0).
+
+    Raises:
+        UserError: no such tap, or no such layer.
+    """
+    kind, dot, number = tap.partition(".")
+    if tap == "embedding":
+        return "hidden", 0
+    if tap == "logits":
+        return "logits", depth
+    if kind not in ("hidden", *_FROM_ATTENTION):
+        raise UserError(f"unknown tap '{tap}'; {nearest(kind, TAPS)}")
+    first = 0 if kind == "hidden" else 1
+    try:
+        layer = int(number)
+    except ValueError:
+        raise UserError(f"the tap '{tap}' names no layer; write {kind}.N with N from {first} to {depth}, or {kind}.-1") from None
+    layer = depth + 1 + layer if layer < 0 else layer
+    if not first <= layer <= depth:
+        raise UserError(f"the tap '{tap}' names a layer that does not exist; this model has {kind}.{first} to {kind}.{depth}")
+    return kind, layer
+
+
+class Tapped:
+    """A Hugging Face model that answers a batch with a readout of the named taps.
+
+    Example:
+        >>> tapped = Tapped(model, ["hidden.2", "probs.1", "logits"])        # doctest: +SKIP
+        >>> readout = tapped({"input_ids": ids, "attention_mask": mask})     # doctest: +SKIP
+        >>> readout["hidden.2"].shape                                        # doctest: +SKIP
+        torch.Size([8, 128, 768])
+
+    The model keeps fast attention. It may be wrapped by several `Tapped`s and used without them.
+
+    Args:
+        model: a masked or causal language model of a family in `limbeck.anatomy`.
+        taps: names such as `embedding`, `hidden.3`, `query.-1`, `scores.2`, `probs.2`, `logits`.
+
+    Raises:
+        UserError: an unknown family, tap or layer; reentrant activation checkpointing.
+    """
+
+    def __init__(self, model: PreTrainedModel, taps: Iterable[str] = ("logits",)) -> None:
+        self.model = model
+        self.taps = tuple(dict.fromkeys(taps))
+        self.family = family(model.config.model_type)
+        self._base = model.get_submodule(self.family.base)
+        self.layers = list(self._base.get_submodule(self.family.layers).children())
+        self.depth = len(self.layers)
+        self._heads = [getattr(model, name) for name in self.family.head]
+        places = {parse(tap, self.depth) for tap in self.taps}
+        self._hidden = {layer for kind, layer in places if kind == "hidden"}
+        attended = sorted({layer for kind, layer in places if kind in _FROM_ATTENTION})
+        self._attention = {self.layers[i - 1].get_submodule(self.family.attention): i for i in attended}
+        model.set_attn_implementation(attention.NAME)
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Readout:
+        """Runs the model up to its head. Gradients flow as the caller's grad mode says."""
+        self._refuse_reentrant_checkpointing()
+        inputs: dict[str, Any] = {name: batch[name] for name in _INPUTS if name in batch}
+        if self.family.causal:
+            inputs["use_cache"] = False
+        recorder = _Recorder(self._attention)
+        with self._recording(recorder):
+            features = self._base(**inputs).last_hidden_state
+        return Readout(self.taps, self.depth, features, self.head, recorder)
+
+    def head(self, features: Tensor) -> Tensor:
+        """The model's own head: `[..., H]` -> logits `[..., V]`."""
+        for module in self._heads:
+            features = module(features)
+        return features
+
+    @contextmanager
+    def _recording(self, recorder: _Recorder) -> Iterator[None]:
+        with ExitStack() as stack:
+            for layer in self._hidden:
+                stack.enter_context(self._hook(layer, recorder))
+            token = attention.active.set(recorder)
+            stack.callback(attention.active.reset, token)
+            yield
+
+    def _hook(self, layer: int, recorder: _Recorder) -> Any:
+        """A hook that remembers hidden state `layer`: 0 is what the first layer is given, L what the backbone returns."""
+
+        def given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            recorder.hidden[layer] = args[0] if args else kwargs["hidden_states"]
+
+        def returned(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            recorder.hidden[layer] = output if isinstance(output, Tensor) else output[0]
+
+        if layer == 0:
+            return self.layers[0].register_forward_pre_hook(given, with_kwargs=True)
+        last = layer == self.depth and self.family.final_norm
+        module = self._base.get_submodule(self.family.final_norm) if last else self.layers[layer - 1]
+        return module.register_forward_hook(returned)
+
+    def _refuse_reentrant_checkpointing(self) -> None:
+        for layer in self.layers:
+            how = getattr(layer, "_gradient_checkpointing_func", None)
+            if getattr(layer, "gradient_checkpointing", False) and getattr(how, "keywords", {}).get("use_reentrant"):
+                raise UserError(
+                    "reentrant activation checkpointing cuts the taps off from the gradient; "
+                    "use activation_checkpointing_enable({'use_reentrant': False})"
+                )

@@ -1,0 +1,65 @@
+"""The processes of a run and what they add up together. Accelerate places and launches; nothing is wrapped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its equals."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @staticmethod
+    def join(device: str = "auto") -> World:
+        """The world that `torchrun` or `accelerate launch` set up, or a world of one."""
+        state = PartialState(cpu=device == "cpu")
+        where = state.device if device == "auto" else torch.device(device)
+        return World(state.process_index, state.num_processes, where)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def total(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of each number over all processes, in fp64."""
+        if self.size == 1:
+            return list(numbers)
+        summed = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(summed)
+        return summed.tolist()
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Adds up the gradients of all processes: one all-reduce (SUM) for each dtype, parameters in their order.
+
+        A parameter that has a gradient in some process gets one in all.
+        """
+        if self.size == 1:
+            return
+        present = self.total([float(p.grad is not None) for p in parameters])
+        wanted = [p for p, count in zip(parameters, present, strict=True) if count]
+        for dtype in dict.fromkeys(p.dtype for p in wanted):
+            some = [p for p in wanted if p.dtype == dtype]
+            bucket = torch.cat([_gradient(p).flatten() for p in some])
+            dist.all_reduce(bucket)
+            for parameter, summed in zip(some, bucket.split([p.numel() for p in some]), strict=True):
+                parameter.grad = summed.view_as(parameter)
+
+    def wait(self) -> None:
+        """Waits for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

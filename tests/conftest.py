@@ -1,0 +1,16 @@
+"""What several tests share: tiny models of every family, and where the real data is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> None:
+    """The bits of a test must not depend on the machine's cores."""
+    torch.set_num_threads(2)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from limbeck.lab.read import read
+from limbeck.lab.summary import findings, question
+from limbeck.lab.table import as_markdown, as_text, duration, flops, number, percent, rows
+
+
+def test_a_row_holds_the_numbers_of_the_files(make_run):
+    folder = make_run()
+    logit, multi = rows(read(folder))
+    lines = [json.loads(line) for line in (folder / "evals.jsonl").read_text().splitlines()]
+    last = {row["seed"]: row for row in lines if (row["setting"], row["step"], row["split"]) == ("multi", 40, "test")}
+    assert (multi["setting"], multi["seeds"], multi["step"]) == ("multi", [0, 1], 40)
+    assert multi["test_logit_loss"].by_seed == {seed: row["logit_loss"] for seed, row in last.items()}
+    assert multi["agreement"].mean == pytest.approx(np.mean([row["agreement"] for row in last.values()]))
+    assert (multi["seconds"].mean, multi["flops"].mean) == (pytest.approx(40 * 0.6), 40 * 1.5e9)
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    late = [row["grad_norm_mean"] for row in metrics if row["setting"] == "logit" and row["step"] > 30]
+    assert logit["grad_norm_mean"].mean == pytest.approx(np.mean(late))
+
+
+def test_equal_compute_by_hand(make_run):
+    logit, multi = rows(read(make_run(seeds=(0,))))
+    # logit spends 1e9 a step and ends at 4e10; multi, at 1.5e9, is there after 26 2/3 steps.
+    assert logit["flops_budget"] == multi["flops_budget"] == 4e10
+    loss_20, loss_30 = 9 / (1 + 0.04 * 20), 9 / (1 + 0.04 * 30)
+    assert multi["equal_flops"].mean == pytest.approx(loss_20 + (loss_30 - loss_20) * 2 / 3)
+    assert logit["equal_flops"].mean == pytest.approx(logit["test_logit_loss"].mean)
+    # by time: 40 steps of 0.5 s are 33 1/3 steps of 0.6 s
+    loss_40 = 9 / (1 + 0.04 * 40)
+    assert multi["seconds_budget"] == pytest.approx(20.0)
+    assert multi["equal_seconds"].mean == pytest.approx(loss_30 + (loss_40 - loss_30) / 3)
+
+
+def test_the_printed_tables(make_run):
+    results = rows(read(make_run()))
+    markdown, text = as_markdown(results).splitlines(), as_text(results).splitlines()
+    assert markdown[0] == "| after 40 steps, mean (min..max) of 2 seeds | logit | multi |"
+    low, high = 9 / 2.6, 9 * 1.01 / 2.6
+    cell = f"{number((low + high) / 2)} ({number(low)}..{number(high)})"
+    assert markdown[2].startswith("| logit loss, test text (nats per token) |")
+    assert cell in markdown[2]
+    assert cell in text[2]
+    assert len({len(line) for line in text}) == 1
+    assert as_markdown(rows(read(make_run("bar", settings=("a|b", "<b>"))))).splitlines()[0].count(" | ") == 2
+
+
+def test_the_sentences_name_the_lower_loss_its_lead_and_its_seeds(make_run):
+    run = read(make_run())
+    first, compute, time = findings(rows(run))
+    logit, multi = 9 * 1.005 / 2.2, 9 * 1.005 / 2.6
+    assert first.startswith(f"After 40 steps, multi has the lower held-out logit loss: {number(multi)} nats per token")
+    assert f"against {number(logit)} for logit, a difference of {number(logit - multi)} (15 %)" in first
+    assert first.endswith("it is lower in 2 of 2 seeds.")
+    assert compute.startswith("At equal compute (4.00e10 FLOPs each), logit has the lower")
+    assert time.startswith("At equal time (20.0 s each), multi")
+    assert question(run) == "Does multi beat logit?"
+
+
+def test_a_question_is_made_where_none_is_asked(make_run):
+    folder = make_run(seeds=(0,))
+    (folder / "recipe.yaml").write_text("name: first\nquestion: null\n")
+    assert question(read(folder)) == "logit against multi: 1 seed, 40 steps"
+
+
+def test_one_setting_alone_and_a_run_without_a_teacher(make_run):
+    (alone,) = rows(read(make_run("alone", settings=("logit",), seeds=(0,))))
+    assert (alone["equal_flops"], alone["flops_budget"]) == (None, None)
+    assert findings([alone]) == [
+        f"After 40 steps, the held-out logit loss of logit is {number(9 / 2.2)} nats per token."
+    ]
+    labels = rows(read(make_run("labels", teacher=False)))
+    assert labels[0]["test_logit_loss"] is None
+    assert labels[0]["loss"] == "label_loss"
+    assert "held-out label loss" in findings(labels)[0]
+    assert "logit loss" not in as_text(labels)
+    assert "label loss, test text, at equal compute" in as_text(labels)
+
+
+def test_a_diverged_setting_is_called_not_finite(make_run):
+    folder = make_run()
+    lines = [json.loads(line) for line in (folder / "evals.jsonl").read_text().splitlines()]
+    for row in lines:
+        if row["setting"] == "multi" and row["step"] == 40 and row["seed"] == 1:
+            row["logit_loss"] = None
+    (folder / "evals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    results = rows(read(folder))
+    assert "not finite" in as_text(results)
+    assert findings(results)[0].endswith("The loss of multi is not finite there.")
+
+
+def test_an_interrupted_run_is_compared_at_the_last_common_evaluation(make_run):
+    folder = make_run(status="interrupted")
+    lines = (folder / "evals.jsonl").read_text().splitlines(keepends=True)
+    (folder / "evals.jsonl").write_text("".join(lines[:-1]))  # multi, seed 1, test, step 40
+    assert {row["step"] for row in rows(read(folder))} == {30}
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (number, 2.31, "2.310"),
+        (number, 1234.5, "1234"),
+        (number, 0.0, "0.000"),
+        (number, 0.00012345, "1.234e-04"),
+        (number, float("nan"), "not finite"),
+        (percent, 0.4123, "41.2 %"),
+        (percent, 1.0, "100 %"),
+        (duration, 83.21, "83.2 s"),
+        (duration, 1404, "23.4 min"),
+        (duration, 9000, "2.50 h"),
+        (flops, 1.234e15, "1.23e15"),
+    ],
+)
+def test_numbers_are_written_with_sensible_digits(write, value, text):
+    assert write(value) == text
