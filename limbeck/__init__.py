@@ -9,8 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_LAZY = {"run": "limbeck.api", "check": "limbeck.api", "Run": "limbeck.api", "Tapped": "limbeck.taps", "UserError": "limbeck.errors"}
-__all__ = [*_LAZY, "losses"]  # noqa: PLE0604
+_LAZY = {
+    "run": "limbeck.api",
+    "check": "limbeck.api",
+    "Run": "limbeck.api",
+    "Tapped": "limbeck.taps",
+    "UserError": "limbeck.errors",
+}
+__all__ = [*_LAZY, "losses"]
 
 
 def __getattr__(name: str) -> Any:

@@ -81,7 +81,7 @@ class Learner:
 
     def read(self, batch: Batch, *moment: int) -> Readout:
         """Answers a batch; dropout is drawn from the stream of (seed, *moment)."""
-        with seeds.seeded(seeds.derive(self.seed, "dropout", *moment), batch["input_ids"].device):
+        with seeds.seeded(seeds.derive_seed(self.seed, "dropout", *moment), batch["input_ids"].device):
             return self.tapped(batch)
 
     def speak(self, features: Tensor) -> Tensor:
@@ -120,7 +120,9 @@ class Learner:
         vectors = [p for p in self.parameters if p.dim() < 2]
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
         how = self.optimisation
-        return torch.optim.AdamW(groups, lr=0.0, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay, fused=True)
+        return torch.optim.AdamW(
+            groups, lr=0.0, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay, fused=True
+        )
 
 
 def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from limbeck import build, costs, environment, models, progress, rundir
 from limbeck.engine import interruptible
 from limbeck.errors import UserError
+from limbeck.feeds.blocks import Corpus
 from limbeck.load import load
 from limbeck.recipe import Recipe
 from limbeck.session import Session, identity
@@ -31,18 +32,29 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl: one for each step and learner."""
         return rundir.read_lines(self.folder / rundir.METRICS)[0]
 
     @property
     def evals(self) -> list[dict[str, Any]]:
-        """The lines of evals.jsonl."""
+        """The lines of evals.jsonl: one for each evaluation, learner and split."""
         return rundir.read_lines(self.folder / rundir.EVALS)[0]
 
     @property
     def students(self) -> dict[str, Path]:
         """Learner -> folder of the exported model."""
         return {name: self.folder / rundir.STUDENTS / name for name in self.manifest["students"]}
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.folder / rundir.REPORT
+
+    def table(self) -> str:
+        """The result as plain text: quantities down, settings across."""
+        from limbeck.lab import read, table
+
+        return table.as_text(table.rows(read.read(self.folder)))
 
 
 def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = (), *, quiet: bool = False) -> Run:
@@ -67,10 +79,20 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
     plan = build.design(table)
     _divides(table, world)
     with interruptible() as stopped:
-        corpus = build.text(plan, tell)
+        corpus = _text(plan, world, tell)
         study = build.study(plan, world, corpus)
         Session(study, folder, tell).go(stopped, quiet=quiet or not world.is_main)
     return Run(folder)
+
+
+def _text(plan: build.Design, world: World, tell: Callable[[str], None]) -> Corpus:
+    """The tokenised corpus; with several processes the first makes it and the others open it."""
+    if not world.is_main:
+        world.wait()
+    corpus = build.text(plan, tell)
+    if world.is_main:
+        world.wait()
+    return corpus
 
 
 def _prepare_torch(table: Recipe) -> None:
@@ -120,20 +142,20 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
     except models.NotDownloaded:
         return [f"{table.name}: the recipe holds together", *_to_download(table), "checked up to the download"]
     lines = [*_of_models(table, plan), *_of_terms(plan)]
-    if table.data.corpus.startswith("hub:"):
+    if "hub:" in table.data.corpus:
         return [*lines, *_to_download(table), "checked up to the download"]
     notes: list[str] = []
     corpus = build.text(plan, notes.append).facts
-    lines += notes + [
+    text = (
         f"text: {corpus['documents']:,} documents, {corpus['tokens']:,} tokens; "
         f"held out: {corpus['heldout_documents']:,} documents, {corpus['heldout_tokens']:,} tokens"
-    ]
-    return [*lines, "ok"]
+    )
+    return [*lines, *notes, text, "ok"]
 
 
 def _to_download(table: Recipe) -> list[str]:
     wanted = [table.models.teacher.source] if table.models.teacher else []
-    if table.data.corpus.startswith("hub:"):
+    if "hub:" in table.data.corpus:
         wanted.append(table.data.corpus)
     return [f"a run downloads {name}" for name in wanted]
 

@@ -56,7 +56,9 @@ def design(table: recipe.Recipe, offline: bool = False) -> Design:
         raise UserError("models.student.tokenizer: missing; without a teacher the student needs a tokenizer")
     student = students.shape(table.models.student, teacher, **_facts(mine))
     if teacher is not None and family(teacher.model_type).causal != family(student.model_type).causal:
-        raise UserError(f"a {student.model_type} student cannot learn from a {teacher.model_type} teacher: one predicts the next token; set models.student.family")
+        raise UserError(
+            f"a {student.model_type} student cannot learn from a {teacher.model_type} teacher: one predicts the next token; set models.student.family"
+        )
     _fits(table.data.max_length, teacher, student)
     terms = {name: _terms(setting, student, teacher, f"settings.{name}") for name, setting in table.chosen.items()}
     return Design(table, teacher, student, theirs or mine, mine, terms)
@@ -71,7 +73,9 @@ def _fits(length: int, *configs: PretrainedConfig | None) -> None:
     for config in configs:
         longest = getattr(config, "max_position_embeddings", None)
         if longest and length > longest:
-            raise UserError(f"data.max_length: {length} tokens are more than the {longest} positions of the {config.model_type} model; lower it")
+            raise UserError(
+                f"data.max_length: {length} tokens are more than the {longest} positions of the {config.model_type} model; lower it"
+            )
 
 
 def _terms(
@@ -208,7 +212,7 @@ def _learner(plan: Design, world: World, teacher: Frozen | None, name: str, sett
     """A learner of one setting; all settings of a seed begin with the same parameters."""
     how, terms = plan.recipe.train, plan.terms[setting]
     wanted = plan.recipe.models.student
-    model = students.build(plan.student, seeds.derive(seed, "student"))
+    model = students.build(plan.student, seeds.derive_seed(seed, "student"))
     if wanted.init == "teacher":
         if teacher is None:
             raise UserError("models.student.init: teacher needs a teacher; set models.teacher")

@@ -67,9 +67,7 @@ def list_all(folder: Path) -> list[Path]:
 
 def state(learner: Learner) -> dict[str, Tensor]:
     """Everything of a learner that its recipe does not determine: parameters, buffers, bridges, optimizer."""
-    tensors = {f"model.{name}": tensor for name, tensor in learner.model.named_parameters()}
-    tensors |= {f"buffer.{name}": tensor for name, tensor in learner.model.named_buffers()}
-    tensors |= {f"bridges.{name}": tensor for name, tensor in learner.bridges.named_parameters()}
+    tensors = _own(learner)
     for number, slots in learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{slot}": tensor for slot, tensor in slots.items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -78,10 +76,7 @@ def state(learner: Learner) -> dict[str, Tensor]:
 @torch.no_grad()
 def load_state(learner: Learner, tensors: dict[str, Tensor]) -> None:
     """Puts a state back, in place; the learner must be of the same recipe."""
-    own = {f"model.{name}": tensor for name, tensor in learner.model.named_parameters()}
-    own |= {f"buffer.{name}": tensor for name, tensor in learner.model.named_buffers()}
-    own |= {f"bridges.{name}": tensor for name, tensor in learner.bridges.named_parameters()}
-    for name, tensor in own.items():
+    for name, tensor in _own(learner).items():
         tensor.copy_(tensors[name])
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -89,6 +84,13 @@ def load_state(learner: Learner, tensors: dict[str, Tensor]) -> None:
             _, number, slot = name.split(".")
             slots.setdefault(int(number), {})[slot] = tensor
     learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": slots})
+
+
+def _own(learner: Learner) -> dict[str, Tensor]:
+    """The tensors that a learner holds itself, tied ones once."""
+    tensors = {f"model.{name}": tensor for name, tensor in learner.model.named_parameters()}
+    tensors |= {f"buffer.{name}": tensor for name, tensor in learner.model.named_buffers()}
+    return tensors | {f"bridges.{name}": tensor for name, tensor in learner.bridges.named_parameters()}
 
 
 def _identity(path: Path) -> dict[str, Any]:

@@ -69,7 +69,11 @@ def of_study(plan: build.Design) -> StudyCost:
         share = selected * any(term.on_logits for term in terms)
         bridges = sum(pair.bridge is not None for term in terms for pair in term.pairs)
         width = plan.teacher.hidden_size if plan.teacher else 0
-        own[name] = tokens * 3 * (student.backbone_flops + share * student.head_flops + bridges * 2 * plan.student.hidden_size * width)
+        own[name] = (
+            tokens
+            * 3
+            * (student.backbone_flops + share * student.head_flops + bridges * 2 * plan.student.hidden_size * width)
+        )
         alone[name] = own[name] + (tokens * (teacher.backbone_flops + share * teacher.head_flops) if teacher else 0)
     shared = max(alone[name] - own[name] for name in own)
     total = table.train.steps * len(table.seeds) * (shared + sum(own.values()))

@@ -132,7 +132,10 @@ def _row(
 def require_finite(record: Record) -> None:
     """A hook: a loss or gradient that is not finite ends the run with its name, before it is saved anywhere."""
     for row in record.rows:
-        parts = {"the gradient": row["grad_norm"], **{f"the term {name}": value for name, value in row["terms"].items()}}
+        parts = {
+            "the gradient": row["grad_norm"],
+            **{f"the term {name}": value for name, value in row["terms"].items()},
+        }
         for what, value in parts.items():
             if not torch.tensor(value).isfinite():
                 raise UserError(

@@ -9,7 +9,17 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = ("limbeck", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "pydantic")
+PACKAGES = (
+    "limbeck",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pydantic",
+)
 
 
 def versions() -> dict[str, str]:

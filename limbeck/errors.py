@@ -8,3 +8,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and ends with exit status 2.
     """
+
+
+class Interrupted(Exception):
+    """The run was asked to stop: everything is saved, and running it again goes on. Exit status 75."""

@@ -1,7 +1,7 @@
 """Evaluation: the same questions to every learner, whatever it trained on, on blocks that no seed changes.
 
 Logit loss (forward KL at temperature 1), top-1 agreement with the teacher, label loss and accuracy, each as a sum for
-every document; the gradient norm by layer of the common logit loss.
+every document (special tokens, which belong to none, are left out); the gradient norm by layer of the common logit loss.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Evaluation:
         sums = {learner.name: Sums() for learner in learners}
         for batch in batches:
             device = batch["input_ids"].device
-            where = batch["select"].flatten().nonzero().squeeze(1)
+            where = (batch["select"] & (batch["documents"] >= 0)).flatten().nonzero().squeeze(1)
             labels = batch["labels"].flatten()[where]
             documents = batch["documents"].flatten()[where].cpu().numpy()
             with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):

@@ -39,7 +39,9 @@ def resolve(spec: LayerMap, student: int, teacher: int) -> dict[int, int]:
         return {student: teacher}
     if spec == "top":
         if student > teacher:
-            raise UserError(f"layers: top needs a teacher at least as deep as the student ({teacher} < {student}); use layers: uniform")
+            raise UserError(
+                f"layers: top needs a teacher at least as deep as the student ({teacher} < {student}); use layers: uniform"
+            )
         return {i: teacher - student + i for i in range(1, student + 1)}
     raise UserError(f"layers: unknown layer map '{spec}'; {nearest(str(spec), LAYER_MAPS)}")
 
@@ -48,7 +50,9 @@ def _layer(word: int | str, depth: int, whose: str) -> int:
     number = depth if word == "last" else _integer(word)
     layer = depth + 1 + number if number < 0 else number
     if not 0 <= layer <= depth:
-        raise UserError(f"layers: the {whose} has no layer {word}: it has {depth} layers (0 is the embedding, -1 the last)")
+        raise UserError(
+            f"layers: the {whose} has no layer {word}: it has {depth} layers (0 is the embedding, -1 the last)"
+        )
     return layer
 
 

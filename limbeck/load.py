@@ -49,7 +49,9 @@ def _read(recipe: str) -> tuple[str, dict[str, Any]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {_flat(error)}; `limbeck recipes quickstart` prints one to copy") from None
     if not isinstance(table, dict):
-        raise UserError(f"{path}: a recipe is a table of words and values; `limbeck recipes quickstart` prints one to copy")
+        raise UserError(
+            f"{path}: a recipe is a table of words and values; `limbeck recipes quickstart` prints one to copy"
+        )
     return str(path), {"name": path.stem, **table}
 
 
@@ -114,7 +116,9 @@ def _first(error: ValidationError) -> str:
 
 def _is_type_name(part: int | str) -> bool:
     """Whether pydantic put the name of a member of a union, not a word of the recipe, into a path."""
-    return isinstance(part, str) and ("[" in part or part in {"float", "str", "int", "Ramp", "Source", "dict", "constrained-float"})
+    return isinstance(part, str) and (
+        "[" in part or part in {"float", "str", "int", "Ramp", "Source", "dict", "constrained-float"}
+    )
 
 
 def _words_at(place: list[int | str]) -> tuple[str, ...]:
@@ -122,7 +126,11 @@ def _words_at(place: list[int | str]) -> tuple[str, ...]:
     model: Any = Recipe
     for part in place:
         annotation = model.model_fields[part].annotation if isinstance(part, str) and _is_model(model) else model
-        model = _inner(annotation) if not (isinstance(part, str) and part not in getattr(model, "model_fields", {})) else model
+        model = (
+            _inner(annotation)
+            if not (isinstance(part, str) and part not in getattr(model, "model_fields", {}))
+            else model
+        )
     return tuple(model.model_fields) if _is_model(model) else ()
 
 

@@ -42,7 +42,9 @@ def place(source: str) -> str:
     if Path(source).is_dir():
         return source
     if source.startswith(("/", "./", "../", "~")) or source.count("/") != 1:
-        raise UserError(f"{source}: no such model folder; give a folder, 'embedded', or a Hub id such as google-bert/bert-base-uncased")
+        raise UserError(
+            f"{source}: no such model folder; give a folder, 'embedded', or a Hub id such as google-bert/bert-base-uncased"
+        )
     return source
 
 
@@ -74,7 +76,9 @@ def model_of(source: Source, dtype: torch.dtype) -> PreTrainedModel:
         raise UserError(f"{source.source}: the weights do not fit the config: {_line(error)}") from None
     missing = sorted(report["missing_keys"])
     if missing:
-        raise UserError(f"{source.source}: the weights of {missing[0]} are missing ({len(missing)} in all); take a whole model")
+        raise UserError(
+            f"{source.source}: the weights of {missing[0]} are missing ({len(missing)} in all); take a whole model"
+        )
     return model
 
 
@@ -85,7 +89,9 @@ def _fetch(kind: Any, source: Source, **how: Any) -> Any:
     except (OSError, ValueError, KeyError) as error:
         if Path(where).is_dir():
             raise UserError(f"{where}: not a usable model folder: {_line(error)}") from None
-        raise NotDownloaded(f"{where}: could not be fetched from the Hub: {_line(error)}; check the name and the network") from None
+        raise NotDownloaded(
+            f"{where}: could not be fetched from the Hub: {_line(error)}; check the name and the network"
+        ) from None
 
 
 def _line(error: Exception) -> str:

@@ -27,7 +27,13 @@ def shown(steps: int, start: int, quiet: bool = False) -> Iterator[Hook]:
     if quiet:
         yield lambda record: None
     elif sys.stderr.isatty():
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[now]}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("", total=steps, completed=start, now="")
             yield lambda record: bar.update(task, completed=record.step, now=_now(record))
@@ -57,7 +63,10 @@ def _now(record: Record) -> str:
         losses[row["setting"]].append(row["loss"])
         speeds[row["seed"]] = row["tokens_per_second"]
     speed = len(speeds) / sum(1 / value for value in speeds.values()) / len(speeds) if speeds else 0.0
-    return "  ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in losses.items()) + f"  {speed * len(speeds):,.0f} tokens/s"
+    return (
+        "  ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in losses.items())
+        + f"  {speed * len(speeds):,.0f} tokens/s"
+    )
 
 
 def _clock(seconds: float) -> str:

@@ -25,7 +25,9 @@ class Source(Strict):
     """Where a pretrained model comes from: a folder, `embedded`, or a Hub id (`org/name`, or `org/name@revision`)."""
 
     source: str
-    revision: str | None = Field(None, description="branch, tag or commit of a Hub id; recorded as a commit in the manifest")
+    revision: str | None = Field(
+        None, description="branch, tag or commit of a Hub id; recorded as a commit in the manifest"
+    )
 
 
 def _source(value: Any) -> Any:
@@ -38,16 +40,20 @@ def _source(value: Any) -> Any:
 class Student(Strict):
     """The student's shape. What is left out is taken from the teacher."""
 
-    family: str | None = Field(None, description="bert, roberta, ...; the teacher's when left out")
+    family: str | None = Field(default=None, description="bert, roberta, ...; the teacher's when left out")
     layers: Positive | None = None
     hidden: Positive | None = None
     heads: Positive | None = None
-    kv_heads: Positive | None = Field(None, description="heads of keys and values (grouped-query attention)")
+    kv_heads: Positive | None = Field(default=None, description="heads of keys and values (grouped-query attention)")
     intermediate: Positive | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    init: Literal["random", "teacher"] = Field("random", description="teacher: copy the weights of teacher layers")
-    from_layers: str | dict[int | str, int | str] = Field("uniform", description="which teacher layers `init: teacher` copies")
-    tokenizer: str | None = Field(None, description="folder or Hub id; the teacher's when left out")
+    init: Literal["random", "teacher"] = Field(
+        default="random", description="teacher: copy the weights of teacher layers"
+    )
+    from_layers: str | dict[int | str, int | str] = Field(
+        "uniform", description="which teacher layers `init: teacher` copies"
+    )
+    tokenizer: str | None = Field(default=None, description="folder or Hub id; the teacher's when left out")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Student:
@@ -66,27 +72,38 @@ class Models(Strict):
 class Masking(Strict):
     """BERT's masking of the input (masked language models only): of the chosen tokens 80 % become [MASK], 10 % another."""
 
-    mode: Literal["dynamic", "static", "none"] = Field("dynamic", description="static: the same masks in every epoch")
+    mode: Literal["dynamic", "static", "none"] = Field(
+        default="dynamic", description="static: the same masks in every epoch"
+    )
     probability: Share = 0.15
 
 
 class Data(Strict):
     """The text and how it becomes batches."""
 
-    corpus: str = Field("docs", description="docs, a file, folder or glob, or hub:ID[:CONFIG][@REVISION]")
-    heldout: Share | str = Field(0.02, description="share of the documents, or a corpus of its own")
-    field: str = Field("text", description="column of .jsonl and .parquet files")
-    separator: str = Field("\n\n", description="what stands between the documents of a .txt file")
-    max_bytes: Positive | None = Field(None, description="stop reading the training corpus after so many bytes of text")
-    max_length: Annotated[int, Field(ge=4)] = Field(128, description="tokens of a block, special tokens included")
+    corpus: str = Field(
+        default="docs",
+        description="docs, a file, folder or glob, or hub:ID[:CONFIG][@REVISION]; several joined by ' + '",
+    )
+    heldout: Share | str = Field(default=0.02, description="share of the documents, or a corpus of its own")
+    field: str = Field(default="text", description="column of .jsonl and .parquet files")
+    separator: str = Field(default="\n\n", description="what stands between the documents of a .txt file")
+    max_bytes: Positive | None = Field(
+        default=None, description="stop reading the training corpus after so many bytes of text"
+    )
+    max_length: Annotated[int, Field(ge=4)] = Field(
+        default=128, description="tokens of a block, special tokens included"
+    )
     masking: Masking = Masking()
-    positions: Literal["all", "masked"] = Field("all", description="the tokens on which logit losses are taken")
-    cache: str | None = Field(None, description="folder of the token cache; ~/.cache/limbeck when left out")
+    positions: Literal["all", "masked"] = Field(default="all", description="the tokens on which logit losses are taken")
+    cache: str | None = Field(default=None, description="folder of the token cache; ~/.cache/limbeck when left out")
 
     @model_validator(mode="after")
     def _masked_positions(self) -> Data:
         if self.positions == "masked" and self.masking.mode == "none":
-            raise ValueError("positions: masked needs masking; set masking.mode to dynamic or static, or positions: all")
+            raise ValueError(
+                "positions: masked needs masking; set masking.mode to dynamic or static, or positions: all"
+            )
         return self
 
 
@@ -107,9 +124,11 @@ class Term(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     loss: str
-    name: str | None = Field(None, description="its name in the metrics; the tap's name when left out")
-    tap: str = Field("logits", description=", ".join(TAPS))
-    layers: str | dict[int | str, int | str] = Field("uniform", description=f"{', '.join(LAYER_MAPS)}, or {{student: teacher}}")
+    name: str | None = Field(default=None, description="its name in the metrics; the tap's name when left out")
+    tap: str = Field(default="logits", description=", ".join(TAPS))
+    layers: str | dict[int | str, int | str] = Field(
+        "uniform", description=f"{', '.join(LAYER_MAPS)}, or {{student: teacher}}"
+    )
     bridge: Literal["auto", "each", "shared", "none"] = Field(
         "auto", description="widens the student's tensor; auto: one linear layer for each pair where widths differ"
     )
@@ -137,7 +156,9 @@ class Term(BaseModel):
         if self.tap not in TAPS:
             raise ValueError(f"unknown tap '{self.tap}'; {nearest(self.tap, TAPS)}")
         if self.tap not in words.taps:
-            raise ValueError(f"the loss {self.loss} compares {' or '.join(words.taps)}, not {self.tap}; change tap or loss")
+            raise ValueError(
+                f"the loss {self.loss} compares {' or '.join(words.taps)}, not {self.tap}; change tap or loss"
+            )
         if isinstance(self.layers, str) and self.tap in LAYERED_TAPS and self.layers not in LAYER_MAPS:
             raise ValueError(f"unknown layer map '{self.layers}'; {nearest(self.layers, LAYER_MAPS)}")
         temperature = self.parameters.get("temperature", 1.0)
@@ -164,23 +185,31 @@ class Train(Strict):
     """Optimisation. One step is one update of every learner."""
 
     steps: Positive = 1000
-    batch_size: Positive = Field(32, description="blocks of one update, over all micro-batches and processes")
-    accumulate: Positive = Field(1, description="micro-batches into which an update is split; the update stays the same")
+    batch_size: Positive = Field(default=32, description="blocks of one update, over all micro-batches and processes")
+    accumulate: Positive = Field(
+        1, description="micro-batches into which an update is split; the update stays the same"
+    )
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    warmup: Annotated[float, Field(ge=0)] = Field(0.05, description="updates of warm-up; below 1, a share of steps")
+    warmup: Annotated[float, Field(ge=0)] = Field(
+        default=0.05, description="updates of warm-up; below 1, a share of steps"
+    )
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[Share, Share] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest gradient norm of a student; bridges apart")
+    clip: Annotated[float, Field(gt=0)] | None = Field(
+        1.0, description="largest gradient norm of a student; bridges apart"
+    )
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     eval_every: Positive = 100
-    eval_blocks: Positive = Field(64, description="held-out blocks, and as many training blocks, of an evaluation")
+    eval_blocks: Positive = Field(
+        default=64, description="held-out blocks, and as many training blocks, of an evaluation"
+    )
     checkpoint_every: Positive = 500
-    chunk: Positive = Field(1024, description="tokens whose logits exist at a time")
-    threads: Positive | None = Field(None, description="CPU threads; torch's own choice when left out")
-    device: str = Field("auto", description="auto, cpu, cuda, ...")
-    deterministic: bool = Field(True, description="deterministic kernels on a GPU")
+    chunk: Positive = Field(default=1024, description="tokens whose logits exist at a time")
+    threads: Positive | None = Field(default=None, description="CPU threads; torch's own choice when left out")
+    device: str = Field(default="auto", description="auto, cpu, cuda, ...")
+    deterministic: bool = Field(default=True, description="deterministic kernels on a GPU")
 
     @property
     def warmup_steps(self) -> int:
@@ -199,14 +228,14 @@ class Recipe(Strict):
     """Everything that a run is a function of."""
 
     name: str
-    question: str | None = Field(None, description="what the study asks; heads the report")
+    question: str | None = Field(default=None, description="what the study asks; heads the report")
     models: Models = Models()
     data: Data = Data()
     settings: Annotated[dict[str, Setting], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
-    only: tuple[str, ...] | None = Field(None, description="train these settings only")
+    only: tuple[str, ...] | None = Field(default=None, description="train these settings only")
     train: Train = Train()
-    out: str | None = Field(None, description="the run directory; runs/NAME when left out")
+    out: str | None = Field(default=None, description="the run directory; runs/NAME when left out")
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Recipe:
@@ -222,7 +251,9 @@ class Recipe(Strict):
                 if "teacher" in needs and self.models.teacher is None:
                     raise ValueError(f"settings.{setting}: the loss {term.loss} needs a teacher; set models.teacher")
         if self.models.teacher is None and not (self.models.student.family and self.models.student.tokenizer):
-            raise ValueError("models: without a teacher the student needs a family and a tokenizer; set models.student.*")
+            raise ValueError(
+                "models: without a teacher the student needs a family and a tokenizer; set models.student.*"
+            )
         return self
 
     @property

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from limbeck.errors import UserError
+
 RECIPE = "recipe.yaml"
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
@@ -51,13 +53,16 @@ def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """All whole lines of a JSON-lines file, and whether a damaged last line was left out."""
-    rows, lines = [], path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows, lines = [], path.read_bytes().split(b"\n") if path.exists() else []
+    lines = lines[:-1] if lines and not lines[-1] else lines
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             if number < len(lines):
-                raise
+                raise UserError(
+                    f"{path}, line {number}: not JSON; the file is damaged, restore it or run again"
+                ) from None
             return rows, True
     return rows, False
 

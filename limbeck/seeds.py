@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 
 
-def derive(seed: int, *words: int | str) -> int:
-    """A 63-bit seed for one purpose, such as `derive(0, "dropout", step, micro_batch, rank)`."""
-    return int.from_bytes(_digest(seed, *words)[:8], "little") >> 1
+def derive_seed(seed: int, *words: int | str) -> int:
+    """A seed of 63 bits for one purpose, such as `derive_seed(seed, "dropout", step, micro_batch, rank)`.
 
-
-def stream(seed: int, *words: int | str) -> np.random.Generator:
-    """A generator of its own for one purpose (Philox, a counter-based generator)."""
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(_digest(seed, *words)[:16], "little")))
-
-
-def _digest(seed: int, *words: int | str) -> bytes:
-    return hashlib.sha256(repr((seed, *words)).encode()).digest()
+    >>> derive_seed(0, "order", 1) == derive_seed(0, "order", "1")
+    False
+    """
+    plain = [word if isinstance(word, str) else int(word) for word in (seed, *words)]
+    return int.from_bytes(hashlib.sha256(json.dumps(plain).encode()).digest()[:8], "big") >> 1
 
 
 @contextmanager

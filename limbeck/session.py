@@ -16,16 +16,12 @@ import pyarrow.parquet as pq
 import yaml
 
 from limbeck import build, checkpoint, costs, environment, export, progress, rundir, students
+from limbeck.errors import Interrupted
 from limbeck.engine import Course, Record, fit, require_finite, to_device
-from limbeck.errors import UserError
 from limbeck.evaluate import SUMS, Evaluation
 from limbeck.recipe import Recipe
 
 STAGE = "train"
-
-
-class Interrupted(Exception):  # noqa: N818
-    """The run was asked to stop; everything is saved, and running it again goes on."""
 
 
 def identity(table: Recipe) -> str:
@@ -61,7 +57,9 @@ class Session:
         if start == 0:
             self._evaluate(0, None)
         with progress.shown(self.how.steps, start, quiet) as bar:
-            done = fit(self._course(start), [require_finite, self._record, self._evaluate_now, self._save_now, bar], stopped)
+            done = fit(
+                self._course(start), [require_finite, self._record, self._evaluate_now, self._save_now, bar], stopped
+            )
         if done < self.how.steps:
             self._save(done)
             self._status("interrupted", begin)
@@ -130,7 +128,13 @@ class Session:
             said = self._describe(learner)
             documents = found.pop("documents")
             ratios = record.norms[learner].update_ratios if record else None
-            named = {"stage": STAGE, "setting": said["setting"], "seed": said["seed"], "learner": learner, "split": split}
+            named = {
+                "stage": STAGE,
+                "setting": said["setting"],
+                "seed": said["seed"],
+                "learner": learner,
+                "split": split,
+            }
             self.last.append({"step": step, **named, **found, "update_ratio_layers": ratios})
             for document, sums in sorted(documents.items()):
                 for name, value in [*named.items(), ("document", document), *zip(SUMS, sums, strict=True)]:
@@ -138,7 +142,9 @@ class Session:
                         columns[name].append(value)
         rundir.append_lines(self.folder / rundir.EVALS, self.last)
         (self.folder / rundir.DOCUMENTS).mkdir(exist_ok=True)
-        sums = {name if name in SUMS[:1] or name not in SUMS else f"{name}_sum": values for name, values in columns.items()}
+        sums = {
+            name if name in SUMS[:1] or name not in SUMS else f"{name}_sum": values for name, values in columns.items()
+        }
         pq.write_table(pa.table(sums), self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet")
 
     def _save_now(self, record: Record) -> None:
@@ -171,7 +177,8 @@ class Session:
             manifest = rundir.read_json(self.folder / rundir.MANIFEST)
             spent = manifest["seconds"] + time.time() - begin
             rundir.write_json(
-                self.folder / rundir.MANIFEST, {**manifest, "status": status, "finished": _now(), "seconds": round(spent, 1)}
+                self.folder / rundir.MANIFEST,
+                {**manifest, "status": status, "finished": _now(), "seconds": round(spent, 1)},
             )
 
     def _evaluation(self) -> Evaluation:

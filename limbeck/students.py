@@ -58,7 +58,9 @@ def shape(student: recipe.Student, teacher: PretrainedConfig | None, **facts: in
     if (student.hidden or student.heads) and base.get("head_dim") and width and heads:
         base["head_dim"] = width // heads
     if row.n_kv_heads and heads and heads % (base.get(row.n_kv_heads) or heads):
-        raise UserError(f"models.student: {base[row.n_kv_heads]} kv_heads do not divide {heads} heads; set models.student.kv_heads")
+        raise UserError(
+            f"models.student: {base[row.n_kv_heads]} kv_heads do not divide {heads} heads; set models.student.kv_heads"
+        )
     drop = ("model_type", "architectures", "dtype", "transformers_version", "_name_or_path")
     return AutoConfig.for_model(kind, **{k: v for k, v in base.items() if k not in drop})
 

@@ -41,7 +41,9 @@ class Readout(Mapping[str, Tensor]):
     wants the logits of few tokens never pays for all.
     """
 
-    def __init__(self, taps: tuple[str, ...], depth: int, features: Tensor, head: Callable[[Tensor], Tensor], recorder: _Recorder):
+    def __init__(
+        self, taps: tuple[str, ...], depth: int, features: Tensor, head: Callable[[Tensor], Tensor], recorder: _Recorder
+    ):
         self.features, self.head = features, head
         self._taps, self._depth, self._recorder = taps, depth, recorder
 
@@ -83,7 +85,7 @@ def parse(tap: str, depth: int) -> tuple[str, int]:
     Raises:
         UserError: no such tap, or no such layer.
     """
-    kind, dot, number = tap.partition(".")
+    kind, _, number = tap.partition(".")
     if tap == "embedding":
         return "hidden", 0
     if tap == "logits":
@@ -94,10 +96,14 @@ def parse(tap: str, depth: int) -> tuple[str, int]:
     try:
         layer = int(number)
     except ValueError:
-        raise UserError(f"the tap '{tap}' names no layer; write {kind}.N with N from {first} to {depth}, or {kind}.-1") from None
+        raise UserError(
+            f"the tap '{tap}' names no layer; write {kind}.N with N from {first} to {depth}, or {kind}.-1"
+        ) from None
     layer = depth + 1 + layer if layer < 0 else layer
     if not first <= layer <= depth:
-        raise UserError(f"the tap '{tap}' names a layer that does not exist; this model has {kind}.{first} to {kind}.{depth}")
+        raise UserError(
+            f"the tap '{tap}' names a layer that does not exist; this model has {kind}.{first} to {kind}.{depth}"
+        )
     return kind, layer
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import tokenizers
 
 from limbeck.errors import UserError
-from limbeck.feeds.corpora import fingerprint, heldout_source, separate
+from limbeck.feeds.corpora import each, fingerprint, heldout_source, separate
 from limbeck.feeds.store import Facts, Tell, cache_folder, json_sha256, open_or_make
 from limbeck.feeds.tokenise import Encoder, Special
 
@@ -86,9 +86,7 @@ class Corpus:
     facts: Facts
 
 
-def prepare(
-    data: Data, teacher_tokenizer: Any, student_tokenizer: Any = None, *, tell: Tell = print
-) -> Corpus:
+def prepare(data: Data, teacher_tokenizer: Any, student_tokenizer: Any = None, *, tell: Tell = print) -> Corpus:
     """Tokenise a corpus, or find it tokenised in the cache.
 
     Args:
@@ -101,9 +99,9 @@ def prepare(
         UserError: no such text, text that cannot be read, tokenizers that disagree, less text than one block.
     """
     encoder = Encoder(teacher_tokenizer, student_tokenizer)
-    tell(encoder.note)
     folder = cache_folder(data.cache) / "tokens" / _key(data, encoder)
     entry = open_or_make(folder, partial(_write, data=data, encoder=encoder, tell=tell), tell)
+    tell(encoder.note)
     train, heldout = (_blocks(folder, part, data, entry, encoder.special) for part in PARTS)
     facts = _facts(data, encoder, entry) | {"blocks": len(train), "heldout_blocks": len(heldout)}
     return Corpus(train, heldout, encoder.special, facts)
@@ -111,18 +109,21 @@ def prepare(
 
 def _key(data: Data, encoder: Encoder) -> str:
     """SHA-256 over all that the files are a function of; not the block length, for blocks are cut later."""
-    source = heldout_source(data)
     return json_sha256(
         {
             "layout": LAYOUT,
-            "corpus": fingerprint(data.corpus),
-            "heldout": data.heldout if source is None else fingerprint(*source),
+            "corpora": [[fingerprint(one.corpus), _heldout_key(one)] for one in each(data)],
             "settings": [data.field, data.separator, data.max_bytes],
             "tokenizers": encoder.hashes,
             "special": asdict(encoder.special),
             "library": tokenizers.__version__,
         }
     )
+
+
+def _heldout_key(data: Data) -> float | list[str]:
+    source = heldout_source(data)
+    return float(data.heldout) if source is None else fingerprint(*source)
 
 
 def _blocks(folder: Path, part: str, data: Data, entry: Facts, special: Special) -> Blocks:
@@ -144,14 +145,15 @@ def _blocks(folder: Path, part: str, data: Data, entry: Facts, special: Special)
 def _facts(data: Data, encoder: Encoder, entry: Facts) -> Facts:
     """An entry's facts under the manifest's names, and those of this use of it."""
     notes = [encoder.note]
-    if heldout_source(data) is not None and not isinstance(data.heldout, str):
-        notes.append(
-            f"held out: the dev or valid files of the folder; data.heldout ({data.heldout}) is not used"
-        )
+    if not isinstance(data.heldout, str):
+        own = [one.corpus for one in each(data) if heldout_source(one) is not None]
+        notes += [
+            f"held out of {spec}: its dev or valid files; data.heldout ({data.heldout}) is not used" for spec in own
+        ]
     if entry["both"]:
         notes.append(f"{entry['both']} training documents are also held out: left out of training")
     sources = {}
-    if "docs" in (data.corpus, data.heldout):
+    if "docs" in (data.heldout, *(one.corpus for one in each(data))):
         from limbeck.feeds import docs
 
         sources = docs.sources()

@@ -1,6 +1,7 @@
 """Where text lies, and which of its documents are held out.
 
-A corpus is named by one word: `docs`, `hub:ID[:CONFIG][@REVISION]`, or the path of a file, folder or glob.
+A corpus is named by one word: `docs`, `hub:ID[:CONFIG][@REVISION]`, or the path of a file, folder or glob; several are
+joined by ` + `.
 """
 
 from __future__ import annotations
@@ -144,18 +145,26 @@ def heldout_source(data: Data) -> tuple[str, Split] | None:
     return (spec, "train") if isinstance(data.heldout, str) else None
 
 
+def each(data: Data) -> list[Data]:
+    """One `Data` for every corpus that `data.corpus` joins by ` + `."""
+    return [data.model_copy(update={"corpus": spec.strip()}) for spec in data.corpus.split(" + ")]
+
+
 def separate(data: Data) -> Iterator[tuple[str, str, str]]:
-    """Every document once, as (part, name, text).
+    """Every document once, corpus by corpus, as (part, name, text).
 
     The part is `heldout`, `train`, or `both`: training text that is word for word a document of a separate
     held-out corpus and must not be trained on. Drawn by hash, all copies of a text fall on the same side.
     """
+    for one in each(data):
+        yield from _separate(one)
+
+
+def _separate(data: Data) -> Iterator[tuple[str, str, str]]:
     source = heldout_source(data)
     heldout: set[bytes] = set()
     if source is not None:
-        for name, text in read_documents(
-            source[0], field=data.field, separator=data.separator, split=source[1]
-        ):
+        for name, text in read_documents(source[0], field=data.field, separator=data.separator, split=source[1]):
             heldout.add(_digest(text))
             yield "heldout", name, text
     share = data.heldout if source is None else 0.0

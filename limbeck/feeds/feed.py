@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from limbeck.recipe import Masking
 
 Batch = dict[str, torch.Tensor]
-EVALUATION = derive_seed(
-    0, "masking of evaluations"
-)  # one for all seeds: they are evaluated on the same masked text
+EVALUATION = derive_seed(0, "evaluation")  # the key of its masks: one for all seeds
 
 
 class Feed:
@@ -75,9 +73,8 @@ class Feed:
         indices = self.indices(step)[rows]
         if self.mode == "static":
             return self._assemble(indices, derive_seed(self.seed, "masking"), indices)
-        return self._assemble(
-            indices, derive_seed(self.seed, "masking", step), np.arange(self.batch_size)[rows]
-        )
+        numbers = np.arange(self.batch_size)[rows]
+        return self._assemble(indices, derive_seed(self.seed, "masking", step), numbers)
 
     def sample(self, indices: np.ndarray) -> Batch:
         """The given blocks for an evaluation: each is masked the same at all times and for every seed."""
@@ -93,14 +90,13 @@ class Feed:
     def _assemble(self, indices: np.ndarray, key: int, keys: np.ndarray) -> Batch:
         """Row i holds block `indices[i]`, masked by the random numbers of (key, keys[i])."""
         ids = self.blocks.rows(indices)
-        inputs, labels = self._masked(ids, key, keys) if self.mode != "none" else (ids, self._next(ids))
+        inputs, labels = (ids, self._next(ids)) if self.mode == "none" else self._masked(ids, key, keys)
+        everywhere = self.positions == "all" and not self.causal
         batch = {
             "input_ids": inputs,
             "attention_mask": np.ones_like(ids),
             "labels": labels,
-            "select": labels != IGNORED
-            if self.positions == "masked" or self.causal
-            else np.ones(ids.shape, bool),
+            "select": np.ones(ids.shape, bool) if everywhere else labels != IGNORED,
             "documents": self.blocks.documents_of(indices),
         }
         return {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from math import isqrt
 
 import numpy as np
 
+from limbeck.seeds import derive_seed
+
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, the stride of SplitMix64
 ROUNDS = 8
-
-
-def _digest(seed: int, words: tuple[int | str, ...]) -> bytes:
-    plain = [word if isinstance(word, str) else int(word) for word in (seed, *words)]
-    return hashlib.sha256(json.dumps(plain).encode()).digest()
-
-
-def derive_seed(seed: int, *words: int | str) -> int:
-    """A seed of 63 bits for one purpose, as in `torch.manual_seed(derive_seed(seed, "dropout", step))`.
-
-    >>> derive_seed(0, "order", 1) == derive_seed(0, "order", "1")
-    False
-    """
-    return int.from_bytes(_digest(seed, words)[:8], "big") >> 1
-
-
-def stream(seed: int, *purpose: int | str) -> np.random.Generator:
-    """A generator of its own for every (seed, purpose): Philox, keyed by 128 bits of SHA-256."""
-    key = int.from_bytes(_digest(seed, purpose)[:16], "big")
-    return np.random.Generator(np.random.Philox(key=key))
 
 
 def mix(x: np.ndarray) -> np.ndarray:

@@ -71,9 +71,7 @@ def _chunks(path: Path, packing: str) -> Iterator[tuple[int, str]]:
                 text = raw.decode("utf-8")
             except UnicodeDecodeError as error:
                 line = first + raw.count(b"\n", 0, error.start)
-                raise UserError(
-                    f"{path}:{line}: not UTF-8 ({error.reason}); convert the file to UTF-8"
-                ) from None
+                raise UserError(f"{path}:{line}: not UTF-8 ({error.reason}); convert the file") from None
             yield first, text.removeprefix("\ufeff") if first == 1 else text
             first += len(lines)
 
@@ -132,13 +130,9 @@ def _text(row: Any, field: str, where: str) -> str:
         raise _no_field(where, field, list(row))
     text = "" if row[field] is None else row[field]
     if not isinstance(text, str):
-        raise UserError(
-            f"{where}: the field '{field}' holds no text but a {type(text).__name__}; set data.field"
-        )
+        raise UserError(f"{where}: the field '{field}' holds no text but a {type(text).__name__}; set data.field")
     if SURROGATE.search(text):
-        raise UserError(
-            f"{where}: the field '{field}' holds half a surrogate pair, which is no text; mend the row"
-        )
+        raise UserError(f"{where}: the field '{field}' holds half a surrogate pair, which is no text; mend the row")
     return text
 
 

@@ -12,8 +12,16 @@ from limbeck.errors import UserError
 from limbeck.taps import Tapped
 
 DEPTH = 3
-EAGER_IN_FP32 = {"modernbert", "llama", "qwen3"}  # their eager attention takes the softmax in fp32, whatever the model's dtype
-TAPS = ["embedding", *(f"{kind}.{i}" for kind in ("hidden", "query", "key", "value", "scores", "probs") for i in (1, 2, 3)), "logits"]
+EAGER_IN_FP32 = {
+    "modernbert",
+    "llama",
+    "qwen3",
+}  # their eager attention takes the softmax in fp32, whatever the model's dtype
+TAPS = [
+    "embedding",
+    *(f"{kind}.{i}" for kind in ("hidden", "query", "key", "value", "scores", "probs") for i in (1, 2, 3)),
+    "logits",
+]
 
 
 def batch(padded: bool) -> dict[str, torch.Tensor]:
@@ -62,7 +70,7 @@ def test_scores_are_probs_before_softmax_on_what_is_visible(name: str) -> None:
 
 def test_modernbert_window_is_seen() -> None:
     model = tiny("modernbert")
-    local = [i + 1 for i, kind in enumerate(model.config.layer_types) if kind == "sliding_attention"][0]
+    local = next(i + 1 for i, kind in enumerate(model.config.layer_types) if kind == "sliding_attention")
     seen = Tapped(model, [f"scores.{local}"])(batch(padded=False)).visible(f"scores.{local}")
     assert not seen[0, 0, 0, 10] and seen[0, 0, 0, 1]
 
@@ -72,7 +80,9 @@ def test_gradients_flow_through_every_tap(name: str) -> None:
     model = tiny(name)
     readout = Tapped(model, TAPS)(batch(padded=False))
     for tap in ("embedding", "hidden.2", "query.1", "scores.2", "probs.3", "logits"):
-        grads = torch.autograd.grad(readout[tap].square().sum(), list(model.parameters()), retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(
+            readout[tap].square().sum(), list(model.parameters()), retain_graph=True, allow_unused=True
+        )
         assert any(g is not None and g.abs().sum() > 0 for g in grads), tap
 
 
@@ -96,7 +106,9 @@ def test_activation_checkpointing_records_once_and_keeps_gradients() -> None:
     grads = []
     for model in (plain, checkpointed):
         readout = Tapped(model, TAPS)(batch(False))
-        loss = readout["hidden.2"].square().sum() + readout["scores.2"].square().sum() + readout["logits"].square().mean()
+        loss = (
+            readout["hidden.2"].square().sum() + readout["scores.2"].square().sum() + readout["logits"].square().mean()
+        )
         loss.backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-10, atol=1e-10)
@@ -107,7 +119,12 @@ def test_activation_checkpointing_records_once_and_keeps_gradients() -> None:
 
 @pytest.mark.parametrize(
     ("tap", "message"),
-    [("hiden.1", "did you mean 'hidden'"), ("hidden.9", "hidden.0 to hidden.3"), ("scores.0", "scores.1"), ("hidden.x", "names no layer")],
+    [
+        ("hiden.1", "did you mean 'hidden'"),
+        ("hidden.9", "hidden.0 to hidden.3"),
+        ("scores.0", "scores.1"),
+        ("hidden.x", "names no layer"),
+    ],
 )
 def test_unknown_taps_are_named(tap: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

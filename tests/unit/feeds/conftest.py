@@ -34,7 +34,7 @@ def word_piece() -> Build:
 
 @pytest.fixture(scope="session")
 def causal() -> Build:
-    """Builds causal tokenizers: <s> 0, </s> 1, <unk> 2, the words from 3; with `opens`, <s> stands in front."""
+    """Builds causal tokenizers: <s> 0, </s> 1, <unk> 2, words from 3; with `opens`, <s> stands in front."""
 
     def build(opens: bool = False) -> PreTrainedTokenizerFast:
         vocabulary = {word: i for i, word in enumerate(("<s>", "</s>", "<unk>", *WORDS))}

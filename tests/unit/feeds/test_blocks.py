@@ -66,9 +66,7 @@ def test_a_large_vocabulary_takes_four_bytes(data: Build, word_piece: Build) -> 
     words = [*"abcdefgh", *(f"w{i}" for i in range(1 << 16))]
     corpus = prepare(data(), word_piece(words), tell=quiet)
     assert corpus.train.tokens.dtype == np.uint32
-    assert np.array_equal(
-        corpus.train.rows(range(9)), prepare(data(), word_piece(), tell=quiet).train.rows(range(9))
-    )
+    assert np.array_equal(corpus.train.rows(range(9)), prepare(data(), word_piece(), tell=quiet).train.rows(range(9)))
 
 
 def test_tokenising_in_small_batches_changes_nothing(
@@ -96,13 +94,11 @@ def test_facts_are_for_the_manifest(data: Build, word_piece: Build, corpus: Path
     assert facts["sources"] == {}
     assert facts["notes"] == [
         "teacher and student share one tokenizer: tokenised once",
-        "held out: the dev or valid files of the folder; data.heldout (0.02) is not used",
+        f"held out of {corpus}: its dev or valid files; data.heldout (0.02) is not used",
     ]
 
 
-def test_training_documents_that_are_held_out_are_left_out(
-    data: Build, word_piece: Build, corpus: Path
-) -> None:
+def test_training_documents_that_are_held_out_are_left_out(data: Build, word_piece: Build, corpus: Path) -> None:
     (corpus / "dev.txt").write_text((corpus / "train.txt").read_text().split("\n\n")[3] + "\n\na b c")
     facts = prepare(data(), word_piece(), tell=quiet).facts
     assert facts["documents"] == 39
@@ -114,9 +110,7 @@ def test_less_text_than_a_block_is_an_error(
     data: Build, word_piece: Build, corpus: Path, part: str, remedy: str
 ) -> None:
     (corpus / f"{part}.txt").write_text("a b playing")
-    with pytest.raises(
-        UserError, match=rf"has 3 tokens, fewer than the 6 of one block.*max_length \(8\).*{remedy}"
-    ):
+    with pytest.raises(UserError, match=rf"has 3 tokens, fewer than the 6 of one block.*max_length \(8\).*{remedy}"):
         prepare(data(), word_piece(), tell=quiet)
 
 
@@ -135,9 +129,7 @@ def test_training_text_that_is_all_held_out_is_an_error(data: Build, word_piece:
 
 def test_a_failure_leaves_nothing_behind(data: Build, word_piece: Build, corpus: Path) -> None:
     table = data(corpus=f"{corpus}/train.txt", heldout=0.5)
-    with pytest.raises(
-        UserError, match=r"train.txt:1: the tokenizers of teacher and student disagree at token 0"
-    ):
+    with pytest.raises(UserError, match=r"train.txt:1: the tokenizers of teacher and student disagree at token 0"):
         prepare(table, word_piece(), word_piece("hgfedcba"), tell=quiet)
     assert list((Path(table.cache) / "tokens").iterdir()) == []
 
@@ -157,9 +149,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_the_second_time_nothing_is_tokenised(data: Build, word_piece: Build, encoded: list[Any]) -> None:
     first = prepare(data(), word_piece(), tell=quiet)
     assert len(encoded) == 1
-    second = prepare(
-        data(max_length=6), word_piece(), word_piece(), tell=quiet
-    )  # another block length: the same entry
+    second = prepare(data(max_length=6), word_piece(), word_piece(), tell=quiet)  # another block length: the same entry
     assert len(encoded) == 1
     assert np.array_equal(first.train.tokens, second.train.tokens)
     assert second.facts | {"max_length": 8, "blocks": 66, "heldout_blocks": 13} == first.facts
@@ -202,9 +192,7 @@ def test_damage_is_noticed_and_mended(
     assert after.facts == before.facts
 
 
-def test_another_process_that_was_faster_wins(
-    data: Build, word_piece: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_process_that_was_faster_wins(data: Build, word_piece: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     rename = os.rename
 
     def late(new: Path, folder: Path) -> None:

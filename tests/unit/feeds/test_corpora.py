@@ -34,9 +34,7 @@ def write(path: Path, texts: list[str], field: str = "text") -> Path:
         pq.write_table(pa.table({"id": list(range(len(texts))), field: texts}), path)
         return path
     plain = ".txt" in path.suffixes
-    content = (
-        "\n\n".join(texts) if plain else "".join(json.dumps({"id": 1, field: text}) + "\n" for text in texts)
-    )
+    content = "\n\n".join(texts) if plain else "".join(json.dumps({"id": 1, field: text}) + "\n" for text in texts)
     path.write_bytes(PACK[path.suffix if path.suffix in PACK else ""](content.encode()))
     return path
 
@@ -58,10 +56,7 @@ def message(call: Callable[[], Any]) -> str:
 @pytest.mark.parametrize("ending", FILES)
 def test_every_format_gives_the_texts_back(tmp_path: Path, ending: str) -> None:
     assert texts_of(write(tmp_path / f"a{ending}", TEXTS)) == TEXTS
-    assert (
-        texts_of(write(tmp_path / f"b{ending}", TEXTS, "body" if "txt" not in ending else ""), field="body")
-        == TEXTS
-    )
+    assert texts_of(write(tmp_path / f"b{ending}", TEXTS, "body" if "txt" not in ending else ""), field="body") == TEXTS
 
 
 def test_documents_are_named_by_file_and_line(tmp_path: Path) -> None:
@@ -277,9 +272,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("401 Client Error.\n\nRepository Not Found for url: ...")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
-    assert "hub:org/name: cannot be read from the Hub (401 Client Error.)" in message(
-        lambda: texts_of("hub:org/name")
-    )
+    assert "hub:org/name: cannot be read from the Hub (401 Client Error.)" in message(lambda: texts_of("hub:org/name"))
     assert "hub:ID" in message(lambda: texts_of("hub:"))
 
 

@@ -112,9 +112,7 @@ def test_no_paragraph_twice(corpus: list[tuple[str, str]]) -> None:
     assert all(docs.is_prose(paragraph) for paragraph in paragraphs)
 
 
-@pytest.mark.parametrize(
-    "leftover", [">>>", "```", "``", ":param", ":class:", ":return", "://", "::", "<Tip"]
-)
+@pytest.mark.parametrize("leftover", [">>>", "```", "``", ":param", ":class:", ":return", "://", "::", "<Tip"])
 def test_no_markup_is_left(corpus: list[tuple[str, str]], leftover: str) -> None:
     assert [name for name, text in corpus if leftover in text] == []
 

@@ -27,9 +27,7 @@ def gpt(data: Build, causal: Build) -> Corpus:
 
 
 def feed(blocks: Blocks, mode: Any = "dynamic", **words: Any) -> Feed:
-    return Feed(
-        blocks, **({"masking": Masking.model_validate({"mode": mode}), "seed": 3, "batch_size": 8} | words)
-    )
+    return Feed(blocks, **({"masking": Masking.model_validate({"mode": mode}), "seed": 3, "batch_size": 8} | words))
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.feeds.order import block_indices, derive_seed, mix, permute, stream, uniform
+from limbeck.feeds.order import block_indices, derive_seed, mix, permute, uniform
 
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -27,9 +27,7 @@ def test_every_block_once_per_epoch(seed: int, n: int, batch_size: int, epochs: 
 
 @given(seed=SEEDS, step=st.integers(0, 10**9), batch_size=st.integers(1, 64), n=st.integers(1, 10**9))
 @settings(deadline=None, max_examples=60)
-def test_order_is_pure_and_does_not_depend_on_the_batch_size(
-    seed: int, step: int, batch_size: int, n: int
-) -> None:
+def test_order_is_pure_and_does_not_depend_on_the_batch_size(seed: int, step: int, batch_size: int, n: int) -> None:
     batch = block_indices(seed, step, batch_size, n)
     assert batch.dtype == np.int64
     assert ((batch >= 0) & (batch < n)).all()
@@ -90,8 +88,3 @@ def test_seeds_are_derived_from_words_and_their_kinds() -> None:
     assert len(seeds | {derive_seed(0, "1"), derive_seed(0, "a,b")}) == 7
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(np.int64(5), np.int64(2)) == derive_seed(5, 2)  # pyright: ignore[reportArgumentType]
-
-
-def test_streams_are_repeatable_and_apart() -> None:
-    assert stream(1, "init", 2).random(4).tolist() == stream(1, "init", 2).random(4).tolist()
-    assert stream(1, "init", 2).random(4).tolist() != stream(1, "init", 3).random(4).tolist()

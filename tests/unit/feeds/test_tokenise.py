@@ -77,7 +77,8 @@ def test_a_difference_names_document_position_and_both_tokens(word_piece: Build,
         Encoder(word_piece(), pieces)(["a.txt:1", "a.txt:7"], ["a b", "a b playing c"])
     assert str(caught.value) == (
         "a.txt:7: the tokenizers of teacher and student disagree at token 2 (from 0): "
-        "teacher 'playing' (id 17), student 'play' (id 15); give both the same tokenizer (models.student.tokenizer)"
+        "teacher 'playing' (id 17), student 'play' (id 15); "
+        "give both the same tokenizer (models.student.tokenizer)"
     )
 
 
@@ -94,9 +95,7 @@ def test_a_text_that_ends_early_is_a_difference_too(word_piece: Build) -> None:
 
 
 def test_other_special_tokens_are_a_difference(word_piece: Build, causal: Build) -> None:
-    with pytest.raises(
-        UserError, match=r"special tokens \(mask\): the teacher's tokenizer has 4, the student's 0"
-    ):
+    with pytest.raises(UserError, match=r"special tokens \(mask\): the teacher's tokenizer has 4, the student's 0"):
         Encoder(word_piece(), word_piece(mask_token="[PAD]"))
     with pytest.raises(UserError, match=r"special tokens \(frame\)"):
         Encoder(word_piece(), causal())

@@ -1,0 +1,104 @@
+"""The command line. Words only: nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from limbeck.errors import Interrupted, UserError
+
+app = typer.Typer(
+    help="Distil a large transformer language model into a small one, compare the ways of doing so, see why one wins.",
+    epilog="Start with: limbeck run quickstart. Copy a recipe with: limbeck recipes quickstart > mine.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe's name, or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as train.lr=3e-4 seeds=[0,1] out=DIR."),
+]
+
+
+@app.command()
+def run(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Train, evaluate, draw and export; run it again to go on after an interruption."""
+    from limbeck import api
+
+    done = api.run(recipe, overrides or [])
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{done.table()}\nreport: {done.report}")
+
+
+@app.command()
+def check(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Say everything that can be known before training, and what is wrong with it."""
+    from limbeck import api
+
+    for line in api.check(recipe, overrides or []):
+        print(line)
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
+    """Draw the figures and the report of a run anew."""
+    from pathlib import Path
+
+    from limbeck.lab import report as lab
+
+    print(lab.write(Path(run)))
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, to copy.")] = None) -> None:
+    """List the built-in recipes, or print one."""
+    from limbeck.load import built_in
+    from limbeck.words import nearest
+
+    known = built_in()
+    if name is None:
+        for path in known.values():
+            print(f"{path.stem:20} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+    elif name in known:
+        print(known[name].read_text(encoding="utf-8"), end="")
+    else:
+        raise UserError(f"{name}: no built-in recipe of that name; {nearest(name, tuple(known))}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    from limbeck.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@app.command()
+def env() -> None:
+    """Print the versions and the machine, for a bug report."""
+    from limbeck import environment
+
+    for name, value in {**environment.versions(), **environment.machine()}.items():
+        print(f"{name:14} {value}")
+
+
+def main() -> None:
+    """Runs a command. Exit status: 0 done, 2 a user's mistake, 75 interrupted with everything saved."""
+    try:
+        app()
+    except UserError as error:
+        print(f"limbeck: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as notice:
+        print(f"limbeck: {notice}", file=sys.stderr)
+        sys.exit(75)
+    except KeyboardInterrupt:
+        print("limbeck: stopped at once; the last checkpoint holds", file=sys.stderr)
+        sys.exit(130)
