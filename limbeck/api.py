@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from limbeck import build, costs, environment, models, progress, rundir
 from limbeck.engine import interruptible
@@ -73,7 +74,7 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
     if _is_done(folder, table):
         tell(f"{folder}: this run is done; its report is {folder / rundir.REPORT}")
         return Run(folder)
-    _prepare_torch(table)
+    _prepare_libraries(table)
     world = World.join(table.train.device)
     tell = tell if world.is_main else (lambda line: None)
     plan = build.design(table)
@@ -95,8 +96,9 @@ def _text(plan: build.Design, world: World, tell: Callable[[str], None]) -> Corp
     return corpus
 
 
-def _prepare_torch(table: Recipe) -> None:
+def _prepare_libraries(table: Recipe) -> None:
     environment.keep_freed_memory()
+    disable_progress_bar()
     if table.train.threads:
         torch.set_num_threads(table.train.threads)
     if torch.cuda.is_available() and table.train.device != "cpu":

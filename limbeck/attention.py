@@ -32,24 +32,29 @@ class Attended:
     causal: bool
     scaling: float
 
-    def visible(self) -> Tensor:
-        """Which key each query sees: bool `[B, 1, T, S]`."""
+    def visible(self) -> Tensor | None:
+        """Which key each query sees: bool `[B, 1, T, S]`; None where every query sees every key."""
         if self.mask is not None:
             return self.mask if self.mask.dtype == torch.bool else self.mask >= 0
+        if not self.causal:
+            return None
         shape = (self.query_BhTd.shape[2], self.key_BhSd.shape[2])
-        seen = torch.ones(shape, dtype=torch.bool, device=self.query_BhTd.device)
-        return (seen.tril() if self.causal else seen).expand(self.query_BhTd.shape[0], 1, *shape)
+        seen = torch.ones(shape, dtype=torch.bool, device=self.query_BhTd.device).tril()
+        return seen.expand(self.query_BhTd.shape[0], 1, *shape)
 
     def scores(self) -> Tensor:
         """q.k times the model's scaling, before mask and softmax: `[B, h, T, S]`, fp32 or wider."""
         query = self.query_BhTd
         with torch.autocast(query.device.type, enabled=False):
             wider = torch.float64 if query.dtype == torch.float64 else torch.float32
-            return query.to(wider) @ _every_head(self.key_BhSd, query).to(wider).transpose(-1, -2) * self.scaling
+            keys = _every_head(self.key_BhSd, query).to(wider)
+            return (query.to(wider) * self.scaling) @ keys.transpose(-1, -2)
 
     def probabilities(self) -> Tensor:
         """Softmax over the visible keys: `[B, h, T, S]`; all 0 for a query that sees none."""
         seen = self.visible()
+        if seen is None:
+            return self.scores().softmax(-1)
         return self.scores().masked_fill(~seen, float("-inf")).softmax(-1).masked_fill(~seen, 0)
 
 
@@ -89,8 +94,9 @@ def _plain(given: Attended, dropout: float) -> Tensor:
     """Attention as two matrix products: `[B, T, h, d]`."""
     query = given.query_BhTd
     scores = (query * given.scaling) @ _every_head(given.key_BhSd, query).transpose(-1, -2)
-    if given.mask is not None or given.causal:
-        scores = scores.masked_fill(~given.visible(), torch.finfo(scores.dtype).min)
+    seen = given.visible()
+    if seen is not None:
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     probabilities = F.dropout(scores.softmax(-1), dropout) if dropout else scores.softmax(-1)
     return (probabilities @ _every_head(given.value_BhSd, query)).transpose(1, 2).contiguous()
 

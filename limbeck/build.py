@@ -55,7 +55,7 @@ def design(table: recipe.Recipe, offline: bool = False) -> Design:
     if mine is None:
         raise UserError("models.student.tokenizer: missing; without a teacher the student needs a tokenizer")
     student = students.shape(table.models.student, teacher, **_facts(mine))
-    if teacher is not None and family(teacher.model_type).causal != family(student.model_type).causal:
+    if teacher and family(teacher.model_type).causal != family(student.model_type).causal:
         raise UserError(
             f"a {student.model_type} student cannot learn from a {teacher.model_type} teacher: one predicts the next token; set models.student.family"
         )
@@ -89,10 +89,13 @@ def _term(term: recipe.Term, student: PretrainedConfig, teacher: PretrainedConfi
     hyper = term.parameters
     plain = LOSSES[term.loss]
     loss = (lambda **given: plain(**given, **hyper)) if hyper else plain
-    weight = term.weight
-    ramped = schedules.ramp(weight.start, weight.end, weight.steps) if isinstance(weight, recipe.Ramp) else None
-    pairs = _pairs(term, student, teacher, where)
-    return lessons.Term(term.label, loss, pairs, ramped or schedules.constant(weight), words.needs)
+    return lessons.Term(term.label, loss, _pairs(term, student, teacher, where), _weight(term.weight), words.needs)
+
+
+def _weight(weight: float | recipe.Ramp) -> schedules.Schedule:
+    if isinstance(weight, recipe.Ramp):
+        return schedules.ramp(weight.start, weight.end, weight.steps)
+    return schedules.constant(weight)
 
 
 def _pairs(
@@ -204,7 +207,8 @@ def _teacher(plan: Design, world: World) -> Frozen | None:
     if source is None:
         return None
     taps = {pair.teacher for terms in plan.terms.values() for term in terms for pair in term.pairs}
-    model = models.model_of(source, DTYPES[plan.recipe.train.precision]).to(world.device)
+    model = models.model_of(source, DTYPES[plan.recipe.train.precision])
+    torch.nn.Module.to(model, world.device)
     return Frozen("teacher", model, sorted(taps))
 
 
@@ -221,12 +225,14 @@ def _learner(plan: Design, world: World, teacher: Frozen | None, name: str, sett
     width = plan.teacher.hidden_size if plan.teacher else plan.student.hidden_size
     built = bridges.build(names, plan.student.hidden_size, width, seed)
     dtype = torch.float64 if how.precision == "fp64" else torch.float32
+    for module in (model, built):
+        torch.nn.Module.to(module, world.device, dtype)
     return Learner(
         name,
-        model.to(world.device, dtype),
+        model,
         sorted({pair.student for term in terms for pair in term.pairs}),
         seed=seed,
-        bridges=built.to(world.device, dtype),
+        bridges=built,
         optimisation=_optimisation(how),
     )
 

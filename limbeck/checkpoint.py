@@ -60,9 +60,16 @@ def restore(place: Path, learners: Iterable[Learner]) -> None:
         load_state(learner, load_file(place / f"{learner.name}.safetensors"))
 
 
+def drop_after(folder: Path, step: int) -> None:
+    """Removes the checkpoints of later steps: they did not verify, and must not count among the newest two."""
+    for place in list_all(folder):
+        if int(place.name.removeprefix("step-")) > step:
+            shutil.rmtree(place)
+
+
 def list_all(folder: Path) -> list[Path]:
     """The committed checkpoints, newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    return sorted(folder.glob("step-*"), key=lambda place: (len(place.name), place.name), reverse=True)
 
 
 def state(learner: Learner) -> dict[str, Tensor]:
@@ -100,16 +107,19 @@ def _identity(path: Path) -> dict[str, Any]:
 
 def _damage(place: Path) -> str | None:
     try:
-        files = rundir.read_json(place / MANIFEST)["files"]
+        told = rundir.read_json(place / MANIFEST)
+        files, own = told["files"], rundir.step_name(told["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is missing or damaged"
-    for name, told in files.items():
+    if own != place.name:
+        return f"{MANIFEST} says that it is {own}"
+    for name, stated in files.items():
         path = place / name
         if not path.is_file():
             return f"{name} is missing"
         found = _identity(path)
         for what in ("bytes", "sha256"):
-            if found[what] != told[what]:
+            if found[what] != stated[what]:
                 return f"{name}: {what} differs"
     return None
 

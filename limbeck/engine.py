@@ -98,15 +98,18 @@ def _row(
     course: Course, still: Still, name: str, tally: Tally, step: int, counts: Counts, speed: float
 ) -> dict[str, Any]:
     """The line of metrics.jsonl of one learner and step."""
-    names = list(tally.terms)
-    local = [*tally.terms.values(), *([tally.logit_loss] if tally.logit_loss is not None else [])]
+    lessons = [lesson for lesson in still.lessons if lesson.student == name]
+    names = list(dict.fromkeys(term.name for lesson in lessons for term in lesson.terms))
+    nothing = torch.zeros((), device=course.world.device)  # of a process whose rows have no selected token
+    local = [tally.terms.get(term, nothing) for term in names]
+    local.append(nothing if tally.logit_loss is None else tally.logit_loss)
     totals = course.world.total(torch.stack([value.double() for value in local]).tolist())
     terms = dict(zip(names, totals, strict=False))
-    lessons = [lesson for lesson in still.lessons if lesson.student == name]
+    common = counts.selected and any(lesson.teacher and lesson.logit_terms for lesson in lessons)
     weights = {term.name: term.weight(step) for lesson in lessons for term in lesson.terms}
     norms = tally.norms
     assert norms is not None
-    teachers = {lesson.teacher for lesson in lessons} & set(still.seconds)
+    teachers = {lesson.teacher for lesson in lessons if lesson.teacher}
     course.tokens[name] = course.tokens.get(name, 0) + counts.tokens
     said = course.describe(name)
     return {
@@ -116,7 +119,7 @@ def _row(
         "loss": sum(weights[term] * value for term, value in terms.items()),
         "terms": terms,
         "weights": weights,
-        "logit_loss": totals[len(names)] if tally.logit_loss is not None else None,
+        "logit_loss": totals[-1] if common else None,
         "grad_norm": norms.whole,
         "grad_norm_mean": sum(norms.layers) / len(norms.layers),
         "grad_norm_layers": norms.layers,
@@ -133,8 +136,9 @@ def require_finite(record: Record) -> None:
     """A hook: a loss or gradient that is not finite ends the run with its name, before it is saved anywhere."""
     for row in record.rows:
         parts = {
-            "the gradient": row["grad_norm"],
             **{f"the term {name}": value for name, value in row["terms"].items()},
+            "the gradient": row["grad_norm"],
+            "the gradient of the bridges": row["grad_norm_bridges"],
         }
         for what, value in parts.items():
             if not torch.tensor(value).isfinite():

@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 from limbeck.actors import Frozen, Learner, gradients, norm
-from limbeck.lessons import Lesson, Pair, Term
+from limbeck.lessons import Lesson
 from limbeck.losses import cross_entropy, forward_kl
 from limbeck.reduce import Batch, Counts
-from limbeck.schedules import constant
-from limbeck.still import Still
+from limbeck.still import COMMON, Still
 
 SUMS = ("tokens", "logit_loss", "agreement", "labels", "label_loss", "label_accuracy")
-COMMON = Term("logit", forward_kl, (Pair("logits", "logits"),), constant(1.0))
 
 
 @dataclass
@@ -120,10 +118,9 @@ class Evaluation:
             return None
         lesson = Lesson(learner.name, self.teacher.name, (COMMON,))
         still = Still([self.teacher, learner], [lesson], chunk=self.chunk, autocast=self.autocast)
-        still.gradients([batch], Counts.of([batch]), step=0)
-        norms = [norm(gradients(layer)).item() for layer in learner.layers]
-        learner.optimizer.zero_grad(set_to_none=True)
-        return norms
+        with without_gradients(learner):
+            still.gradients([batch], Counts.of([batch]), step=0)
+            return [norm(gradients(layer)).item() for layer in learner.layers]
 
 
 def _values(student: Tensor, teacher: Tensor | None, labels: Tensor) -> np.ndarray:
@@ -140,6 +137,18 @@ def _values(student: Tensor, teacher: Tensor | None, labels: Tensor) -> np.ndarr
         labelled & (best == labels),
     ]
     return torch.stack([column.double() for column in columns]).cpu().numpy()
+
+
+@contextmanager
+def without_gradients(learner: Learner) -> Iterator[None]:
+    """No gradients to begin with inside, and those that were there again outside."""
+    held = [parameter.grad for parameter in learner.parameters]
+    learner.optimizer.zero_grad(set_to_none=True)
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(learner.parameters, held, strict=True):
+            parameter.grad = gradient
 
 
 @contextmanager

@@ -5,10 +5,12 @@ Layer 0 is the embedding output, layer i the output of the i-th transformer laye
 
 from __future__ import annotations
 
+from typing import Literal
+
 from limbeck.errors import UserError
 from limbeck.words import LAYER_MAPS, nearest
 
-LayerMap = str | dict[int | str, int | str]
+LayerMap = str | dict[int | Literal["last"], int | Literal["last"]]
 
 
 def resolve(spec: LayerMap, student: int, teacher: int) -> dict[int, int]:
@@ -21,11 +23,17 @@ def resolve(spec: LayerMap, student: int, teacher: int) -> dict[int, int]:
     - `top`: the student's layers from the teacher's topmost ones, in order;
     - a mapping such as `{1: 2, last: last}`; negative numbers count from the end, -1 is the last layer.
 
+    Raises:
+        UserError: the map does not fit models of these depths.
+
     >>> resolve("uniform", 3, 6)
     {1: 2, 2: 4, 3: 6}
     """
     if isinstance(spec, dict):
-        return {_layer(s, student, "student"): _layer(t, teacher, "teacher") for s, t in spec.items()}
+        pairs = [(_layer(s, student, "student"), _layer(t, teacher, "teacher")) for s, t in spec.items()]
+        if len(dict(pairs)) < len(pairs):
+            raise UserError("layers: one layer of the student stands twice; name each once")
+        return dict(pairs)
     if spec == "uniform":
         return {i: round(i * teacher / student) for i in range(1, student + 1)}
     if spec == "skip":
@@ -47,20 +55,13 @@ def resolve(spec: LayerMap, student: int, teacher: int) -> dict[int, int]:
 
 
 def _layer(word: int | str, depth: int, whose: str) -> int:
-    number = depth if word == "last" else _integer(word)
+    number = depth if word == "last" else int(word)
     layer = depth + 1 + number if number < 0 else number
     if not 0 <= layer <= depth:
         raise UserError(
             f"layers: the {whose} has no layer {word}: it has {depth} layers (0 is the embedding, -1 the last)"
         )
     return layer
-
-
-def _integer(word: int | str) -> int:
-    try:
-        return int(word)
-    except ValueError:
-        raise UserError(f"layers: '{word}' is no layer; write a number or 'last'") from None
 
 
 def describe(pairs: dict[int, int]) -> str:

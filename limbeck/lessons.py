@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.losses import Loss
 from limbeck.reduce import Batch, Counts, share_of_mean
 from limbeck.schedules import Schedule
 from limbeck.taps import Readout
-
-Bridge = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,14 +46,14 @@ class Term:
         return share_of_mean(self.loss(**given, labels=labels), labels != -100, counts.labels)
 
     def of_readouts(
-        self, student: Readout, teacher: Readout, bridges: Mapping[str, Bridge], batch: Batch, counts: Counts
+        self, student: Readout, teacher: Readout, bridges: nn.ModuleDict, batch: Batch, counts: Counts
     ) -> Tensor:
         """What a micro-batch adds to the term: the sum over its pairs of the mean over attended tokens."""
         kept = batch["attention_mask"].bool()
         values = [share_of_mean(self._of(pair, student, teacher, bridges), kept, counts.tokens) for pair in self.pairs]
         return sum(values[1:], start=values[0])
 
-    def _of(self, pair: Pair, student: Readout, teacher: Readout, bridges: Mapping[str, Bridge]) -> Tensor:
+    def _of(self, pair: Pair, student: Readout, teacher: Readout, bridges: nn.ModuleDict) -> Tensor:
         mine, theirs = student[pair.student], teacher[pair.teacher]
         if pair.student.startswith("scores"):
             return self.loss(student=mine, teacher=theirs, mask=student.visible(pair.student))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from limbeck.errors import UserError
 from limbeck.recipe import Recipe
 from limbeck.words import nearest
+
+COPY = "`limbeck recipes quickstart` prints one to copy"
 
 
 def built_in() -> dict[str, Path]:
@@ -36,114 +40,218 @@ def load(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> 
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first(error)}") from None
+        raise UserError(f"{where}: {_first(error, table)}") from None
 
 
-def _read(recipe: str) -> tuple[str, dict[str, Any]]:
-    path = built_in().get(recipe) or Path(recipe)
-    if not path.is_file():
-        hint = nearest(recipe, tuple(built_in()))
-        raise UserError(f"{recipe}: no such file, and no built-in recipe of that name ({hint})")
-    try:
-        table = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {_flat(error)}; `limbeck recipes quickstart` prints one to copy") from None
-    if not isinstance(table, dict):
-        raise UserError(
-            f"{path}: a recipe is a table of words and values; `limbeck recipes quickstart` prints one to copy"
-        )
-    return str(path), {"name": path.stem, **table}
+# YAML
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a word that stands twice is an error."""
+    """YAML in which a word that stands twice is an error, and 1e-3 is a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands twice", key.start_mark)
-            seen.add(key.value)
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"'{key.value}' stands twice", problem_mark=key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
         return super().construct_mapping(node, deep)
 
 
-def _flat(error: Exception) -> str:
-    return " ".join(str(error).split())
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _parse(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ValueError: it has none; one line that says where and why.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{place}{_flat(error.problem)}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(_flat(error)) from None
+
+
+def _flat(error: object) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _read(recipe: str) -> tuple[str, dict[str, Any]]:
+    """What errors call the recipe, and its table."""
+    known = built_in()
+    path = known.get(recipe) or Path(recipe)
+    name = recipe if recipe in known else str(path)
+    try:
+        table = _parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file, and no built-in recipe of that name; {nearest(name, known)}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: a folder, not a recipe; name a YAML file in it") from None
+    except OSError as error:
+        raise UserError(f"{name[:200]}: cannot be read ({error.strerror}); name a YAML file") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not YAML: {_flat(error)}; {COPY}") from None
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: a recipe is a table of words and values; {COPY}")
+    return name, {"name": path.stem, **table}
+
+
+# overrides
 
 
 def _override(table: dict[str, Any], override: str) -> dict[str, Any]:
     """A copy of `table` in which the one place that `override` names has its value."""
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    path = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
+    if not equals or not all(path):
         raise UserError(f"'{override}' is no override; write key=value, such as train.lr=3e-4")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{key}: '{text}' is not YAML: {_flat(error)}") from None
-    return _put(table, key.split("."), value, key)
+        value = _parse(text)
+    except ValueError as error:
+        raise UserError(f"{key}: '{text}' is not YAML: {error}; put it in quotes") from None
+    return _put(table, path, value, key)
 
 
-def _put(table: Any, path: list[str], value: Any, key: str) -> Any:
+def _put(table: Any, path: list[str], value: Any, key: str, done: tuple[str, ...] = ()) -> Any:
     if not path:
         return value
     word, rest = path[0], path[1:]
+    further = (rest, value, key, (*done, word))
     if isinstance(table, list):
         if not word.isdigit() or int(word) >= len(table):
-            raise UserError(f"{key}: there is no element '{word}'; the list has {len(table)}")
-        return [_put(item, rest, value, key) if i == int(word) else item for i, item in enumerate(table)]
+            raise UserError(f"{key}: there is no element '{word}'; the list has {len(table)}, counted from 0")
+        return [_put(item, *further) if i == int(word) else item for i, item in enumerate(table)]
     if table is None or isinstance(table, dict):
-        return {**(table or {}), word: _put((table or {}).get(word), rest, value, key)}
-    if word == "revision" or not isinstance(table, str):
-        raise UserError(f"{key}: '{word}' cannot stand below a single value")
-    return _put({"source": table}, path, value, key)
+        table = table or {}
+        if rest and word not in table and word not in (words := _words_at(done)):
+            raise UserError(f"{key}: there is no '{word}'; {nearest(word, {*words, *map(str, table)})}")
+        return {**table, word: _put(table.get(word), *further)}
+    if isinstance(table, str) and "source" in _words_at(done):
+        return _put({"source": table}, path, value, key, done)
+    raise UserError(f"{key}: '{word}' cannot stand below a single value; {'.'.join(done)} is {_show(table)}")
 
 
-def _first(error: ValidationError) -> str:
-    """The first thing that is wrong, as `path: what; remedy`."""
-    first = error.errors()[0]
-    place = [part for part in first["loc"] if not _is_type_name(part)]
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = f"unknown word; {nearest(str(place[-1]), _words_at(place[:-1]))}"
-    elif first["type"] == "missing":
-        message = "missing; set it"
-    else:
-        message = message[0].lower() + message[1:]
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return (f"{path}: " if path else "") + message + more
+# what pydantic found, in limbeck's words
+
+_KINDS = {
+    "tuple_type": "a list such as [1, 2]",
+    "dict_type": "a table of words and values",
+    "model_type": "a table of words and values",
+    "model_attributes_type": "a table of words and values",
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "literal_error": "{expected}",
+}
+_SAYS = {
+    "extra_forbidden": "unknown word; {near}",
+    "missing": "missing; set it",
+    "string_too_short": "is empty; set it",
+    "too_short": "is empty; give at least one",
+    "too_long": "has {actual_length} elements; give {max_length}",
+    "int_parsing_size": "is too large a number; lower it",
+    "finite_number": "must be a finite number, not {found}",
+    "greater_than": "must be above {gt:g}, not {found}",
+    "greater_than_equal": "must be at least {ge:g}, not {found}",
+    "less_than": "must be below {lt:g}, not {found}",
+    "less_than_equal": "must be at most {le:g}, not {found}",
+}
+
+Place = tuple[int | str, ...]
 
 
-def _is_type_name(part: int | str) -> bool:
-    """Whether pydantic put the name of a member of a union, not a word of the recipe, into a path."""
-    return isinstance(part, str) and (
-        "[" in part or part in {"float", "str", "int", "Ramp", "Source", "dict", "constrained-float"}
+def _first(error: ValidationError, table: Any) -> str:
+    """The first thing that is wrong, as `path: what; remedy`, and how many other places are."""
+    found = [(_place(each, table), each) for each in error.errors()]
+    inner = [(place, each) for place, each in found if not any(_is_inside(other, place) for other, _ in found)]
+    place = inner[0][0]
+    path = "".join(_step(part) for part in place).lstrip(".")
+    others = len({other for other, _ in inner}) - 1
+    message = _message(place, [each for other, each in inner if other == place])
+    return (f"{path}: " if path else "") + message + (f" (and {others} more)" if others else "")
+
+
+def _step(part: int | str) -> str:
+    return f".{part}" if isinstance(part, str) and part.isidentifier() else f"[{part!r:.80}]"
+
+
+def _message(place: Place, errors: list[Any]) -> str:
+    """What is wrong at one place; the members of a union each have their own complaint."""
+    kinds = [_KINDS[each["type"]].format(**each.get("ctx", {})) for each in errors if each["type"] in _KINDS]
+    of_value = [each for each in errors if each["type"] not in _KINDS]
+    found = _show(errors[0]["input"])
+    if not of_value:
+        remedy = "; set it" if errors[0]["input"] is None else "; put it in quotes" if kinds == ["text"] else ""
+        return f"must be {' or '.join(dict.fromkeys(kinds))}, not {found}{remedy}"
+    first = of_value[0]
+    near = nearest(str(place[-1]), _words_at(place[:-1])) if first["type"] == "extra_forbidden" else ""
+    said = _SAYS.get(first["type"])
+    return (
+        said.format(near=near, found=found, **first.get("ctx", {}))
+        if said
+        else first["msg"].removeprefix("Value error, ")
     )
 
 
-def _words_at(place: list[int | str]) -> tuple[str, ...]:
-    """The words that a recipe knows at a path."""
-    model: Any = Recipe
+def _place(error: Any, table: Any) -> Place:
+    """Where in the recipe an error is: pydantic's path without the members of unions that it names in between."""
+    place: list[int | str] = []
+    for part in error["loc"]:
+        inside = part in table if isinstance(table, dict) else isinstance(table, list | tuple) and isinstance(part, int)
+        if inside:
+            table = table[part] if isinstance(table, dict) or part < len(table) else None
+        if inside or (isinstance(table, dict) and error["type"] == "missing" and part == error["loc"][-1]):
+            place.append(part)
+    return (*place, *error.get("ctx", {}).get("below", ()))
+
+
+def _is_inside(place: Place, other: Place) -> bool:
+    return len(place) > len(other) and place[: len(other)] == other
+
+
+def _show(value: Any) -> str:
+    return {"None": "nothing", "True": "true", "False": "false"}.get(repr(value), repr(value))[:80]
+
+
+# the words that a recipe knows at a place
+
+
+def _words_at(place: Sequence[int | str]) -> tuple[str, ...]:
+    kinds = [Recipe]
     for part in place:
-        annotation = model.model_fields[part].annotation if isinstance(part, str) and _is_model(model) else model
-        model = (
-            _inner(annotation)
-            if not (isinstance(part, str) and part not in getattr(model, "model_fields", {}))
-            else model
-        )
-    return tuple(model.model_fields) if _is_model(model) else ()
+        kinds = [below for kind in kinds for below in _below(kind, part)]
+    return tuple(word for kind in kinds if _is_table(kind) for word in kind.model_fields)
 
 
-def _is_model(kind: Any) -> bool:
+def _is_table(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def _inner(annotation: Any) -> Any:
-    """The table type inside an annotation such as `tuple[Term, ...]` or `dict[str, Setting]`."""
-    if _is_model(annotation):
-        return annotation
-    for part in get_args(annotation):
-        found = _inner(part)
-        if _is_model(found):
-            return found
-    return annotation
+def _below(kind: Any, part: int | str) -> Iterable[Any]:
+    """The types that may stand below a word, a key or a place in a list of a type."""
+    if _is_table(kind):
+        return _members(kind.model_fields[part].annotation) if part in kind.model_fields else ()
+    inside = {dict: 1, tuple: 0}.get(get_origin(kind) or kind)
+    return () if inside is None else _members(get_args(kind)[inside])
+
+
+def _members(kind: Any) -> Iterator[Any]:
+    if get_origin(kind) is Annotated:
+        yield from _members(get_args(kind)[0])
+    elif get_origin(kind) in (Union, UnionType):
+        for member in get_args(kind):
+            yield from _members(member)
+    else:
+        yield kind

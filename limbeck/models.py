@@ -5,10 +5,13 @@ Never remote code, never pickle: configurations are JSON, weights are safetensor
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 from transformers import (
     AutoConfig,
@@ -25,6 +28,8 @@ from limbeck.errors import UserError
 from limbeck.recipe import Source
 
 EMBEDDED = "embedded"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+PATIENCE = 10.0  # seconds until the Hub answers
 
 
 class NotDownloaded(UserError):
@@ -35,13 +40,14 @@ def place(source: str) -> str:
     """The folder or Hub id that a recipe's word means.
 
     Raises:
-        UserError: it is written as a path and is not there.
+        UserError: it is neither.
     """
     if source == EMBEDDED:
         return str(files("limbeck") / "data" / "embedded")
-    if Path(source).is_dir():
-        return source
-    if source.startswith(("/", "./", "../", "~")) or source.count("/") != 1:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if not HUB_ID.fullmatch(source) or folder.exists():
         raise UserError(
             f"{source}: no such model folder; give a folder, 'embedded', or a Hub id such as google-bert/bert-base-uncased"
         )
@@ -50,30 +56,37 @@ def place(source: str) -> str:
 
 def config_of(source: Source, offline: bool = False) -> PretrainedConfig:
     """The model's configuration."""
-    config = _fetch(AutoConfig, source, local_files_only=offline)
+    config = _fetch(AutoConfig, source, offline)
     family(config.model_type)
     return config
 
 
 def tokenizer_of(source: Source, offline: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer."""
-    return _fetch(AutoTokenizer, source, local_files_only=offline)
+    return _fetch(AutoTokenizer, source, offline)
 
 
-def model_of(source: Source, dtype: torch.dtype) -> PreTrainedModel:
+def model_of(source: Source, dtype: torch.dtype, **how: Any) -> PreTrainedModel:
     """The model with its masked or causal language-model head.
+
+    Args:
+        source: where it is.
+        dtype: of its parameters.
+        how: further words of `from_pretrained`, such as `device_map="meta"` to check the weights without reading them.
 
     Raises:
         UserError: weights are missing, left over or of another shape than the config says.
     """
     config = config_of(source)
     kind = AutoModelForCausalLM if family(config.model_type).causal else AutoModelForMaskedLM
-    try:
-        model, report = _fetch(
-            kind, source, dtype=dtype, use_safetensors=True, output_loading_info=True, attn_implementation="sdpa"
-        )
-    except RuntimeError as error:
-        raise UserError(f"{source.source}: the weights do not fit the config: {_line(error)}") from None
+    wanted = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "attn_implementation": "sdpa",
+        "output_loading_info": True,
+        **how,
+    }
+    model, report = _fetch(kind, source, **wanted)
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
@@ -82,17 +95,39 @@ def model_of(source: Source, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _fetch(kind: Any, source: Source, **how: Any) -> Any:
+def _fetch(kind: Any, source: Source, offline: bool = False, **how: Any) -> Any:
+    """Never more than one request before it is known that the Hub answers; a copy in the Hub's cache needs none."""
     where = place(source.source)
+    local = Path(where).is_dir()
+    commit, why = (None, "not looked up") if local or offline else _commit(where, source.revision)
+    how |= {"revision": commit or source.revision or "main", "local_files_only": commit is None}
     try:
-        return kind.from_pretrained(where, revision=source.revision or "main", trust_remote_code=False, **how)
-    except (OSError, ValueError, KeyError) as error:
-        if Path(where).is_dir():
-            raise UserError(f"{where}: not a usable model folder: {_line(error)}") from None
+        return kind.from_pretrained(where, trust_remote_code=False, **how)
+    except Exception as error:  # what a damaged file or a strange config raises is not documented
+        if local:
+            raise UserError(f"{where}: not a usable model folder: {_line(error)}") from error
+        if commit:
+            raise UserError(f"{where}: not a usable model at revision {commit}: {_line(error)}") from error
         raise NotDownloaded(
-            f"{where}: could not be fetched from the Hub: {_line(error)}; check the name and the network"
-        ) from None
+            f"{where}: no such folder, and not to be had from the Hub ({why}); check the name and the network"
+        ) from error
+
+
+@cache
+def _commit(name: str, revision: str | None) -> tuple[str | None, str]:
+    """The commit that a revision of a Hub model stands for, one for the whole process, or None and why not."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if HF_HUB_OFFLINE:
+        return None, "HF_HUB_OFFLINE is set"
+    try:
+        return HfApi().model_info(name, revision=revision, timeout=PATIENCE).sha, ""
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        return None, _line(error)
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[0].split())[:200]

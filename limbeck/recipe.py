@@ -5,28 +5,98 @@ Precedence: defaults < YAML < command line (`key=value`). An unknown word stops 
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from limbeck.anatomy import FAMILIES
 from limbeck.words import LAYER_MAPS, LAYERED_TAPS, LOSSES, TAPS, nearest
+
+
+def _wrong(below: str, message: str) -> PydanticCustomError:
+    """An error at a word (or a path of words) below the table that is being checked."""
+    return PydanticCustomError("wrong", "{message}", {"below": below.split(".") if below else [], "message": message})
+
+
+def _known(what: str, words: Iterable[str]) -> Callable[[str], str]:
+    def check(word: str) -> str:
+        if word not in words:
+            raise ValueError(f"unknown {what} '{word}'; {nearest(word, words)}")
+        return word
+
+    return check
+
+
+def _enum(words: Iterable[str]) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "enum": list(words)})
+
+
+def _is_name(value: str) -> str:
+    if not re.fullmatch(r"[\w-][\w.-]{0,63}", value):
+        raise ValueError(f"{value[:80]!r} is no name: use letters, digits, '_', '-' and '.', 64 at most")
+    return value
+
+
+def _is_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu|hpu|npu)(:\d+)?", value):
+        raise ValueError(f"unknown device '{value}'; write auto, cpu, cuda, cuda:1, mps, xpu, hpu or npu")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _seeds(value: Any) -> Any:
+    if isinstance(value, int):
+        raise ValueError(f"must be a list: seeds=[{value}] for the seed {value}, seeds=[0,1,2] for three seeds")
+    return value
+
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, AfterValidator(_is_name)]
+Layer = int | Literal["last"]
+LayerMap = (
+    Annotated[str, AfterValidator(_known("layer map", LAYER_MAPS)), _enum(LAYER_MAPS)]
+    | Annotated[dict[Layer, Layer], Field(min_length=1)]
+)
+Device = Annotated[str, AfterValidator(_is_device)]
 
 
 class Strict(BaseModel):
-    """A table of a recipe: no unknown word, no change after loading."""
+    """A table of a recipe: no unknown word, no number that is not finite, no change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError(f"{str(value).lower()} is no value here; write a number or text")
+        return value
 
 
 class Source(Strict):
     """Where a pretrained model comes from: a folder, `embedded`, or a Hub id (`org/name`, or `org/name@revision`)."""
 
-    source: str
-    revision: str | None = Field(
-        None, description="branch, tag or commit of a Hub id; recorded as a commit in the manifest"
+    source: Text
+    revision: Text | None = Field(
+        default=None, description="branch, tag or commit of a Hub id; recorded as a commit in the manifest"
     )
 
 
@@ -40,7 +110,9 @@ def _source(value: Any) -> Any:
 class Student(Strict):
     """The student's shape. What is left out is taken from the teacher."""
 
-    family: str | None = Field(default=None, description="bert, roberta, ...; the teacher's when left out")
+    family: Annotated[str, AfterValidator(_known("model family", FAMILIES)), _enum(FAMILIES)] | None = Field(
+        default=None, description="bert, roberta, ...; the teacher's when left out"
+    )
     layers: Positive | None = None
     hidden: Positive | None = None
     heads: Positive | None = None
@@ -50,15 +122,13 @@ class Student(Strict):
     init: Literal["random", "teacher"] = Field(
         default="random", description="teacher: copy the weights of teacher layers"
     )
-    from_layers: str | dict[int | str, int | str] = Field(
-        "uniform", description="which teacher layers `init: teacher` copies"
-    )
-    tokenizer: str | None = Field(default=None, description="folder or Hub id; the teacher's when left out")
+    from_layers: LayerMap = Field(default="uniform", description="which teacher layers `init: teacher` copies")
+    tokenizer: Text | None = Field(default=None, description="folder or Hub id; the teacher's when left out")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Student:
         if self.hidden and self.heads and self.hidden % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide the width {self.hidden}; choose heads that do")
+            raise _wrong("heads", f"{self.heads} heads do not divide the width {self.hidden}; choose heads that do")
         return self
 
 
@@ -81,13 +151,13 @@ class Masking(Strict):
 class Data(Strict):
     """The text and how it becomes batches."""
 
-    corpus: str = Field(
+    corpus: Text = Field(
         default="docs",
         description="docs, a file, folder or glob, or hub:ID[:CONFIG][@REVISION]; several joined by ' + '",
     )
-    heldout: Share | str = Field(default=0.02, description="share of the documents, or a corpus of its own")
-    field: str = Field(default="text", description="column of .jsonl and .parquet files")
-    separator: str = Field(default="\n\n", description="what stands between the documents of a .txt file")
+    heldout: Share | Text = Field(default=0.02, description="share of the documents, or a corpus of its own")
+    field: Text = Field(default="text", description="column of .jsonl and .parquet files")
+    separator: Text = Field(default="\n\n", description="what stands between the documents of a .txt file")
     max_bytes: Positive | None = Field(
         default=None, description="stop reading the training corpus after so many bytes of text"
     )
@@ -96,13 +166,13 @@ class Data(Strict):
     )
     masking: Masking = Masking()
     positions: Literal["all", "masked"] = Field(default="all", description="the tokens on which logit losses are taken")
-    cache: str | None = Field(default=None, description="folder of the token cache; ~/.cache/limbeck when left out")
+    cache: Text | None = Field(default=None, description="folder of the token cache; ~/.cache/limbeck when left out")
 
     @model_validator(mode="after")
     def _masked_positions(self) -> Data:
         if self.positions == "masked" and self.masking.mode == "none":
-            raise ValueError(
-                "positions: masked needs masking; set masking.mode to dynamic or static, or positions: all"
+            raise _wrong(
+                "positions", "masked needs masking; set masking.mode to dynamic or static, or positions to all"
             )
         return self
 
@@ -110,29 +180,28 @@ class Data(Strict):
 class Ramp(Strict):
     """A weight that goes from `start` to `end` in a straight line over `steps` updates."""
 
-    start: float
-    end: float
+    start: Annotated[float, Field(ge=0)]
+    end: Annotated[float, Field(ge=0)]
     steps: Positive
 
 
-class Term(BaseModel):
+class Term(Strict):
     """One weighted loss of a setting: `{loss: forward_kl, temperature: 2, weight: 0.5}`.
 
     Words beyond those below are hyper-parameters of the loss.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
 
-    loss: str
-    name: str | None = Field(default=None, description="its name in the metrics; the tap's name when left out")
-    tap: str = Field(default="logits", description=", ".join(TAPS))
-    layers: str | dict[int | str, int | str] = Field(
-        "uniform", description=f"{', '.join(LAYER_MAPS)}, or {{student: teacher}}"
-    )
+    loss: Annotated[str, AfterValidator(_known("loss", LOSSES)), _enum(LOSSES)]
+    name: Name | None = Field(default=None, description="its name in the metrics; the tap's name when left out")
+    tap: Annotated[str, AfterValidator(_known("tap", TAPS)), _enum(TAPS)] = "logits"
+    layers: LayerMap = Field(default="uniform", description=f"{', '.join(LAYER_MAPS)}, or {{student: teacher}}")
     bridge: Literal["auto", "each", "shared", "none"] = Field(
-        "auto", description="widens the student's tensor; auto: one linear layer for each pair where widths differ"
+        default="auto",
+        description="widens the student's tensor; auto: one linear layer for each pair where widths differ",
     )
-    weight: float | Ramp = 1.0
+    weight: Annotated[float, Field(ge=0)] | Ramp = 1.0
 
     @property
     def label(self) -> str:
@@ -145,25 +214,21 @@ class Term(BaseModel):
         return dict(self.model_extra or {})
 
     @model_validator(mode="after")
-    def _known_words(self) -> Term:
-        if self.loss not in LOSSES:
-            raise ValueError(f"unknown loss '{self.loss}'; {nearest(self.loss, tuple(LOSSES))}")
+    def _fits_its_loss(self) -> Term:
         words = LOSSES[self.loss]
-        for extra in self.parameters:
-            if extra not in words.parameters:
-                known = (*type(self).model_fields, *words.parameters)
-                raise ValueError(f"unknown word '{extra}' for the loss {self.loss}; {nearest(extra, known)}")
-        if self.tap not in TAPS:
-            raise ValueError(f"unknown tap '{self.tap}'; {nearest(self.tap, TAPS)}")
+        for name, value in self.parameters.items():
+            if name not in words.parameters:
+                near = nearest(name, (*type(self).model_fields, *words.parameters))
+                raise _wrong(name, f"unknown word for the loss {self.loss}; {near}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise _wrong(name, f"must be a number above 0, not {value!r}")
         if self.tap not in words.taps:
-            raise ValueError(
-                f"the loss {self.loss} compares {' or '.join(words.taps)}, not {self.tap}; change tap or loss"
-            )
-        if isinstance(self.layers, str) and self.tap in LAYERED_TAPS and self.layers not in LAYER_MAPS:
-            raise ValueError(f"unknown layer map '{self.layers}'; {nearest(self.layers, LAYER_MAPS)}")
-        temperature = self.parameters.get("temperature", 1.0)
-        if not isinstance(temperature, int | float) or temperature <= 0:
-            raise ValueError(f"temperature must be a number above 0, not {temperature!r}")
+            compared = " or ".join(words.taps)
+            raise _wrong("tap", f"the loss {self.loss} compares {compared}, not {self.tap}; change tap or loss")
+        if self.layers != "uniform" and self.tap not in LAYERED_TAPS:
+            raise _wrong("layers", f"the tap {self.tap} has no layers; leave the word out")
+        if self.bridge != "auto" and not words.same_width:
+            raise _wrong("bridge", f"the loss {self.loss} needs no bridge; leave the word out")
         return self
 
 
@@ -177,7 +242,7 @@ class Setting(Strict):
         labels = [term.label for term in self.terms]
         for label in labels:
             if labels.count(label) > 1:
-                raise ValueError(f"two terms are named '{label}'; give one of them a name")
+                raise _wrong("terms", f"two terms are named '{label}'; give one of them another name")
         return self
 
 
@@ -187,7 +252,7 @@ class Train(Strict):
     steps: Positive = 1000
     batch_size: Positive = Field(default=32, description="blocks of one update, over all micro-batches and processes")
     accumulate: Positive = Field(
-        1, description="micro-batches into which an update is split; the update stays the same"
+        default=1, description="micro-batches into which an update is split; the update stays the same"
     )
     lr: Annotated[float, Field(gt=0)] = 1e-3
     warmup: Annotated[float, Field(ge=0)] = Field(
@@ -198,7 +263,7 @@ class Train(Strict):
     betas: tuple[Share, Share] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     clip: Annotated[float, Field(gt=0)] | None = Field(
-        1.0, description="largest gradient norm of a student; bridges apart"
+        default=1.0, description="largest gradient norm of a student; bridges apart"
     )
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     eval_every: Positive = 100
@@ -208,7 +273,7 @@ class Train(Strict):
     checkpoint_every: Positive = 500
     chunk: Positive = Field(default=1024, description="tokens whose logits exist at a time")
     threads: Positive | None = Field(default=None, description="CPU threads; torch's own choice when left out")
-    device: str = Field(default="auto", description="auto, cpu, cuda, ...")
+    device: Device = Field(default="auto", description="auto, cpu, cuda, ...")
     deterministic: bool = Field(default=True, description="deterministic kernels on a GPU")
 
     @property
@@ -217,43 +282,46 @@ class Train(Strict):
         return round(self.warmup * self.steps) if self.warmup < 1 else round(self.warmup)
 
 
-def _names(value: dict[str, Setting]) -> dict[str, Setting]:
-    for name in value:
-        if not name or not all(c.isalnum() or c in "_-." for c in name) or name.startswith("."):
-            raise ValueError(f"'{name}' is no name for a setting: use letters, digits, '_', '-' and '.'")
-    return value
-
-
 class Recipe(Strict):
     """Everything that a run is a function of."""
 
-    name: str
+    name: Name
     question: str | None = Field(default=None, description="what the study asks; heads the report")
     models: Models = Models()
     data: Data = Data()
-    settings: Annotated[dict[str, Setting], Field(min_length=1)]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
-    only: tuple[str, ...] | None = Field(default=None, description="train these settings only")
+    settings: Annotated[dict[Name, Setting], Field(min_length=1)]
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_seeds), Field(min_length=1)
+    ] = (0,)
+    only: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] | None = Field(
+        default=None, description="train these settings only"
+    )
     train: Train = Train()
-    out: str | None = Field(default=None, description="the run directory; runs/NAME when left out")
+    out: Text | None = Field(default=None, description="the run directory; runs/NAME when left out")
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Recipe:
-        _names(self.settings)
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds name one seed twice: {list(self.seeds)}")
+            raise _wrong("seeds", f"one seed stands twice: {list(self.seeds)}; give each once")
         for name in self.only or ():
             if name not in self.settings:
-                raise ValueError(f"only: there is no setting '{name}'; {nearest(name, tuple(self.settings))}")
+                raise _wrong("only", f"there is no setting '{name}'; {nearest(name, self.settings)}")
+        return self
+
+    @model_validator(mode="after")
+    def _teaches(self) -> Recipe:
+        if self.models.teacher is not None:
+            return self
         for setting, table in self.settings.items():
-            for term in table.terms:
-                needs = LOSSES[term.loss].needs
-                if "teacher" in needs and self.models.teacher is None:
-                    raise ValueError(f"settings.{setting}: the loss {term.loss} needs a teacher; set models.teacher")
-        if self.models.teacher is None and not (self.models.student.family and self.models.student.tokenizer):
-            raise ValueError(
-                "models: without a teacher the student needs a family and a tokenizer; set models.student.*"
-            )
+            for number, term in enumerate(table.terms):
+                if "teacher" in LOSSES[term.loss].needs:
+                    place = f"settings.{setting}.terms.{number}"
+                    raise _wrong("models.teacher", f"missing; {place} ({term.loss}) learns from a teacher; set it")
+        for word in ("family", "tokenizer"):
+            if getattr(self.models.student, word) is None:
+                raise _wrong(f"models.student.{word}", "missing; without a teacher the student needs it; set it")
+        if self.models.student.init == "teacher":
+            raise _wrong("models.student.init", "there is no teacher to copy; set models.teacher, or init to random")
         return self
 
     @property

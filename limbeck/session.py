@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from limbeck import build, checkpoint, costs, environment, export, progress, rundir, students
-from limbeck.errors import Interrupted
 from limbeck.engine import Course, Record, fit, require_finite, to_device
+from limbeck.errors import Interrupted
 from limbeck.evaluate import SUMS, Evaluation
 from limbeck.recipe import Recipe
 

@@ -8,7 +8,7 @@ takes the other terms and the gradients of its head's inputs through the backbon
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from limbeck.actors import Frozen, Learner, Norms
-from limbeck.lessons import Lesson
+from limbeck.lessons import Lesson, Pair, Term
 from limbeck.losses import forward_kl
-from limbeck.reduce import Batch, Counts, share_of_mean
+from limbeck.reduce import Batch, Counts
+from limbeck.schedules import constant
 from limbeck.taps import Readout
 from limbeck.world import World
 
 Actor = Frozen | Learner
 Readouts = Mapping[str, Readout]
+COMMON = Term("logit", forward_kl, (Pair("logits", "logits"),), constant(1.0))  # the logit loss that all settings share
 
 
 @dataclass
@@ -123,8 +125,9 @@ class Still:
             logits = {name: self._say(name, leaf) for name, leaf in leaves.items()}
             for name in slopes:
                 with self._clock(name):
-                    self._logit_loss(micro, name, logits, labels[chunk]).backward()
-                    slopes[name][chunk] = leaves[name].grad
+                    loss = self._logit_loss(micro, name, logits, labels[chunk])
+                    loss.backward()
+                    slopes[name][chunk] = leaves[name].grad  # pyright: ignore[reportArgumentType] (backward set it)
         return {name: (inputs[name], slope) for name, slope in slopes.items()}
 
     def _say(self, name: str, features: Tensor) -> Tensor:
@@ -137,13 +140,17 @@ class Still:
         for lesson in self.lessons:
             if lesson.student != name:
                 continue
-            teacher = logits[lesson.teacher].detach() if lesson.teacher in logits else None
+            teacher = logits[lesson.teacher].detach() if lesson.teacher else None
+            common = None
             for term in lesson.logit_terms:
                 value = term.of_logits(logits[name], teacher, labels, micro.counts)
                 tally.add(term.name, value)
                 total = total + term.weight(micro.step) * value
+                common = value if term.loss is forward_kl else common
             if teacher is not None:
-                tally.add_logit_loss(common_logit_loss(logits[name], teacher, micro.counts))
+                with torch.no_grad():
+                    common = COMMON.of_logits(logits[name], teacher, labels, micro.counts) if common is None else common
+                tally.add_logit_loss(common)
         return total
 
     def _pull(self, micro: Micro, readouts: Readouts, spoken: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -152,9 +159,8 @@ class Still:
             with self._clock(learner.name):
                 with self._precision():
                     losses = [self._other_loss(micro, learner, it, readouts) for it in self.lessons if it.other_terms]
-                roots = [(loss, None) for loss in losses if loss is not None]
-                if learner.name in spoken:
-                    roots.append(spoken[learner.name])
+                roots = [(loss, torch.ones_like(loss)) for loss in losses if loss is not None]
+                roots += [spoken[learner.name]] if learner.name in spoken else []
                 torch.autograd.backward([root for root, _ in roots], [slope for _, slope in roots])
 
     def _other_loss(self, micro: Micro, learner: Learner, lesson: Lesson, readouts: Readouts) -> Tensor | None:
@@ -169,7 +175,7 @@ class Still:
             losses.append(term.weight(micro.step) * value)
         return torch.stack(losses).sum()
 
-    def _precision(self) -> AbstractContextManager[None]:
+    def _precision(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
     @contextmanager
@@ -177,9 +183,3 @@ class Still:
         start = perf_counter()
         yield
         self.seconds[name] += perf_counter() - start
-
-
-@torch.no_grad()
-def common_logit_loss(student: Tensor, teacher: Tensor, counts: Counts) -> Tensor:
-    """What a chunk adds to the logit loss that all settings share: forward KL at temperature 1."""
-    return share_of_mean(forward_kl(student=student, teacher=teacher), None, counts.selected)

@@ -59,8 +59,11 @@ class Readout(Mapping[str, Tensor]):
             raise KeyError(f"{tap} was not tapped; this readout has {', '.join(self._taps)}") from None
         return _DERIVED[kind](attended)
 
-    def visible(self, tap: str) -> Tensor:
-        """Which key each query sees at an attention tap: bool `[B, 1, T, S]` (padding, causal order, window)."""
+    def visible(self, tap: str) -> Tensor | None:
+        """Which key each query sees at an attention tap (padding, causal order, window): bool `[B, 1, T, S]`.
+
+        None where every query sees every key.
+        """
         return self._recorder.attended[parse(tap, self._depth)[1]].visible()
 
     def __iter__(self) -> Iterator[str]:
@@ -177,8 +180,8 @@ class Tapped:
 
         if layer == 0:
             return self.layers[0].register_forward_pre_hook(given, with_kwargs=True)
-        last = layer == self.depth and self.family.final_norm
-        module = self._base.get_submodule(self.family.final_norm) if last else self.layers[layer - 1]
+        norm = self.family.final_norm if layer == self.depth else None
+        module = self._base.get_submodule(norm) if norm else self.layers[layer - 1]
         return module.register_forward_hook(returned)
 
     def _refuse_reentrant_checkpointing(self) -> None:

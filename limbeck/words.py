@@ -6,6 +6,7 @@ taps it compares, and which hyper-parameters it takes. A test holds this table a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -34,11 +35,39 @@ TAPS = ("embedding", *LAYERED_TAPS, "logits")
 LAYER_MAPS = ("uniform", "skip", "last", "top")
 
 
-def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """` (did you mean 'temperature'?)`, or the known words when none is near.
+# What newcomers from elsewhere write, and what it is called here.
+ELSEWHERE = {
+    "learning_rate": "lr",
+    "max_steps": "steps",
+    "epochs": "steps",
+    "num_train_epochs": "steps",
+    "gradient_accumulation_steps": "accumulate",
+    "max_grad_norm": "clip",
+    "warmup_steps": "warmup",
+    "warmup_ratio": "warmup",
+    "lr_scheduler_type": "schedule",
+    "hidden_size": "hidden",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "intermediate_size": "intermediate",
+    "max_seq_length": "max_length",
+    "model_type": "family",
+    "dataset": "corpus",
+    "alpha": "weight",
+    "output_dir": "out",
+}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The nearest known word as a question, or the known words when none is near.
 
     >>> nearest("temprature", ["temperature", "weight"])
     "did you mean 'temperature'?"
+    >>> nearest("lerning_rate", ["lr", "steps"])
+    "did you mean 'lr'?"
     """
-    close = get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"known words: {', '.join(sorted(known))}"
+    here = sorted(known)
+    names = dict.fromkeys(here) | {name: here_called for name, here_called in ELSEWHERE.items() if here_called in here}
+    close = get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"did you mean '{names[close[0]] or close[0]}'?" if close else f"known words: {', '.join(here)}"

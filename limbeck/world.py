@@ -23,8 +23,8 @@ class World:
     def join(device: str = "auto") -> World:
         """The world that `torchrun` or `accelerate launch` set up, or a world of one."""
         state = PartialState(cpu=device == "cpu")
-        where = state.device if device == "auto" else torch.device(device)
-        return World(state.process_index, state.num_processes, where)
+        where = str(state.device) if device == "auto" else device
+        return World(state.process_index, state.num_processes, torch.device(where))
 
     @property
     def is_main(self) -> bool:

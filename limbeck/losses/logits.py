@@ -50,6 +50,11 @@ def forward_kl(*, student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
         >>> forward_kl(student=torch.zeros(1, 2), teacher=torch.tensor([[1.0, 0.0]]), temperature=2.0)
         tensor([0.1203])
     """
-    log_s = F.log_softmax(wide(student) / temperature, dim=-1)
-    log_t = F.log_softmax(wide(teacher.detach()) / temperature, dim=-1)
-    return (log_t.exp() * (log_t - log_s)).sum(-1) * temperature**2
+    log_s = _log_softmax(student, temperature)
+    log_t = _log_softmax(teacher.detach(), temperature)
+    return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1) * temperature**2
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """log softmax(z / T) in fp32 or wider; without a pass over V for the division where T is 1."""
+    return F.log_softmax(wide(logits) if temperature == 1 else wide(logits) / temperature, dim=-1)

@@ -1,0 +1,500 @@
+"""Whole runs through `limbeck.run`, tiny ones: what they leave behind, and that they are functions of their recipes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from kernel import STUDENT_DEPTH, TEACHER_WIDTH, lay_out, recipe, with_dropout
+from kernel import two_threads as two_threads
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+import limbeck
+from limbeck import api, build, checkpoint, session, students
+from limbeck.errors import Interrupted, UserError
+from limbeck.feeds.blocks import prepare
+from limbeck.lab import report
+from limbeck.load import load
+from limbeck.world import World
+
+TIMED = ("seconds", "tokens_per_second")
+METRIC = {
+    "step", "stage", "setting", "seed", "learner", "loss", "terms", "weights", "logit_loss", "grad_norm",
+    "grad_norm_mean", "grad_norm_layers", "lr", "tokens", "tokens_per_second", "seconds", "flops",
+}  # fmt: skip
+EVAL = {
+    "step", "stage", "setting", "seed", "learner", "split", "logit_loss", "agreement", "label_loss", "label_accuracy",
+    "tokens", "logit_grad_norm_layers", "update_ratio_layers",
+}  # fmt: skip
+DOCUMENT = ["setting", "seed", "learner", "split", "document", "tokens", "logit_loss_sum", "agreement_sum"]
+MANIFEST = {
+    "name", "recipe_sha256", "command", "limbeck", "versions", "machine", "teacher", "data", "students", "status",
+    "started", "finished", "seconds",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher and a corpus."""
+    return lay_out(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory, two_threads: None) -> limbeck.Run:
+    """Two settings, two seeds, with its report."""
+    before = hashes(world / "teacher")
+    done = limbeck.run(recipe(world, tmp_path_factory.mktemp("runs") / "finished", seeds=[0, 1]), quiet=True)
+    assert hashes(world / "teacher") == before
+    return done
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures: they are the lab's matter."""
+    monkeypatch.setattr(report, "write", lambda folder: folder)
+
+
+@pytest.fixture
+def train(world: Path, tmp_path: Path, fast: None) -> Callable[..., limbeck.Run]:
+    """Runs a recipe into a folder of its own."""
+
+    def go(out: str, dropout: float = 0.0, **more: Any) -> limbeck.Run:
+        return limbeck.run(with_dropout(recipe(world, tmp_path / out, **more), dropout), quiet=True)
+
+    return go
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def weights(run: limbeck.Run, name: str) -> bytes:
+    return (run.students[name] / "model.safetensors").read_bytes()
+
+
+def tensors(run: limbeck.Run, name: str) -> dict[str, Tensor]:
+    return load_file(run.students[name] / "model.safetensors")
+
+
+def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
+
+
+def same_run(run: limbeck.Run, other: limbeck.Run) -> None:
+    """All that is a function of the recipe."""
+    assert run.students.keys() == other.students.keys()
+    assert all(weights(run, name) == weights(other, name) for name in run.students)
+    assert untimed(run.metrics) == untimed(other.metrics)
+    assert untimed(run.evals) == untimed(other.evals)
+    tables = [sorted((r.folder / "evals").iterdir()) for r in (run, other)]
+    assert [path.name for path in tables[0]] == [path.name for path in tables[1]]
+    for mine, theirs in zip(*tables, strict=True):
+        assert pq.read_table(mine).equals(pq.read_table(theirs))
+    kept = [{p.name for p in (r.folder / "checkpoints").iterdir()} for r in (run, other)]
+    assert kept[0] == kept[1]
+
+
+# what is left behind
+
+
+def test_the_run_directory(finished: limbeck.Run) -> None:
+    found = {path.name for path in finished.folder.iterdir()}
+    assert found == {
+        "recipe.yaml", "manifest.json", "metrics.jsonl", "evals.jsonl", "evals", "checkpoints", "students", "figures",
+        "report.html",
+    }  # fmt: skip
+    assert {path.name for path in (finished.folder / "checkpoints").iterdir()} == {"step-000004", "step-000006"}
+    assert {path.name for path in (finished.folder / "evals").iterdir()} == {
+        f"step-00000{step}.parquet" for step in (0, 3, 6)
+    }
+    assert not [path for path in finished.folder.rglob("*") if path.name.endswith(".tmp")]
+    assert "logit" in finished.table() and "multi" in finished.table()
+
+
+def test_metrics(finished: limbeck.Run) -> None:
+    rows = finished.metrics
+    learners = [f"{setting}-seed{seed}" for seed in (0, 1) for setting in ("logit", "multi")]
+    assert [(row["step"], row["learner"]) for row in rows] == [(s, name) for s in range(1, 7) for name in learners]
+    tokens = 4 * 10
+    for row in rows:
+        assert set(row) >= METRIC
+        assert set(row["terms"]) == ({"logit"} if row["setting"] == "logit" else {
+            "logit", "embedding", "hidden", "attention"})
+        assert row["loss"] == pytest.approx(sum(row["weights"][n] * v for n, v in row["terms"].items()))
+        assert row["stage"] == "train" and row["learner"] == f"{row['setting']}-seed{row['seed']}"
+        assert len(row["grad_norm_layers"]) == STUDENT_DEPTH and row["grad_norm"] > 0 and row["logit_loss"] > 0
+        assert row["tokens"] == tokens * row["step"] and row["seconds"] > 0 and row["tokens_per_second"] > 0
+    assert [row["lr"] for row in rows[::4]] == pytest.approx([5e-3, 1e-2, 1e-2, 7.5e-3, 5e-3, 2.5e-3])
+    flops = {row["setting"]: row["flops"] / row["step"] for row in rows}
+    assert flops["multi"] > flops["logit"] > 0
+
+
+def test_evals_and_their_documents(finished: limbeck.Run) -> None:
+    rows = finished.evals
+    assert len(rows) == 3 * 4 * 2 and {row["step"] for row in rows} == {0, 3, 6}
+    for row in rows:
+        assert set(row) >= EVAL
+        assert row["split"] in ("train", "test") and row["logit_loss"] > 0 and 0 <= row["agreement"] <= 1
+        assert len(row["logit_grad_norm_layers"]) == STUDENT_DEPTH
+        assert (row["update_ratio_layers"] is None) == (row["step"] == 0)
+        table = pq.read_table(finished.folder / "evals" / f"step-{row['step']:06d}.parquet")
+        assert table.column_names[: len(DOCUMENT)] == DOCUMENT
+        mine = [d for d in table.to_pylist() if (d["learner"], d["split"]) == (row["learner"], row["split"])]
+        assert all(d["setting"] == row["setting"] and d["seed"] == row["seed"] for d in mine)
+        assert len({d["document"] for d in mine}) == len(mine) > 1
+        assert sum(d["tokens"] for d in mine) == row["tokens"]
+        for name in ("logit_loss", "agreement"):
+            assert sum(d[f"{name}_sum"] for d in mine) / row["tokens"] == pytest.approx(row[name])
+    first = [row for row in rows if row["step"] == 0 and row["seed"] == 0 and row["split"] == "test"]
+    assert first[0]["logit_loss"] == first[1]["logit_loss"], "both settings begin with the same student"
+    assert len({row["tokens"] for row in rows if row["split"] == "test"}) == 1, "no seed changes the blocks"
+
+
+def test_manifest(finished: limbeck.Run, world: Path) -> None:
+    manifest = finished.manifest
+    assert set(manifest) >= MANIFEST
+    assert manifest["status"] == "done" and manifest["seconds"] > 0 and manifest["finished"] >= manifest["started"]
+    teacher = AutoModelForMaskedLM.from_pretrained(world / "teacher")
+    told = manifest["teacher"]
+    assert told["source"] == str(world / "teacher") and told["parameters"] == teacher.num_parameters()
+    assert told["sha256"] == students.digest(teacher.named_parameters()), "the teacher of the run is that of the folder"
+    assert {"corpus", "sha256", "documents", "tokens", "heldout_documents"} <= set(manifest["data"])
+    for name, told in manifest["students"].items():
+        exported = AutoModelForMaskedLM.from_pretrained(finished.students[name])
+        assert told["parameters"] == exported.num_parameters() and told["flops_per_step"] > 0
+    assert load(str(finished.folder / "recipe.yaml")) == load(recipe(world, finished.folder, seeds=[0, 1]))
+
+
+def test_initial_students_are_equal_over_settings_and_differ_over_seeds(finished: limbeck.Run) -> None:
+    initial = {name: told["initial_sha256"] for name, told in finished.manifest["students"].items()}
+    assert initial["logit-seed0"] == initial["multi-seed0"]
+    assert initial["logit-seed1"] == initial["multi-seed1"] != initial["logit-seed0"]
+
+
+@pytest.mark.parametrize("name", ["logit-seed0", "multi-seed1"])
+def test_the_exported_student_is_the_learner(finished: limbeck.Run, name: str) -> None:
+    """Loaded by transformers alone: the checkpoint's tensors, the checkpoint's logits, nothing of limbeck, no bridge."""
+    place = finished.students[name]
+    exported = AutoModelForMaskedLM.from_pretrained(place).eval()
+    assert exported.config._attn_implementation != "limbeck" and "limbeck" not in (place / "config.json").read_text()
+    assert AutoTokenizer.from_pretrained(place).mask_token_id == 4
+    assert (place / "README.md").is_file()
+    state = load_file(finished.folder / "checkpoints" / "step-000006" / f"{name}.safetensors")
+    learned = {key.removeprefix("model."): tensor for key, tensor in state.items() if key.startswith("model.")}
+    assert {key for key, _ in exported.named_parameters()} == learned.keys()
+    assert all(torch.equal(parameter, learned[key]) for key, parameter in exported.named_parameters())
+    assert [key for key in state if key.startswith("bridges.")] or name.startswith("logit")
+    assert not [key for key in load_file(place / "model.safetensors") if "bridge" in key]
+
+    study = study_of(load(str(finished.folder / "recipe.yaml")))
+    learner = next(one for one in study.learners if one.name == name)
+    checkpoint.restore(finished.folder / "checkpoints" / "step-000006", [learner])
+    learner.model.eval()
+    ids = torch.randint(5, 60, (2, 10), generator=torch.Generator().manual_seed(0))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        torch.testing.assert_close(exported(**given).logits, learner.read(given)["logits"], rtol=1e-5, atol=1e-5)
+
+
+def study_of(table: Any) -> build.Study:
+    plan = build.design(table)
+    corpus = prepare(table.data, plan.teacher_tokenizer, plan.student_tokenizer, tell=lambda line: None)
+    return build.study(plan, World(), corpus)
+
+
+# a function of its recipe
+
+
+@pytest.mark.parametrize(("dropout", "accumulate"), [(0.0, 1), (0.1, 1), (0.1, 2)])
+def test_company_is_solo(train: Callable[..., limbeck.Run], dropout: float, accumulate: int) -> None:
+    how = {"accumulate": accumulate}
+    company = train("company", dropout, train=how)
+    for setting in ("logit", "multi"):
+        alone = train(setting, dropout, train=how, only=[setting])
+        name = f"{setting}-seed0"
+        assert list(alone.students) == [name]
+        assert weights(alone, name) == weights(company, name)
+        assert untimed(alone.metrics) == untimed([row for row in company.metrics if row["setting"] == setting])
+        assert untimed(alone.evals) == untimed([row for row in company.evals if row["setting"] == setting])
+        told = [run.manifest["students"][name] for run in (alone, company)]
+        assert told[0] == told[1]
+
+
+def test_a_seed_in_company_is_the_seed_alone(train: Callable[..., limbeck.Run], finished: limbeck.Run) -> None:
+    alone = train("alone", seeds=[1])
+    assert all(weights(alone, name) == weights(finished, name) for name in alone.students)
+
+
+def test_same_recipe_same_bits_and_another_seed_others(train: Callable[..., limbeck.Run]) -> None:
+    one, again = train("one", 0.1), train("again", 0.1)
+    same_run(one, again)
+    assert one.manifest["recipe_sha256"] == again.manifest["recipe_sha256"]
+    other = train("other", 0.1, seeds=[7])
+    assert weights(other, "logit-seed7") != weights(one, "logit-seed0")
+    assert other.metrics[0]["loss"] != one.metrics[0]["loss"]
+
+
+def test_dropout_is_really_there(train: Callable[..., limbeck.Run]) -> None:
+    plain, noisy = (train(f"d{share}", share, train={"steps": 1}, only=["logit"]) for share in (0.0, 0.3))
+    told = [run.manifest["students"]["logit-seed0"]["initial_sha256"] for run in (plain, noisy)]
+    assert told[0] == told[1] and weights(plain, "logit-seed0") != weights(noisy, "logit-seed0")
+    assert plain.evals[0] == noisy.evals[0], "evaluation is without dropout"
+
+
+def test_accumulating_gives_the_same_update(train: Callable[..., limbeck.Run]) -> None:
+    how = {"steps": 3, "precision": "fp64"}
+    runs = [train(f"a{parts}", train=how | {"accumulate": parts}) for parts in (1, 2, 4)]
+    for name in runs[0].students:
+        whole = tensors(runs[0], name)
+        assert all(tensor.dtype == torch.float64 for tensor in whole.values())
+        for run in runs[1:]:
+            for key, tensor in tensors(run, name).items():
+                torch.testing.assert_close(tensor, whole[key], rtol=1e-10, atol=1e-10)
+    for row, *others in zip(*(run.metrics for run in runs), strict=True):
+        for other in others:
+            assert other["tokens"] == row["tokens"]
+            assert other["loss"] == pytest.approx(row["loss"], rel=1e-10)
+            assert other["grad_norm_layers"] == pytest.approx(row["grad_norm_layers"], rel=1e-9)
+
+
+def test_bf16_runs_and_keeps_fp32_students(train: Callable[..., limbeck.Run]) -> None:
+    run = train("bf16", train={"precision": "bf16", "steps": 2})
+    assert all(tensor.dtype == torch.float32 for tensor in tensors(run, "multi-seed0").values())
+    assert all(row["loss"] > 0 for row in run.metrics)
+
+
+# other casts
+
+
+def test_without_a_teacher(train: Callable[..., limbeck.Run], world: Path) -> None:
+    student = {"family": "bert", "tokenizer": str(world / "teacher"), "layers": 1, "hidden": 16, "heads": 2}
+    run = train(
+        "labels",
+        models={"student": student | {"intermediate": 32}},
+        settings={"plain": {"terms": [{"loss": "cross_entropy", "name": "label"}]}},
+        train={"steps": 12, "eval_every": 12, "warmup": 0},
+    )
+    assert run.manifest["teacher"] is None
+    assert all(row["logit_loss"] is None and row["loss"] == row["terms"]["label"] for row in run.metrics)
+    assert all(row["agreement"] is None and row["logit_grad_norm_layers"] is None for row in run.evals)
+    first, last = (next(r for r in run.evals if (r["step"], r["split"]) == (s, "train")) for s in (0, 12))
+    assert last["label_loss"] < first["label_loss"]
+    assert pq.read_table(run.folder / "evals" / "step-000012.parquet").num_rows > 1
+    AutoModelForMaskedLM.from_pretrained(run.students["plain-seed0"])
+
+
+def test_labels_beside_a_teacher(train: Callable[..., limbeck.Run]) -> None:
+    both = [{"loss": "forward_kl"}, {"loss": "cross_entropy", "name": "label", "weight": 0.5}]
+    run = train("both", settings={"both": {"terms": both}}, train={"steps": 2})
+    assert all(set(row["terms"]) == {"logit", "label"} for row in run.metrics)
+
+
+def test_a_setting_without_logits_leaves_its_head_alone(train: Callable[..., limbeck.Run]) -> None:
+    run = train("inside", settings={"inside": {"terms": [{"loss": "mse", "tap": "hidden"}]}})
+    assert all(row["logit_loss"] is None for row in run.metrics)
+    assert all(row["logit_loss"] > 0 for row in run.evals), "it is judged by the logit loss all the same"
+
+
+def test_a_student_from_teacher_layers(world: Path, tmp_path: Path, train: Callable[..., limbeck.Run]) -> None:
+    table = recipe(world, tmp_path / "copied", only=["logit"], train={"steps": 1})
+    shape = {"layers": 2, "init": "teacher", "from_layers": {1: 2, 2: 4}}
+    models = {"teacher": str(world / "teacher"), "student": shape}
+    teacher = dict(AutoModelForMaskedLM.from_pretrained(world / "teacher").named_parameters())
+    learner = study_of(load(table | {"models": models})).learners[0]
+    assert learner.model.config.num_hidden_layers == 2 and learner.model.config.hidden_size == TEACHER_WIDTH
+    for name, parameter in learner.model.named_parameters():
+        source = name.replace("layer.1.", "layer.3.").replace("layer.0.", "layer.1.")
+        assert torch.equal(parameter, teacher[source]), name
+    run = train("copied", models=models, train={"steps": 1}, seeds=[0, 1])
+    initial = {told["initial_sha256"] for told in run.manifest["students"].values()}
+    assert initial == {students.digest(learner.model.named_parameters())}
+
+
+# stopping and going on
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """A signal that arrives during the step."""
+    asked: list[None] = []
+
+    @contextmanager
+    def signals() -> Iterator[Callable[[], bool]]:
+        yield lambda: len(asked) >= steps or asked.append(None) or len(asked) >= steps
+
+    monkeypatch.setattr(api, "interruptible", signals)
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 5])
+def test_interrupted_and_gone_on_is_undisturbed(
+    train: Callable[..., limbeck.Run], monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    through = train("through", 0.1)
+    with monkeypatch.context() as patch:
+        stop_after(patch, after)
+        with pytest.raises(Interrupted, match=f"step {after}"):
+            train("stopped", 0.1)
+    folder = through.folder.with_name("stopped")
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"
+    assert (folder / "checkpoints" / f"step-{after:06d}").is_dir() and not (folder / "students").exists()
+    gone_on = train("stopped", 0.1)
+    assert gone_on.manifest["status"] == "done"
+    assert gone_on.manifest["students"] == through.manifest["students"]
+    assert [row["step"] for row in gone_on.metrics[::2]] == [1, 2, 3, 4, 5, 6]
+    # a stop saves once more than the undisturbed run; what is kept at the end is the newest two of either
+    for run in (through, gone_on):
+        for place in (run.folder / "checkpoints").iterdir():
+            if place.name != "step-000006":
+                place.rename(place.with_name("older"))
+    same_run(gone_on, through)
+
+
+class Killed(Exception):
+    """What a killed process does not get to handle."""
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_killed_and_gone_on_is_undisturbed(
+    train: Callable[..., limbeck.Run], monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Killed after the lines of a step were written and before anything was saved: no line stands there twice."""
+    through = train("through", 0.1)
+
+    def die(self: Any, record: Any) -> None:
+        if record.step == at:
+            raise Killed
+        plain(self, record)
+
+    plain = session.Session._save_now
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "_save_now", die)
+        with pytest.raises(Killed):
+            train("killed", 0.1)
+    folder = through.folder.with_name("killed")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lea')  # the line during which the power went
+    same_run(train("killed", 0.1), through)
+
+
+def test_a_damaged_checkpoint_costs_steps_and_no_bits(
+    train: Callable[..., limbeck.Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], world: Path
+) -> None:
+    through = train("through", 0.1)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Interrupted):
+            train("damaged", 0.1)
+    folder = through.folder.with_name("damaged")
+    (folder / "checkpoints" / "step-000005" / "multi-seed0.safetensors").write_bytes(b"")
+    limbeck.run(with_dropout(recipe(world, folder), 0.1))
+    said = capsys.readouterr().err
+    assert "step-000005" in said and "goes on after step 4" in said
+    assert not (folder / "checkpoints" / "step-000005").exists(), "a damaged one stands where a sound one should"
+    same_run(api.Run(folder), through)
+
+
+def test_killed_while_finishing(train: Callable[..., limbeck.Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last checkpoint is saved, the run is not yet called done: going on finishes it, with its numbers."""
+    through = train("through")
+
+    def die(self: Any, status: str, begin: float) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "_status", die)
+        with pytest.raises(Killed):
+            train("late")
+    late = train("late")
+    assert late.manifest["status"] == "done"
+    same_run(late, through)
+    cards = [(run.students["multi-seed0"] / "README.md").read_text().partition("## Recipe")[0] for run in (late, through)]
+    assert cards[0] == cards[1], "the model card has its numbers"
+
+
+def test_killed_while_the_run_directory_is_made(
+    train: Callable[..., limbeck.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the first two files: the next run begins anew instead of refusing the folder."""
+
+    def die(self: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "_manifest", die)
+        with pytest.raises(Killed):
+            train("early")
+    assert train("early").manifest["status"] == "done"
+
+
+def test_a_finished_run_run_again_does_nothing(finished: limbeck.Run, world: Path) -> None:
+    before = hashes(finished.folder)
+    times = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
+    again = limbeck.run(recipe(world, finished.folder, seeds=[0, 1]), quiet=True)
+    assert again.folder == finished.folder and hashes(finished.folder) == before
+    assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")} == times
+
+
+def test_the_folder_of_another_recipe_is_left_alone(finished: limbeck.Run, world: Path, tmp_path: Path) -> None:
+    before = hashes(finished.folder)
+    with pytest.raises(UserError, match="another recipe"):
+        limbeck.run(recipe(world, finished.folder), quiet=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    with pytest.raises(UserError, match="out=DIR"):
+        limbeck.run(recipe(world, tmp_path / "mine"), quiet=True)
+    assert hashes(finished.folder) == before and [p.name for p in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_a_loss_that_explodes_ends_with_one_line(train: Callable[..., limbeck.Run], tmp_path: Path) -> None:
+    wild = [{"loss": "mse", "tap": "hidden", "name": "far", "weight": 1e38}]
+    with pytest.raises(UserError, match=r"setting wild, seed 0, step \d: .*(the term|the gradient)"):
+        train("wild", settings={"wild": {"terms": wild}}, train={"lr": 1e18, "clip": None})
+    assert not list((tmp_path / "wild").glob("students/*"))
+
+
+KILL = """
+import os, signal, sys
+from limbeck import cli, session
+plain = session.require_finite
+def at(record):
+    plain(record)
+    if record.step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+session.require_finite = at
+sys.argv = ["limbeck", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def test_sigterm_is_exit_status_75_and_the_command_goes_on(
+    world: Path, tmp_path: Path, train: Callable[..., limbeck.Run]
+) -> None:
+    """A real process, a real signal; what it left is gone on with here."""
+    through = train("through", 0.1)
+    table = with_dropout(recipe(world, tmp_path / "signalled"), 0.1)
+    (tmp_path / "tiny.yaml").write_text(json.dumps(table))
+    told = subprocess.run(
+        [sys.executable, "-c", KILL, "run", str(tmp_path / "tiny.yaml")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert told.returncode == 75, told.stderr
+    assert "step 3" in told.stderr and "Traceback" not in told.stderr and told.stdout == ""
+    gone_on = train("signalled", 0.1)
+    assert all(weights(gone_on, name) == weights(through, name) for name in through.students)
+    assert untimed(gone_on.metrics) == untimed(through.metrics) and untimed(gone_on.evals) == untimed(through.evals)
