@@ -1,5 +1,5 @@
 # make demo: from nothing to a finished study; make test: the tests; make check: what must be green before a commit.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip install --progress-bar off -q -c constraints.txt
 

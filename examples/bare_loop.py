@@ -1,6 +1,6 @@
 """The whole idea of limbeck in one flat script: no abstraction, nothing of limbeck but its embedded teacher.
 
-A student BERT learns from a teacher BERT by four losses (TinyBERT, arXiv 1909.10351; Hinton, arXiv 1503.02531):
+A student learns from a teacher by four losses (TinyBERT, arXiv 1909.10351; Hinton, arXiv 1503.02531):
 predictions, embeddings, hidden states and attention scores. What limbeck adds is everything around this page: packed
 text, chunked logits, exact accumulation, several students at once, evaluation, checkpoints, a report.
 
@@ -24,8 +24,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 text = " ".join(path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parents[1].glob("**/*.md")))
 ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-# eager attention, because only it hands out its scores (as probabilities); limbeck reads q and k from the fast one
-teacher = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+teacher = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
 teacher.requires_grad_(False)
 torch.manual_seed(0)
 config = BertConfig(
@@ -36,22 +35,22 @@ config = BertConfig(
     intermediate_size=512,
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
-    attn_implementation="eager",
 )
 student = BertForMaskedLM(config)
 bridges = torch.nn.ModuleList(torch.nn.Linear(128, teacher.config.hidden_size) for _ in range(4))
 optimizer = torch.optim.AdamW([*student.parameters(), *bridges.parameters()], lr=1e-3)
 
 
-def scores(model, layer, hidden):
-    """q.k / sqrt(d) of a layer, before softmax: [B, h, T, T]."""
-    attention = model.bert.encoder.layer[layer - 1].attention.self
-    q, k = (
-        part(hidden).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
-        for part in (attention.query, attention.key)
-    )
-    return q @ k.transpose(-1, -2) / attention.attention_head_size**0.5
+# fast attention does not hand out its scores q.k / sqrt(d), so listen to what it is given
+scores, attend = [], F.scaled_dot_product_attention
 
+
+def listening(q, k, v, **how):
+    scores.append(q @ k.transpose(-1, -2) * how["scale"])
+    return attend(q, k, v, **how)
+
+
+F.scaled_dot_product_attention = listening
 
 for step in range(STEPS):
     starts = torch.randint(len(ids) - LENGTH, (ROWS,))
@@ -59,23 +58,25 @@ for step in range(STEPS):
     masked = torch.rand(batch.shape) < 0.15
     batch = torch.where(masked, tokenizer.mask_token_id, batch)
 
+    scores.clear()
     with torch.no_grad():
         t = teacher(batch, output_hidden_states=True)
+    t_scores = list(scores)
+    scores.clear()
     s = student(batch, output_hidden_states=True)
 
     log_t, log_s = t.logits[masked].log_softmax(-1), s.logits[masked].log_softmax(-1)
     logit = (log_t.exp() * (log_t - log_s)).sum(-1).mean()
     embedding = F.mse_loss(bridges[0](s.hidden_states[0]), t.hidden_states[0])
     hidden = sum(F.mse_loss(bridges[i](s.hidden_states[i]), t.hidden_states[j]) for i, j in LAYERS.items())
-    attention = sum(
-        F.mse_loss(scores(student, i, s.hidden_states[i - 1]), scores(teacher, j, t.hidden_states[j - 1]))
-        for i, j in LAYERS.items()
-    )
-    loss = logit + embedding + hidden + attention
+    attention = sum(F.mse_loss(scores[i - 1], t_scores[j - 1]) for i, j in LAYERS.items())
+    loss = logit + embedding + hidden + 0.1 * attention
 
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
     optimizer.step()
     if step % 10 == 0 or step == STEPS - 1:
-        print(f"step {step:3}  logit {logit:.3f}  embedding {embedding:.3f}  hidden {hidden:.3f}  attention {attention:.3f}")
+        print(
+            f"step {step:3}  logit {logit:.3f}  embedding {embedding:.3f}  hidden {hidden:.3f}  attention {attention:.3f}"
+        )

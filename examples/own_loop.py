@@ -1,6 +1,6 @@
 """limbeck's taps and losses in a training loop of one's own.
 
-    python examples/own_loop.py 20
+python examples/own_loop.py 20
 """
 
 import sys
@@ -28,8 +28,14 @@ model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
 teacher = Tapped(model, ["hidden.4", "scores.4", "logits"])
 
 torch.manual_seed(0)
-shape = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 8, "intermediate_size": 512}
-student_model = BertForMaskedLM(BertConfig(vocab_size=model.config.vocab_size, **shape))
+config = BertConfig(
+    vocab_size=model.config.vocab_size,
+    hidden_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    intermediate_size=512,
+)
+student_model = BertForMaskedLM(config)
 student = Tapped(student_model, ["hidden.1", "scores.1", "logits"])
 bridge = torch.nn.Linear(128, 256)
 optimizer = torch.optim.AdamW([*student_model.parameters(), *bridge.parameters()], lr=1e-3)
@@ -45,7 +51,7 @@ for step in range(STEPS):
             student=s["scores.1"], teacher=t["scores.4"], mask=s.visible("scores.1")
         ),
     }
-    loss = sum(values[kept].mean() for values in terms.values())  # one value a token: padding is left out here
+    loss = torch.stack([values[kept].mean() for values in terms.values()]).sum()  # padding is left out here
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -7,7 +7,13 @@ Nothing heavy is imported before it is used.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbeck import losses
+    from limbeck.api import Run, check, run
+    from limbeck.errors import UserError
+    from limbeck.taps import Tapped
 
 _LAZY = {
     "run": "limbeck.api",
@@ -16,7 +22,7 @@ _LAZY = {
     "Tapped": "limbeck.taps",
     "UserError": "limbeck.errors",
 }
-__all__ = [*_LAZY, "losses"]
+__all__ = ["Run", "Tapped", "UserError", "check", "losses", "run"]
 
 
 def __getattr__(name: str) -> Any:

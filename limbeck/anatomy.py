@@ -22,7 +22,7 @@ class Family:
     head: tuple[str, ...]  # modules from the backbone's output to the logits, in order
     final_norm: str | None = None  # a norm behind the last layer: `hidden.L` is read after it, as transformers does
     causal: bool = False
-    word_embedding: str = "embeddings.word_embeddings"  # from the backbone
+    reserved_positions: int = 0  # position embeddings that no token of a block gets (RoBERTa counts from padding on)
     # what the config calls them
     n_layers: str = "num_hidden_layers"
     width: str = "hidden_size"
@@ -39,14 +39,19 @@ _LLAMA = Family(
     head=("lm_head",),
     final_norm="norm",
     causal=True,
-    word_embedding="embed_tokens",
     n_kv_heads="num_key_value_heads",
     dropouts=("attention_dropout",),
 )
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(base="bert", layers="encoder.layer", attention="attention.self", head=("cls",)),
-    "roberta": Family(base="roberta", layers="encoder.layer", attention="attention.self", head=("lm_head",)),
+    "roberta": Family(
+        base="roberta",
+        layers="encoder.layer",
+        attention="attention.self",
+        head=("lm_head",),
+        reserved_positions=2,
+    ),
     "electra": Family(
         base="electra",
         layers="encoder.layer",
@@ -70,7 +75,6 @@ FAMILIES: dict[str, Family] = {
         attention="attn",
         head=("head", "decoder"),
         final_norm="final_norm",
-        word_embedding="embeddings.tok_embeddings",
         dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout"),
     ),
     "gpt2": Family(
@@ -80,7 +84,6 @@ FAMILIES: dict[str, Family] = {
         head=("lm_head",),
         final_norm="ln_f",
         causal=True,
-        word_embedding="wte",
         n_layers="n_layer",
         width="n_embd",
         n_heads="n_head",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from limbeck import build, costs, environment, models, progress, rundir
+from limbeck import build, environment, preview, progress, rundir
 from limbeck.engine import interruptible
 from limbeck.errors import UserError
 from limbeck.feeds.blocks import Corpus
@@ -79,6 +80,7 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
     tell = tell if world.is_main else (lambda line: None)
     plan = build.design(table)
     _divides(table, world)
+    build.weights_fit(plan)
     with interruptible() as stopped:
         corpus = _text(plan, world, tell)
         study = build.study(plan, world, corpus)
@@ -118,15 +120,25 @@ def _is_done(folder: Path, table: Recipe) -> bool:
     """Whether the folder holds this run, finished.
 
     Raises:
-        UserError: it holds something else.
+        UserError: it holds something else, or cannot be made.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists():
+        above = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise UserError(f"{folder}: no folder can be made in {above}; choose another with out=DIR")
         return False
-    if not (folder / rundir.MANIFEST).is_file():
-        raise UserError(f"{folder}: is there and is no run; choose another folder with out=DIR")
-    if rundir.read_json(folder / rundir.MANIFEST)["recipe_sha256"] != identity(table):
+    if folder.is_dir() and not any(folder.iterdir()):
+        return False
+    try:
+        manifest = rundir.read_json(folder / rundir.MANIFEST)
+        recipe, status = manifest["recipe_sha256"], manifest["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder}: is there and is no run, or a damaged one; choose another folder with out=DIR"
+        ) from None
+    if recipe != identity(table):
         raise UserError(f"{folder}: holds a run of another recipe; choose another folder with out=DIR, or remove it")
-    return rundir.read_json(folder / rundir.MANIFEST)["status"] == "done"
+    return status == "done"
 
 
 def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> list[str]:
@@ -139,58 +151,4 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
     _is_done(Path(table.run_dir), table)
     world = World.join(table.train.device)
     _divides(table, world)
-    try:
-        plan = build.design(table, offline=True)
-    except models.NotDownloaded:
-        return [f"{table.name}: the recipe holds together", *_to_download(table), "checked up to the download"]
-    lines = [*_of_models(table, plan), *_of_terms(plan)]
-    if "hub:" in table.data.corpus:
-        return [*lines, *_to_download(table), "checked up to the download"]
-    notes: list[str] = []
-    corpus = build.text(plan, notes.append).facts
-    text = (
-        f"text: {corpus['documents']:,} documents, {corpus['tokens']:,} tokens; "
-        f"held out: {corpus['heldout_documents']:,} documents, {corpus['heldout_tokens']:,} tokens"
-    )
-    return [*lines, *notes, text, "ok"]
-
-
-def _to_download(table: Recipe) -> list[str]:
-    wanted = [table.models.teacher.source] if table.models.teacher else []
-    if "hub:" in table.data.corpus:
-        wanted.append(table.data.corpus)
-    return [f"a run downloads {name}" for name in wanted]
-
-
-def _of_models(table: Recipe, plan: build.Design) -> list[str]:
-    cost = costs.of_study(plan)
-    lines = [f"teacher: {_shape(plan.teacher)}, {cost.teacher.parameters:,} parameters"] if cost.teacher else []
-    lines.append(f"student: {_shape(plan.student)}, {cost.student.parameters:,} parameters")
-    steps = ", ".join(f"{name} {flops / 1e9:,.1f}" for name, flops in cost.flops_per_step.items())
-    rate = costs.matrix_rate(table.train.precision) * costs.EFFICIENCY
-    learners = len(plan.terms) * len(table.seeds)
-    return [
-        *lines,
-        f"{learners} learners, {table.train.steps:,} updates of {table.train.batch_size} x {table.data.max_length} tokens",
-        f"GFLOP of an update alone: {steps}",
-        f"estimated: {cost.total_flops / rate / 60:,.1f} minutes here, {cost.memory / 2**30:,.1f} GiB of memory, "
-        f"{cost.disk / 2**30:,.2f} GiB of disk",
-    ]
-
-
-def _shape(config: Any) -> str:
-    return (
-        f"{config.model_type}, {config.num_hidden_layers} layers, {config.hidden_size} wide, "
-        f"{config.num_attention_heads} heads, vocabulary {config.vocab_size:,}"
-    )
-
-
-def _of_terms(plan: build.Design) -> list[str]:
-    maps = build.facts(plan)
-    lines = []
-    for name, setting in plan.recipe.chosen.items():
-        for term in setting.terms:
-            layers = maps.get(name, {}).get(term.label)
-            where = f"layers {layers} (student<-teacher)" if layers else f"on {term.tap}"
-            lines.append(f"{name}: {term.label}: {term.loss} {where}, weight {term.weight}")
-    return lines
+    return preview.lines(table)

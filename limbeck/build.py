@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck import bridges, layers, lessons, models, recipe, schedules, schemes, seeds, students
 from limbeck.actors import Frozen, Learner, Optimisation
@@ -55,11 +55,13 @@ def design(table: recipe.Recipe, offline: bool = False) -> Design:
     if mine is None:
         raise UserError("models.student.tokenizer: missing; without a teacher the student needs a tokenizer")
     student = students.shape(table.models.student, teacher, **_facts(mine))
-    if teacher and family(teacher.model_type).causal != family(student.model_type).causal:
+    if teacher is not None and family(teacher.model_type).causal != family(student.model_type).causal:
         raise UserError(
             f"a {student.model_type} student cannot learn from a {teacher.model_type} teacher: one predicts the next token; set models.student.family"
         )
-    _fits(table.data.max_length, teacher, student)
+    for config in (teacher, student):
+        if config is not None:
+            _fits(config, table.data.max_length, len(mine))
     terms = {name: _terms(setting, student, teacher, f"settings.{name}") for name, setting in table.chosen.items()}
     return Design(table, teacher, student, theirs or mine, mine, terms)
 
@@ -69,13 +71,18 @@ def _facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     return {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
 
 
-def _fits(length: int, *configs: PretrainedConfig | None) -> None:
-    for config in configs:
-        longest = getattr(config, "max_position_embeddings", None)
-        if longest and length > longest:
-            raise UserError(
-                f"data.max_length: {length} tokens are more than the {longest} positions of the {config.model_type} model; lower it"
-            )
+def _fits(config: PretrainedConfig, length: int, vocabulary: int) -> None:
+    """Whether a model has a position for every token of a block, and an embedding for every token."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and length > (room := positions - family(config.model_type).reserved_positions):
+        raise UserError(
+            f"data.max_length: {length} tokens are more than the {room} positions of the {config.model_type} model; lower it"
+        )
+    if vocabulary > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocabulary} tokens and the {config.model_type} model {config.vocab_size}; "
+            "give the tokenizer that belongs to the model"
+        )
 
 
 def _terms(
@@ -141,6 +148,22 @@ def _bridge(
     return "shared" if term.bridge == "shared" else name.replace(".", "_")
 
 
+def weights_fit(plan: Design, offline: bool = False) -> None:
+    """Compares names and shapes of the teacher's weights with its config, and with the student that copies them.
+
+    Raises:
+        UserError: they do not fit. Said before the corpus is tokenised, which can take hours.
+    """
+    source, wanted = plan.recipe.models.teacher, plan.recipe.models.student
+    if source is None:
+        return
+    teacher = models.model_of(source, torch.float32, offline=offline, device_map="meta")
+    if wanted.init == "teacher":
+        with torch.device("meta"):
+            student = students.build(plan.student, seed=0)
+        students.copy_layers(student, teacher, wanted.from_layers)
+
+
 @dataclass(frozen=True)
 class Study:
     """A study ready to run: for every seed a still and the feed of its data order."""
@@ -172,12 +195,12 @@ def text(plan: Design, tell: Callable[[str], None]) -> Corpus:
 def study(plan: Design, world: World, corpus: Corpus) -> Study:
     """Loads the teacher and makes every learner, still and feed."""
     table = plan.recipe
-    teacher = _teacher(plan, world)
+    teacher, original = _teacher(plan, world), _original(table.models)
     stills, settings = {}, {}
     for seed in table.seeds:
         learners = {f"{name}-seed{seed}": name for name in plan.terms}
         settings |= learners
-        cast = [_learner(plan, world, teacher, name, setting, seed) for name, setting in learners.items()]
+        cast = [_learner(plan, world, original, name, setting, seed) for name, setting in learners.items()]
         stills[seed] = schemes.offline(
             teacher,
             [(learner, plan.terms[settings[learner.name]]) for learner in cast],
@@ -212,15 +235,21 @@ def _teacher(plan: Design, world: World) -> Frozen | None:
     return Frozen("teacher", model, sorted(taps))
 
 
-def _learner(plan: Design, world: World, teacher: Frozen | None, name: str, setting: str, seed: int) -> Learner:
+def _original(said: recipe.Models) -> PreTrainedModel | None:
+    """The weights that students begin with, as they are stored and not in the precision of the run."""
+    if said.student.init == "random" or said.teacher is None:
+        return None
+    return models.model_of(said.teacher, torch.float32)
+
+
+def _learner(
+    plan: Design, world: World, original: PreTrainedModel | None, name: str, setting: str, seed: int
+) -> Learner:
     """A learner of one setting; all settings of a seed begin with the same parameters."""
     how, terms = plan.recipe.train, plan.terms[setting]
-    wanted = plan.recipe.models.student
     model = students.build(plan.student, seeds.derive_seed(seed, "student"))
-    if wanted.init == "teacher":
-        if teacher is None:
-            raise UserError("models.student.init: teacher needs a teacher; set models.teacher")
-        students.copy_layers(model, teacher.model, wanted.from_layers)
+    if original is not None:
+        students.copy_layers(model, original, plan.recipe.models.student.from_layers)
     names = [pair.bridge for term in terms for pair in term.pairs if pair.bridge]
     width = plan.teacher.hidden_size if plan.teacher else plan.student.hidden_size
     built = bridges.build(names, plan.student.hidden_size, width, seed)

@@ -30,9 +30,12 @@ Overrides = Annotated[
 @app.command()
 def run(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Train, evaluate, draw and export; run it again to go on after an interruption."""
+    from limbeck.load import load
+
+    table = load(recipe, overrides or [])
     from limbeck import api
 
-    done = api.run(recipe, overrides or [])
+    done = api.run(table)
     if os.environ.get("RANK", "0") == "0":
         print(f"{done.table()}\nreport: {done.report}")
 
@@ -40,9 +43,12 @@ def run(recipe: RecipeName, overrides: Overrides = None) -> None:
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Say everything that can be known before training, and what is wrong with it."""
+    from limbeck.load import load
+
+    table = load(recipe, overrides or [])
     from limbeck import api
 
-    for line in api.check(recipe, overrides or []):
+    for line in api.check(table):
         print(line)
 
 
@@ -99,6 +105,7 @@ def main() -> None:
     except Interrupted as notice:
         print(f"limbeck: {notice}", file=sys.stderr)
         sys.exit(75)
-    except KeyboardInterrupt:
-        print("limbeck: stopped at once; the last checkpoint holds", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C
+            print("limbeck: stopped at once; the last checkpoint holds", file=sys.stderr)
+        raise

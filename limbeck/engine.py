@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import current_thread, main_thread
 from time import perf_counter
 from types import FrameType
 from typing import Any
@@ -150,8 +151,11 @@ def require_finite(record: Record) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM ask for a stop after the step; a second one stops at once."""
+    """SIGINT and SIGTERM ask for a stop after the step; a second one stops at once. Outside the main thread, nothing does."""
     asked: list[int] = []
+    if current_thread() is not main_thread():
+        yield lambda: False
+        return
 
     def ask(number: int, frame: FrameType | None) -> None:
         if asked:

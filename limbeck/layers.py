@@ -59,7 +59,7 @@ def _layer(word: int | str, depth: int, whose: str) -> int:
     layer = depth + 1 + number if number < 0 else number
     if not 0 <= layer <= depth:
         raise UserError(
-            f"layers: the {whose} has no layer {word}: it has {depth} layers (0 is the embedding, -1 the last)"
+            f"layers: the {whose} has no layer {word}; name one from 1 to {depth} (0 is the embedding, -1 the last)"
         )
     return layer
 

@@ -6,12 +6,13 @@ Never remote code, never pickle: configurations are JSON, weights are safetensor
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from transformers import (
     AutoConfig,
@@ -22,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from limbeck.anatomy import family
 from limbeck.errors import UserError
@@ -62,36 +64,45 @@ def config_of(source: Source, offline: bool = False) -> PretrainedConfig:
 
 
 def tokenizer_of(source: Source, offline: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer."""
-    return _fetch(AutoTokenizer, source, offline)
+    """The model's tokenizer.
+
+    Raises:
+        UserError: there is none.
+    """
+    tokenizer = _fetch(AutoTokenizer, source, offline)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise UserError(f"{source.source}: there is no tokenizer; put its tokenizer.json there")
+    return tokenizer
 
 
-def model_of(source: Source, dtype: torch.dtype, **how: Any) -> PreTrainedModel:
+def model_of(source: Source, dtype: torch.dtype, offline: bool = False, **how: Any) -> PreTrainedModel:
     """The model with its masked or causal language-model head.
 
     Args:
         source: where it is.
         dtype: of its parameters.
+        offline: do not ask the Hub.
         how: further words of `from_pretrained`, such as `device_map="meta"` to check the weights without reading them.
 
     Raises:
         UserError: weights are missing, left over or of another shape than the config says.
     """
-    config = config_of(source)
-    kind = AutoModelForCausalLM if family(config.model_type).causal else AutoModelForMaskedLM
-    wanted = {
-        "dtype": dtype,
-        "use_safetensors": True,
-        "attn_implementation": "sdpa",
-        "output_loading_info": True,
-        **how,
-    }
-    model, report = _fetch(kind, source, **wanted)
+    row = family(config_of(source, offline).model_type)
+    kind = AutoModelForCausalLM if row.causal else AutoModelForMaskedLM
+    how |= {"dtype": dtype, "use_safetensors": True, "attn_implementation": "sdpa"}
+    model, report = _fetch(kind, source, offline, output_loading_info=True, ignore_mismatched_sizes=True, **how)
+    for name, there, here in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"{source.source}: the weights of {name} are {tuple(there)}, but {tuple(here)} by the config; mend the config"
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
             f"{source.source}: the weights of {missing[0]} are missing ({len(missing)} in all); take a whole model"
         )
+    surplus = [name for name in sorted(report["unexpected_keys"]) if f"{row.base}.{row.layers}." in name]
+    if surplus:
+        raise UserError(f"{source.source}: the config has no place for the weights of {surplus[0]}; mend the config")
     return model
 
 
@@ -99,18 +110,32 @@ def _fetch(kind: Any, source: Source, offline: bool = False, **how: Any) -> Any:
     """Never more than one request before it is known that the Hub answers; a copy in the Hub's cache needs none."""
     where = place(source.source)
     local = Path(where).is_dir()
-    commit, why = (None, "not looked up") if local or offline else _commit(where, source.revision)
+    commit, why = (None, "not asked") if local or offline else _commit(where, source.revision)
     how |= {"revision": commit or source.revision or "main", "local_files_only": commit is None}
     try:
-        return kind.from_pretrained(where, trust_remote_code=False, **how)
+        with _quiet():
+            return kind.from_pretrained(where, trust_remote_code=False, **how)
     except Exception as error:  # what a damaged file or a strange config raises is not documented
-        if local:
-            raise UserError(f"{where}: not a usable model folder: {_line(error)}") from error
-        if commit:
-            raise UserError(f"{where}: not a usable model at revision {commit}: {_line(error)}") from error
+        if local or commit:
+            what = "folder" if local else f"at revision {commit}"
+            raise UserError(
+                f"{where}: not a usable model {what}: {_line(error)}; it needs the config.json of a known family, tokenizer.json and model.safetensors"
+            ) from error
         raise NotDownloaded(
             f"{where}: no such folder, and not to be had from the Hub ({why}); check the name and the network"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own words: what is wrong is said in one line."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @cache
@@ -118,16 +143,16 @@ def _commit(name: str, revision: str | None) -> tuple[str | None, str]:
     """The commit that a revision of a Hub model stands for, one for the whole process, or None and why not."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError
 
     if HF_HUB_OFFLINE:
         return None, "HF_HUB_OFFLINE is set"
     try:
         return HfApi().model_info(name, revision=revision, timeout=PATIENCE).sha, ""
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # the Hub's errors, and those of whichever HTTP client it uses
         return None, _line(error)
 
 
 def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(lines[0].split())[:200]
+    """The first sentence of an error."""
+    line = " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
+    return line if len(line) <= 200 else f"{line[:200]}..."

@@ -6,76 +6,13 @@ Precedence: defaults < YAML < command line (`key=value`). An unknown word stops 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from limbeck.anatomy import FAMILIES
+from limbeck.kinds import Device, LayerMap, Name, Positive, Share, Text, enum_of, known, listed, seed_list, wrong
 from limbeck.words import LAYER_MAPS, LAYERED_TAPS, LOSSES, TAPS, nearest
-
-
-def _wrong(below: str, message: str) -> PydanticCustomError:
-    """An error at a word (or a path of words) below the table that is being checked."""
-    return PydanticCustomError("wrong", "{message}", {"below": below.split(".") if below else [], "message": message})
-
-
-def _known(what: str, words: Iterable[str]) -> Callable[[str], str]:
-    def check(word: str) -> str:
-        if word not in words:
-            raise ValueError(f"unknown {what} '{word}'; {nearest(word, words)}")
-        return word
-
-    return check
-
-
-def _enum(words: Iterable[str]) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "enum": list(words)})
-
-
-def _is_name(value: str) -> str:
-    if not re.fullmatch(r"[\w-][\w.-]{0,63}", value):
-        raise ValueError(f"{value[:80]!r} is no name: use letters, digits, '_', '-' and '.', 64 at most")
-    return value
-
-
-def _is_device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu|hpu|npu)(:\d+)?", value):
-        raise ValueError(f"unknown device '{value}'; write auto, cpu, cuda, cuda:1, mps, xpu, hpu or npu")
-    return value
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _seeds(value: Any) -> Any:
-    if isinstance(value, int):
-        raise ValueError(f"must be a list: seeds=[{value}] for the seed {value}, seeds=[0,1,2] for three seeds")
-    return value
-
-
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Text = Annotated[str, Field(min_length=1)]
-Name = Annotated[str, AfterValidator(_is_name)]
-Layer = int | Literal["last"]
-LayerMap = (
-    Annotated[str, AfterValidator(_known("layer map", LAYER_MAPS)), _enum(LAYER_MAPS)]
-    | Annotated[dict[Layer, Layer], Field(min_length=1)]
-)
-Device = Annotated[str, AfterValidator(_is_device)]
 
 
 class Strict(BaseModel):
@@ -110,7 +47,7 @@ def _source(value: Any) -> Any:
 class Student(Strict):
     """The student's shape. What is left out is taken from the teacher."""
 
-    family: Annotated[str, AfterValidator(_known("model family", FAMILIES)), _enum(FAMILIES)] | None = Field(
+    family: Annotated[str, AfterValidator(known("model family", FAMILIES)), enum_of(FAMILIES)] | None = Field(
         default=None, description="bert, roberta, ...; the teacher's when left out"
     )
     layers: Positive | None = None
@@ -128,7 +65,7 @@ class Student(Strict):
     @model_validator(mode="after")
     def _heads_divide(self) -> Student:
         if self.hidden and self.heads and self.hidden % self.heads:
-            raise _wrong("heads", f"{self.heads} heads do not divide the width {self.hidden}; choose heads that do")
+            raise wrong("heads", f"{self.heads} heads do not divide the width {self.hidden}; choose heads that do")
         return self
 
 
@@ -171,9 +108,7 @@ class Data(Strict):
     @model_validator(mode="after")
     def _masked_positions(self) -> Data:
         if self.positions == "masked" and self.masking.mode == "none":
-            raise _wrong(
-                "positions", "masked needs masking; set masking.mode to dynamic or static, or positions to all"
-            )
+            raise wrong("positions", "masked needs masking; set masking.mode to dynamic or static, or positions to all")
         return self
 
 
@@ -193,9 +128,9 @@ class Term(Strict):
 
     model_config = ConfigDict(extra="allow")
 
-    loss: Annotated[str, AfterValidator(_known("loss", LOSSES)), _enum(LOSSES)]
+    loss: Annotated[str, AfterValidator(known("loss", LOSSES)), enum_of(LOSSES)]
     name: Name | None = Field(default=None, description="its name in the metrics; the tap's name when left out")
-    tap: Annotated[str, AfterValidator(_known("tap", TAPS)), _enum(TAPS)] = "logits"
+    tap: Annotated[str, AfterValidator(known("tap", TAPS)), enum_of(TAPS)] = "logits"
     layers: LayerMap = Field(default="uniform", description=f"{', '.join(LAYER_MAPS)}, or {{student: teacher}}")
     bridge: Literal["auto", "each", "shared", "none"] = Field(
         default="auto",
@@ -219,16 +154,16 @@ class Term(Strict):
         for name, value in self.parameters.items():
             if name not in words.parameters:
                 near = nearest(name, (*type(self).model_fields, *words.parameters))
-                raise _wrong(name, f"unknown word for the loss {self.loss}; {near}")
+                raise wrong(name, f"unknown word for the loss {self.loss}; {near}")
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise _wrong(name, f"must be a number above 0, not {value!r}")
+                raise wrong(name, f"must be a number above 0, not {value!r}")
         if self.tap not in words.taps:
             compared = " or ".join(words.taps)
-            raise _wrong("tap", f"the loss {self.loss} compares {compared}, not {self.tap}; change tap or loss")
+            raise wrong("tap", f"the loss {self.loss} compares {compared}, not {self.tap}; change tap or loss")
         if self.layers != "uniform" and self.tap not in LAYERED_TAPS:
-            raise _wrong("layers", f"the tap {self.tap} has no layers; leave the word out")
+            raise wrong("layers", f"the tap {self.tap} has no layers; leave the word out")
         if self.bridge != "auto" and not words.same_width:
-            raise _wrong("bridge", f"the loss {self.loss} needs no bridge; leave the word out")
+            raise wrong("bridge", f"the loss {self.loss} needs no bridge; leave the word out")
         return self
 
 
@@ -242,7 +177,7 @@ class Setting(Strict):
         labels = [term.label for term in self.terms]
         for label in labels:
             if labels.count(label) > 1:
-                raise _wrong("terms", f"two terms are named '{label}'; give one of them another name")
+                raise wrong("terms", f"two terms are named '{label}'; give one of them another name")
         return self
 
 
@@ -291,9 +226,9 @@ class Recipe(Strict):
     data: Data = Data()
     settings: Annotated[dict[Name, Setting], Field(min_length=1)]
     seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_seeds), Field(min_length=1)
+        tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(seed_list), Field(min_length=1)
     ] = (0,)
-    only: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] | None = Field(
+    only: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] | None = Field(
         default=None, description="train these settings only"
     )
     train: Train = Train()
@@ -302,10 +237,10 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _hangs_together(self) -> Recipe:
         if len(set(self.seeds)) < len(self.seeds):
-            raise _wrong("seeds", f"one seed stands twice: {list(self.seeds)}; give each once")
+            raise wrong("seeds", f"one seed stands twice: {list(self.seeds)}; give each once")
         for name in self.only or ():
             if name not in self.settings:
-                raise _wrong("only", f"there is no setting '{name}'; {nearest(name, self.settings)}")
+                raise wrong("only", f"there is no setting '{name}'; {nearest(name, self.settings)}")
         return self
 
     @model_validator(mode="after")
@@ -316,12 +251,12 @@ class Recipe(Strict):
             for number, term in enumerate(table.terms):
                 if "teacher" in LOSSES[term.loss].needs:
                     place = f"settings.{setting}.terms.{number}"
-                    raise _wrong("models.teacher", f"missing; {place} ({term.loss}) learns from a teacher; set it")
+                    raise wrong("models.teacher", f"missing; {place} ({term.loss}) learns from a teacher; set it")
         for word in ("family", "tokenizer"):
             if getattr(self.models.student, word) is None:
-                raise _wrong(f"models.student.{word}", "missing; without a teacher the student needs it; set it")
+                raise wrong(f"models.student.{word}", "missing; without a teacher the student needs it; set it")
         if self.models.student.init == "teacher":
-            raise _wrong("models.student.init", "there is no teacher to copy; set models.teacher, or init to random")
+            raise wrong("models.student.init", "there is no teacher to copy; set models.teacher, or init to random")
         return self
 
     @property

@@ -17,7 +17,7 @@ import yaml
 
 from limbeck import build, checkpoint, costs, environment, export, progress, rundir, students
 from limbeck.engine import Course, Record, fit, require_finite, to_device
-from limbeck.errors import Interrupted
+from limbeck.errors import Interrupted, UserError
 from limbeck.evaluate import SUMS, Evaluation
 from limbeck.recipe import Recipe
 
@@ -26,10 +26,10 @@ STAGE = "train"
 
 def identity(table: Recipe) -> str:
     """sha256 of everything in the recipe that a result is a function of."""
-    return hashlib.sha256(dump(table, exclude={"out"}).encode()).hexdigest()
+    return hashlib.sha256(dump(table, exclude={"out": True, "data": {"cache"}}).encode()).hexdigest()
 
 
-def dump(table: Recipe, exclude: set[str] | None = None) -> str:
+def dump(table: Recipe, exclude: dict[str, Any] | None = None) -> str:
     """The resolved recipe as YAML."""
     return yaml.safe_dump(table.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
 
@@ -44,7 +44,6 @@ class Session:
         cost = costs.of_study(study.design)
         self.flops, self.parameters = cost.flops_per_step, cost.student.parameters
         self.tokens: dict[str, int] = {}
-        self.last: list[dict[str, Any]] = []  # rows of the newest evaluation
 
     def go(self, stopped: Callable[[], bool], quiet: bool) -> None:
         """Begins or resumes, trains, and finishes.
@@ -53,7 +52,7 @@ class Session:
             Interrupted: `stopped` said so; a checkpoint is saved.
         """
         begin = time.time()
-        start = self._resume() if (self.folder / rundir.MANIFEST).exists() else self._begin()
+        start = self._resume() if self._exists() else self._begin()
         if start == 0:
             self._evaluate(0, None)
         with progress.shown(self.how.steps, start, quiet) as bar:
@@ -86,12 +85,23 @@ class Session:
 
     # what is written
 
+    def _exists(self) -> bool:
+        """Whether there is a run to go on with, as the first process sees it: another would see what it just wrote."""
+        world = self.study.world
+        return bool(world.total([world.is_main and (self.folder / rundir.MANIFEST).exists()])[0])
+
     def _begin(self) -> int:
         """Writes recipe and manifest of a new run."""
         if self.study.world.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            manifest = self._manifest()
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder}: cannot be made ({error.strerror}); choose another with out=DIR"
+                ) from None
             rundir.write_text(self.folder / rundir.RECIPE, dump(self.table))
-            rundir.write_json(self.folder / rundir.MANIFEST, self._manifest())
+            rundir.write_json(self.folder / rundir.MANIFEST, manifest)
         self.study.world.wait()
         return 0
 
@@ -103,7 +113,10 @@ class Session:
             checkpoint.restore(found[0], self.study.learners)
             self.tokens.update(found[1]["tokens"])
         self.tell(f"{self.folder}: goes on after step {start}")
+        self._status("running", time.time())
+        self.study.world.wait()  # all have read what is now taken away
         if self.study.world.is_main:
+            checkpoint.drop_after(self.folder / rundir.CHECKPOINTS, start)
             for name in (rundir.METRICS, rundir.EVALS):
                 rundir.keep_until(self.folder / name, start if found else -1)
         self.study.world.wait()
@@ -123,7 +136,7 @@ class Session:
     def _evaluate(self, step: int, record: Record | None) -> None:
         if not self.study.world.is_main:
             return
-        self.last, columns = [], {name: [] for name in ("setting", "seed", "learner", "split", "document", *SUMS)}
+        rows, columns = [], {name: [] for name in ("setting", "seed", "learner", "split", "document", *SUMS)}
         for (learner, split), found in self.evaluation(self.study.learners).items():
             said = self._describe(learner)
             documents = found.pop("documents")
@@ -135,12 +148,12 @@ class Session:
                 "learner": learner,
                 "split": split,
             }
-            self.last.append({"step": step, **named, **found, "update_ratio_layers": ratios})
+            rows.append({"step": step, **named, **found, "update_ratio_layers": ratios})
             for document, sums in sorted(documents.items()):
                 for name, value in [*named.items(), ("document", document), *zip(SUMS, sums, strict=True)]:
                     if name in columns:
                         columns[name].append(value)
-        rundir.append_lines(self.folder / rundir.EVALS, self.last)
+        rundir.append_lines(self.folder / rundir.EVALS, rows)
         (self.folder / rundir.DOCUMENTS).mkdir(exist_ok=True)
         sums = {
             name if name in SUMS[:1] or name not in SUMS else f"{name}_sum": values for name, values in columns.items()
@@ -158,15 +171,17 @@ class Session:
         self.study.world.wait()
 
     def _finish(self, begin: float) -> None:
-        """Exports the students, draws the figures, writes the report."""
+        """Exports the students, saves, draws the figures, writes the report."""
         if self.study.world.is_main:
             manifest, recipe = rundir.read_json(self.folder / rundir.MANIFEST), dump(self.table)
+            last = [row for row in rundir.read_lines(self.folder / rundir.EVALS)[0] if row["step"] == self.how.steps]
             for learner in self.study.learners:
-                rows = [row for row in self.last if row["learner"] == learner.name]
+                rows = [row for row in last if row["learner"] == learner.name]
                 card = export.model_card(manifest, recipe, self.study.settings[learner.name], learner.name, rows)
                 export.export(self.folder, learner, self.study.design.student_tokenizer, card)
-            self._save(self.how.steps)
-            self._status("done", begin)
+        self._save(self.how.steps)
+        self._status("done", begin)
+        if self.study.world.is_main:
             from limbeck.lab import report
 
             report.write(self.folder)

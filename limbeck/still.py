@@ -138,7 +138,7 @@ class Still:
         """The weighted logit terms of one student on one chunk; the others' logits are constants for it."""
         tally, total = micro.tallies[name], logits[name].new_zeros((), dtype=torch.float32)
         for lesson in self.lessons:
-            if lesson.student != name:
+            if lesson.student != name or not lesson.logit_terms:
                 continue
             teacher = logits[lesson.teacher].detach() if lesson.teacher else None
             common = None

@@ -50,16 +50,18 @@ def shape(student: recipe.Student, teacher: PretrainedConfig | None, **facts: in
         row.intermediate: student.intermediate,
         **({row.n_kv_heads: student.kv_heads} if row.n_kv_heads else {}),
     }
+    if student.kv_heads and not row.n_kv_heads:
+        raise UserError(f"models.student.kv_heads: a {kind} model has none of its own; leave the word out")
     base |= {name: value for name, value in said.items() if value is not None}
     base |= dict.fromkeys(row.dropouts, student.dropout)
     width, heads = base.get(row.width), base.get(row.n_heads)
     if width and heads and width % heads:
-        raise UserError(f"models.student: {heads} heads do not divide the width {width}; set models.student.heads")
+        raise UserError(f"models.student.heads: {heads} heads do not divide the width {width}; choose heads that do")
     if (student.hidden or student.heads) and base.get("head_dim") and width and heads:
         base["head_dim"] = width // heads
     if row.n_kv_heads and heads and heads % (base.get(row.n_kv_heads) or heads):
         raise UserError(
-            f"models.student: {base[row.n_kv_heads]} kv_heads do not divide {heads} heads; set models.student.kv_heads"
+            f"models.student.kv_heads: {base[row.n_kv_heads]} do not divide the {heads} heads; choose kv_heads that do"
         )
     drop = ("model_type", "architectures", "dtype", "transformers_version", "_name_or_path")
     return AutoConfig.for_model(kind, **{k: v for k, v in base.items() if k not in drop})
@@ -91,6 +93,8 @@ def copy_layers(student: PreTrainedModel, teacher: PreTrainedModel, which: layer
             if int(number) + 1 not in pairs:
                 continue
             name = f"{path}{pairs[int(number) + 1] - 1}.{rest}"
+        if name not in source:  # a part that the copied layer lacks, as the first layer of ModernBERT lacks a norm
+            continue
         if source[name].shape != parameter.shape:
             raise UserError(
                 f"models.student.init: teacher copies weights and needs the teacher's width; {name} is "

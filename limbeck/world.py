@@ -10,6 +10,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from limbeck.errors import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -21,10 +23,19 @@ class World:
 
     @staticmethod
     def join(device: str = "auto") -> World:
-        """The world that `torchrun` or `accelerate launch` set up, or a world of one."""
+        """The world that `torchrun` or `accelerate launch` set up, or a world of one.
+
+        Raises:
+            UserError: there is no such device.
+        """
         state = PartialState(cpu=device == "cpu")
-        where = str(state.device) if device == "auto" else device
-        return World(state.process_index, state.num_processes, torch.device(where))
+        where = torch.device(str(state.device) if device == "auto" else device)
+        try:
+            torch.empty(0, device=where)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            line = str(error).splitlines()[0]
+            raise UserError(f"train.device: {device} cannot be used here ({line}); set it to auto or cpu") from None
+        return World(state.process_index, state.num_processes, where)
 
     @property
     def is_main(self) -> bool:

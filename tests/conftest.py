@@ -10,7 +10,7 @@ import torch
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> None:
-    """The bits of a test must not depend on the machine's cores."""
-    torch.set_num_threads(2)
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """The bits of a test must not depend on the machine's cores, and two test processes share them."""
+    torch.set_num_threads(1)

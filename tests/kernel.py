@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -33,12 +32,6 @@ SCORES = Term(
 )
 INSIDE = (EMBEDDING, HIDDEN, SCORES)
 MULTI = (LOGIT, *INSIDE)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def two_threads() -> None:
-    """One thread where this is imported, for fixtures of a module too: with two, a busy core costs tiny models 100 times."""
-    torch.set_num_threads(1)
 
 
 def bert(width: int, depth: int, *, seed: int, tied: bool = True, dropout: float = 0.0, noise: float = 0.2) -> Any:
@@ -146,9 +139,7 @@ def lay_out(folder: Path) -> Path:
     """Puts a teacher (`teacher/`) and a corpus of 90 short documents (`corpus.txt`) into a folder."""
     bert(TEACHER_WIDTH, TEACHER_DEPTH, seed=99, noise=0.1).float().save_pretrained(folder / "teacher")
     tokenizer().save_pretrained(folder / "teacher")
-    texts = [
-        " ".join(WORDS[(3 * i * k + i + k * k) % len(WORDS)] for k in range(12 + i % 5)) for i in range(90)
-    ]
+    texts = [" ".join(WORDS[(3 * i * k + i + k * k) % len(WORDS)] for k in range(12 + i % 5)) for i in range(90)]
     (folder / "corpus.txt").write_text("\n\n".join(texts), encoding="utf-8")
     return folder
 

@@ -73,24 +73,16 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     tokens = {f"{name.strip('[]').lower()}_token": name for name in SPECIALS}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": MAX_LENGTH, **tokens}
     names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(config | names, indent=2) + "\n", encoding="utf-8"
-    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | names, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Read the command line, train, write."""
-    parser = argparse.ArgumentParser(
-        description="Train the uncased WordPiece tokenizer that limbeck carries."
-    )
-    parser.add_argument(
-        "--corpus", nargs="+", type=Path, required=True, help=".jsonl or .jsonl.xz, field `text`"
-    )
+    parser = argparse.ArgumentParser(description="Train the uncased WordPiece tokenizer that limbeck carries.")
+    parser.add_argument("--corpus", nargs="+", type=Path, required=True, help=".jsonl or .jsonl.xz, field `text`")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tokenizer")
     parser.add_argument("--vocabulary", type=int, default=8192, help="pieces, special tokens included")
-    parser.add_argument(
-        "--characters", type=int, default=100_000_000, help="read no more of --corpus than this"
-    )
+    parser.add_argument("--characters", type=int, default=100_000_000, help="read no more of --corpus than this")
     args = parser.parse_args()
     corpus = first((text for path in args.corpus for text in texts(path)), args.characters)
     prose = (text for _, text in documents())

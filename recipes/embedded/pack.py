@@ -1,6 +1,6 @@
 """Packs the student of a finished `embedded-teacher` run as limbeck's embedded teacher: bf16 safetensors in the package.
 
-    python recipes/embedded/pack.py runs/embedded-teacher/students/labels-seed0 limbeck/data/embedded
+python recipes/embedded/pack.py runs/embedded-teacher/students/labels-seed0 limbeck/data/embedded
 """
 
 from __future__ import annotations

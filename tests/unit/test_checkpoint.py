@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from kernel import INSIDE, LOGIT, MULTI, batch, frozen, learner, parameters_of
-from kernel import two_threads as two_threads
 from torch import Tensor
 
 from limbeck import checkpoint, schemes

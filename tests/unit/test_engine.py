@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel import INSIDE, LABEL, LOGIT, LOGITS, MULTI, batch, frozen, gradients_of, learner, parameters_of
-from kernel import two_threads as two_threads
+from kernel import INSIDE, LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of
 
 from limbeck import schemes
 from limbeck.actors import Learner
@@ -237,6 +236,7 @@ def test_interruptible_hears_one_signal_and_obeys_the_second() -> None:
 @pytest.mark.parametrize("which", ["hidden", "logit", "attention"])
 def test_a_term_that_is_not_finite_is_named(which: str, bad: float) -> None:
     """The user is told setting, seed, step and *term*; the gradient is not finite either, but it is no cause."""
+
     def spoiled(term: Term) -> Term:
         calls = []
 
@@ -274,6 +274,7 @@ def test_a_bridge_whose_gradient_is_not_finite_is_named() -> None:
 
 def test_a_step_without_selected_tokens_has_all_its_terms() -> None:
     """The processes add up the same list of numbers, whoever has nothing to add."""
+
     def empty(step: int, whole: Batch) -> Batch:
         gone = {"select": torch.zeros_like(whole["select"]), "labels": torch.full_like(whole["labels"], -100)}
         return whole | gone if step == 1 else whole

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kernel import LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of
-from kernel import two_threads as two_threads
 
 from limbeck import schemes
 from limbeck.actors import Frozen, Learner
@@ -186,10 +185,16 @@ def test_gradients_that_were_there_stay(teacher: Frozen) -> None:
 
 def test_training_mode_comes_back_after_a_failure() -> None:
     one = learner("a", (LOGIT,))
-    with pytest.raises(RuntimeError, match="broken"), evaluating([one]):
-        assert not one.model.training
-        raise RuntimeError("broken")
-    assert one.model.training
+    modes = []
+
+    def fail() -> None:
+        with evaluating([one]):
+            modes.append(one.model.training)
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        fail()
+    assert modes == [False] and one.model.training
 
 
 def test_a_student_that_is_lost_is_null(teacher: Frozen) -> None:

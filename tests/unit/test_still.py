@@ -26,7 +26,6 @@ from kernel import (
     learner,
     parameters_of,
 )
-from kernel import two_threads as two_threads
 from torch import Tensor
 
 from limbeck import schemes
@@ -65,9 +64,7 @@ def scores(model: torch.nn.Module, states: Sequence[Tensor], layer: int) -> Tens
     """q.k / sqrt(d) of layer 1..L of a BERT, from the state below it."""
     attention = model.bert.encoder.layer[layer - 1].attention.self
     below = states[layer - 1]
-    query, key = (
-        part(below).unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (attention.query, attention.key)
-    )
+    query, key = (part(below).unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (attention.query, attention.key))
     return query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
 
 
@@ -236,7 +233,9 @@ def test_peers_are_constants_to_each_other() -> None:
 
 
 def test_peers_hidden_states_are_constants_too() -> None:
-    to_peer = dataclasses.replace(HIDDEN, pairs=(dataclasses.replace(HIDDEN.pairs[1], teacher="hidden.2", bridge=None),))
+    to_peer = dataclasses.replace(
+        HIDDEN, pairs=(dataclasses.replace(HIDDEN.pairs[1], teacher="hidden.2", bridge=None),)
+    )
     pair = {name: learner(name, (to_peer,), seed=seed) for name, seed in (("a", 1), ("b", 2))}
     batches = [batch()]
     Still(list(pair.values()), [Lesson("a", "b", (to_peer,))], chunk=4).gradients(batches, Counts.of(batches), 0)
@@ -265,8 +264,10 @@ def test_company_is_solo(autocast: torch.dtype | None) -> None:
         for parameter, bits in alone.items():
             assert torch.equal(bits, company[name][parameter]), (name, parameter)
             assert torch.equal(bits, turned[name][parameter]), (name, parameter)
-        assert not torch.equal(alone["model.bert.embeddings.word_embeddings.weight"], parameters_of(
-            learner(name, settings[name], dtype=dtype))["model.bert.embeddings.word_embeddings.weight"])
+        assert not torch.equal(
+            alone["model.bert.embeddings.word_embeddings.weight"],
+            parameters_of(learner(name, settings[name], dtype=dtype))["model.bert.embeddings.word_embeddings.weight"],
+        )
 
 
 def test_dropout_is_drawn_by_step_and_micro_batch_and_leaves_the_generator() -> None:
@@ -296,8 +297,10 @@ def test_without_logit_terms_the_head_gets_no_gradient(tied: bool) -> None:
     cast.step([batch()], Counts.of([batch()]), 0)
     after = parameters_of(one)
     assert all(torch.equal(after[name], before[name]) for name in head)
-    assert not torch.equal(after["model.bert.encoder.layer.0.output.dense.weight"], before[
-        "model.bert.encoder.layer.0.output.dense.weight"])
+    assert not torch.equal(
+        after["model.bert.encoder.layer.0.output.dense.weight"],
+        before["model.bert.encoder.layer.0.output.dense.weight"],
+    )
 
 
 def test_layers_above_the_last_tap_get_no_gradient() -> None:

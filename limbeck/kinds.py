@@ -1,0 +1,71 @@
+"""The kinds of values that stand in a recipe, each with the check that it must pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from limbeck.words import LAYER_MAPS, nearest
+
+
+def wrong(below: str, message: str) -> PydanticCustomError:
+    """An error at a word (or a path of words) below the table that is being checked."""
+    return PydanticCustomError("wrong", "{message}", {"below": below.split(".") if below else [], "message": message})
+
+
+def known(what: str, words: Iterable[str]) -> Callable[[str], str]:
+    """A check that a word is one of `words`; what it refuses is told the nearest."""
+
+    def check(word: str) -> str:
+        if word not in words:
+            raise ValueError(f"unknown {what} '{word}'; {nearest(word, words)}")
+        return word
+
+    return check
+
+
+def enum_of(words: Iterable[str]) -> WithJsonSchema:
+    """The words that an editor offers."""
+    return WithJsonSchema({"type": "string", "enum": list(words)})
+
+
+def is_name(value: str) -> str:
+    """A name that is safe as a folder, in a metric and on a page."""
+    if not re.fullmatch(r"[\w-][\w.-]{0,63}", value):
+        raise ValueError(f"{value[:80]!r} is no name: use letters, digits, '_', '-' and '.', 64 at most")
+    return value
+
+
+def is_device(value: str) -> str:
+    """A device by name; whether this machine has it shows when it is used."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu|hpu|npu)(:\d+)?", value):
+        raise ValueError(f"unknown device '{value}'; write auto, cpu, cuda, cuda:1, mps, xpu, hpu or npu")
+    return value
+
+
+def listed(value: Any) -> Any:
+    """One word stands for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def seed_list(value: Any) -> Any:
+    """A bare number could be a seed or a count of seeds: it is neither."""
+    if isinstance(value, int):
+        raise ValueError(f"must be a list: seeds=[{value}] for the seed {value}, seeds=[0,1,2] for three seeds")
+    return value
+
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, AfterValidator(is_name)]
+Layer = int | Literal["last"]
+LayerMap = (
+    Annotated[str, AfterValidator(known("layer map", LAYER_MAPS)), enum_of(LAYER_MAPS)]
+    | Annotated[dict[Layer, Layer], Field(min_length=1)]
+)
+Device = Annotated[str, AfterValidator(is_device)]

@@ -1,0 +1,130 @@
+"""What `limbeck check` says: everything that can be known before training, as aligned lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from limbeck import build, costs, models
+from limbeck.feeds.corpora import each, find_files
+from limbeck.recipe import Recipe, Term
+from limbeck.words import LAYERED_TAPS, LOSSES
+
+Row = Sequence[object]
+
+TIMES = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
+SIZES = {"TiB": 2.0**40, "GiB": 2.0**30, "MiB": 2.0**20}
+
+
+def lines(table: Recipe) -> list[str]:
+    """The study on a page. What is on the Hub is not downloaded; what is on this disk is read and held together.
+
+    Raises:
+        UserError: what a run would stop with.
+    """
+    title = [f"{table.name}: {table.question}" if table.question else table.name, ""]
+    away = [f"hub: {spec}" for one in each(table.data) if (spec := one.corpus).startswith("hub:")]
+    try:
+        plan = build.design(table, offline=True)
+    except models.NotDownloaded:
+        for one in each(table.data):
+            find_files(one.corpus)
+        teacher = [f"hub: {table.models.teacher.source}"] if table.models.teacher else []
+        return [*title, *_settings(table, None), "", *_downloads([*teacher, *away])]
+    build.weights_fit(plan, offline=True)
+    text = [] if away else _text(plan)
+    body = [*_models(plan), "", *_settings(table, plan), "", *_cost(plan)]
+    return [*title, *body, *(_downloads(away) if away else _aligned([*text, ("ok", "")]))]
+
+
+def _downloads(names: list[str]) -> list[str]:
+    rows = [("a run downloads" if i == 0 else "", name.removeprefix("hub: ")) for i, name in enumerate(names)]
+    return _aligned([*rows, ("ok", "checked up to the download")])
+
+
+def _text(plan: build.Design) -> list[Row]:
+    notes: list[str] = []
+    corpus = build.text(plan, notes.append)
+    build.feed(plan, corpus, seed=0)
+    facts = corpus.facts
+    rows = [
+        ("text", f"{facts['corpus']}: {facts['documents']:,} documents, {facts['tokens']:,} tokens"),
+        ("held out", f"{facts['heldout_documents']:,} documents, {facts['heldout_tokens']:,} tokens"),
+    ]
+    return [*rows, *(("" if i else "note", note) for i, note in enumerate(facts["notes"]))]
+
+
+def _models(plan: build.Design) -> list[str]:
+    cost = costs.of_study(plan)
+    rows: list[Row] = [("models", "family", "layers", "width", "heads", "vocabulary", "parameters")]
+    for who, config, size in (("teacher", plan.teacher, cost.teacher), ("student", plan.student, cost.student)):
+        if config is not None and size is not None:
+            shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.vocab_size)
+            rows.append((f"  {who}", config.model_type, *shape, size.parameters))
+    return _aligned(rows)
+
+
+def _settings(table: Recipe, plan: build.Design | None) -> list[str]:
+    rows: list[Row] = [("settings", "term", "loss", "weight", "bridges", "layers, student<-teacher")]
+    maps = build.facts(plan) if plan else {}
+    for name, setting in table.chosen.items():
+        for i, term in enumerate(setting.terms):
+            layers = maps.get(name, {}).get(term.label, term.layers if term.tap in LAYERED_TAPS else "")
+            bridges = _bridges(plan, name, i) if plan else term.bridge if LOSSES[term.loss].same_width else ""
+            rows.append(("" if i else f"  {name}", term.label, _loss(term), _weight(term), bridges, layers))
+    return _aligned(rows)
+
+
+def _loss(term: Term) -> str:
+    words = ", ".join(f"{name} {value}" for name, value in term.parameters.items())
+    return f"{term.loss}, {words}" if words else term.loss
+
+
+def _weight(term: Term) -> str:
+    weight = term.weight
+    if isinstance(weight, int | float):
+        return f"{weight:g}"
+    return f"{weight.start:g} to {weight.end:g} in {weight.steps:,}"
+
+
+def _bridges(plan: build.Design, setting: str, term: int) -> str:
+    names = {pair.bridge for pair in plan.terms[setting][term].pairs if pair.bridge}
+    if not names or plan.teacher is None:
+        return ""
+    return f"{len(names)} of {plan.student.hidden_size}->{plan.teacher.hidden_size}"
+
+
+def _cost(plan: build.Design) -> list[str]:
+    how, cost = plan.recipe.train, costs.of_study(plan)
+    seconds = cost.total_flops / (costs.matrix_rate(how.precision) * costs.EFFICIENCY)
+    cast = f"settings {len(plan.terms)} x seeds {len(plan.recipe.seeds)}"
+    alone = ", ".join(f"{name} {flops / 1e9:,.1f}" for name, flops in cost.flops_per_step.items())
+    return _aligned(
+        [
+            ("training", f"{cast}, {how.steps:,} updates of {how.batch_size} x {plan.recipe.data.max_length} tokens"),
+            ("compute", f"GFLOP of an update alone: {alone}"),
+            ("time", f"about {_scaled(seconds, TIMES)} on this processor, evaluations apart"),
+            ("memory", f"about {_scaled(cost.memory, SIZES)}"),
+            ("disk", f"about {_scaled(cost.disk, SIZES)}"),
+        ]
+    )
+
+
+def _scaled(value: float, units: dict[str, float]) -> str:
+    """In the largest unit of which there is at least one."""
+    unit = next((name for name, size in units.items() if value >= size), list(units)[-1])
+    return f"{value / units[unit]:,.1f} {unit}"
+
+
+def _aligned(rows: Sequence[Row]) -> list[str]:
+    """Columns: numbers to the right, words to the left; the first column is as wide in every table."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(max(map(len, cells)))]
+    right = [any(isinstance(row[i], int) for row in rows if i < len(row)) for i in range(len(widths))]
+    widths[0] = max(widths[0], 16)
+    lined = ([f"{c:>{w}}" if r else f"{c:{w}}" for c, w, r in zip(row, widths, right, strict=False)] for row in cells)
+    return ["  ".join(row).rstrip() for row in lined]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,112 @@
+"""Every recipe that comes with limbeck trains a few steps from local folders, at the shapes that it names."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SHARED
+from safetensors import safe_open
+from transformers import AutoConfig, AutoTokenizer, BertConfig
+
+from limbeck import api, models, students
+from limbeck.load import built_in
+
+STEPS = 2
+SMALL = [f"train.steps={STEPS}", "train.batch_size=2", "train.eval_blocks=2", "train.threads=1", "train.device=cpu"]
+BERT_UNCASED = SHARED / "tokenizers" / "bert-uncased"
+WORDS = [
+    "the",
+    "still",
+    "turns",
+    "wine",
+    "into",
+    "spirit",
+    "and",
+    "a",
+    "large",
+    "model",
+    "into",
+    "a",
+    "small",
+    "one",
+    "while",
+    "nobody",
+    "looks",
+    "at",
+    "the",
+    "clock",
+]
+
+# Where a recipe names what is on the Hub: the teacher that takes its place.
+BERTS = {
+    "tinybert-general": BertConfig(),  # BERT-base: 12 layers, 768 wide
+    "wikipedia-study": BertConfig(num_hidden_layers=6, hidden_size=384, intermediate_size=1536),
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred documents of a hundred words."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    texts = [f"{i} " + " ".join(WORDS[(i * k + i + k * k) % len(WORDS)] for k in range(100)) for i in range(100)]
+    path.write_text("\n\n".join(texts), encoding="utf-8")
+    return path
+
+
+def random_bert(config: BertConfig, folder: Path) -> Path:
+    """A random model of this shape, with BERT's vocabulary where it is on this machine."""
+    embedded = models.place(models.EMBEDDED)
+    tokenizer = AutoTokenizer.from_pretrained(embedded)
+    if BERT_UNCASED.is_dir():
+        tokenizer = type(tokenizer)(tokenizer_file=str(BERT_UNCASED / "tokenizer.json"), **tokenizer.special_tokens_map)
+    config.vocab_size = len(tokenizer)
+    students.build(config, seed=0).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", built_in())
+def test_recipe(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    overrides = [
+        *SMALL,
+        f"data.corpus={corpus}",
+        "data.heldout=0.2",
+        f"data.cache={tmp_path}",
+        f"out={tmp_path / 'run'}",
+    ]
+    if name in BERTS:
+        overrides.append(f"models.teacher={random_bert(BERTS[name], tmp_path / 'teacher')}")
+    run = api.run(name, [*overrides, "seeds=[0]"], quiet=True)
+
+    settings = {row["setting"] for row in run.metrics}
+    assert len(run.metrics) == STEPS * len(settings)
+    assert all(row["loss"] > 0 and math.isfinite(row["grad_norm"]) for row in run.metrics)
+    assert {row["step"] for row in run.evals} == {0, STEPS}
+    assert run.manifest["status"] == "done"
+    assert run.report.stat().st_size > 10_000
+    for folder in run.students.values():
+        assert AutoConfig.from_pretrained(folder).vocab_size == len(AutoTokenizer.from_pretrained(folder))
+    if name == "tinybert-general":
+        published(run)
+    assert not [path for path in os.listdir(run.folder) if path.endswith(".tmp")]
+
+
+def published(run: api.Run) -> None:
+    """TinyBERT's shape, its layer map, and one bridge for embedding and all layers that stays out of the student."""
+    assert run.manifest["layers"]["multi"] == {"hidden": "1<-3 2<-6 3<-9 4<-12", "attention": "1<-3 2<-6 3<-9 4<-12"}
+    config = AutoConfig.from_pretrained(run.students["multi-seed0"])
+    shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size)
+    assert shape == (4, 312, 12, 1200)
+    multi = next(row for row in run.metrics if row["setting"] == "multi")
+    assert set(multi["terms"]) == {"logit", "embedding", "hidden", "attention"}
+    (newest,) = (run.folder / "checkpoints").glob("step-*")
+    names = set()
+    for path in newest.rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            names |= {name for name in file.keys() if "shared" in name}  # noqa: SIM118 (no mapping)
+    assert names

@@ -1,0 +1,254 @@
+"""The command line as a stranger meets it: exit statuses, one line for a mistake, nothing left behind, no waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from kernel import lay_out, recipe
+
+from limbeck import cli
+from limbeck.errors import Interrupted
+from limbeck.load import built_in
+
+Command = Callable[..., tuple[int, str, str]]
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "matplotlib", "numpy")
+LIGHT = f"""
+import sys
+from limbeck.cli import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code or 0, [name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher, a corpus, a recipe over them, and things to stumble over."""
+    folder = lay_out(tmp_path_factory.mktemp("world"))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe(folder, folder / "run")), encoding="utf-8")
+    (folder / "a-file").write_text("x", encoding="utf-8")
+    (folder / "taken").mkdir()
+    (folder / "taken" / "thesis.txt").write_text("mine", encoding="utf-8")
+    for name, text in {"empty": "", "blank": " \n\n \n", "short": "ba be\n\nbi bo", "one": "ba " * 500}.items():
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def limbeck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], world: Path) -> Command:
+    """Runs a command in this process: (status, standard output, standard error)."""
+    monkeypatch.chdir(world)
+
+    def command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["limbeck", *words])
+        capsys.readouterr()
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return status, *capsys.readouterr()
+
+    return command
+
+
+MISTAKES = [
+    (["models.teacher=nope"], "nope: no such model folder"),
+    (["models.teacher=a-file"], "a-file: no such model folder"),
+    (["models.teacher=taken"], "taken: not a usable model folder"),
+    (["models.student.tokenizer=taken"], "taken: not a usable model folder"),
+    (["models.student.family=gpt2"], "a gpt2 student cannot learn from a bert teacher"),
+    (["models.student.init=teacher"], "models.student.init: teacher copies weights and needs the teacher's width"),
+    (["models.student.heads=2"], "set models.student.heads=4"),
+    (["models.student.heads=3"], "tiny.yaml: models.student.heads: 3 heads do not divide the width 16"),
+    (["models.student.kv_heads=2"], "models.student.kv_heads: a bert model has none of its own"),
+    (["data.corpus=nope.txt"], "nope.txt: no such file or folder"),
+    (["data.corpus=empty.txt"], "empty.txt: no text in this corpus"),
+    (["data.corpus=blank.txt"], "blank.txt: no text in this corpus"),
+    (
+        ["data.corpus=short.txt", "data.heldout=one.txt"],
+        "short.txt: the training part has 4 tokens, fewer than the 8 of one block",
+    ),
+    (["data.corpus=one.txt"], "one.txt: no document to hold out"),
+    (["data.heldout=nope.txt"], "nope.txt: no such file or folder"),
+    (["data.max_length=33"], "data.max_length: 33 tokens are more than the 32 positions of the bert model"),
+    (["train.batch_size=4", "train.accumulate=3"], "train.batch_size: 4 blocks cannot be split into 3 micro-batches"),
+    (["settings.multi.terms.2.layers={1: 9}"], "settings.multi.hidden: layers: the teacher has no layer 9"),
+    (["settings.multi.terms.3.layers={0: 0}"], "settings.multi.attention: layer 0 is the embedding and has no scores"),
+    (["settings.multi.terms.2.layers=skip", "models.student.layers=3"], "4 layers over 3; use layers: uniform"),
+    (["settings.multi.terms.1.bridge=none"], "settings.multi.embedding: widths 16 and 24 differ; set bridge to"),
+    (["settings.multi.terms.1.loss=mes"], "unknown loss 'mes'; did you mean 'mse'?"),
+    (["out=a-file"], "a-file: is there and is no run, or a damaged one; choose another folder"),
+    (["out=a-file/run"], "a-file/run: no folder can be made in"),
+    (["out=taken"], "taken: is there and is no run, or a damaged one; choose another folder"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_check_and_run_say_the_same_and_leave_nothing(
+    overrides: list[str], message: str, limbeck: Command, world: Path
+) -> None:
+    before = sorted(path for path in world.rglob("*") if "cache" not in path.parts)
+    said = {}
+    for command in ("check", "run"):
+        status, out, err = limbeck(command, "tiny.yaml", *overrides)
+        assert (status, out) == (2, "")
+        said[command] = err.splitlines()[-1]
+        assert "Traceback" not in err
+    assert said["check"] == said["run"]
+    assert said["run"].startswith("limbeck: error: ")
+    assert message in said["run"]
+    assert ";" in said["run"] or "did you mean" in said["run"], "a remedy"
+    assert sorted(path for path in world.rglob("*") if "cache" not in path.parts) == before
+    assert not [path for path in world.rglob("*") if ".tmp" in path.name]
+
+
+def test_weights_that_do_not_fit(limbeck: Command, world: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    (teacher).mkdir()
+    for path in (world / "teacher").iterdir():
+        (teacher / path.name).write_bytes(path.read_bytes())
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(config | {"intermediate_size": 7}))
+    for command in ("check", "run"):
+        status, _, err = limbeck(command, "tiny.yaml", f"models.teacher={teacher}")
+        assert status == 2
+        assert "by the config; mend the config" in err.splitlines()[-1]
+    assert not (world / "run").exists()
+
+
+def test_tokenizers_that_disagree(limbeck: Command, world: Path, tmp_path: Path) -> None:
+    for path in (world / "teacher").glob("tok*"):
+        (tmp_path / path.name).write_text(path.read_text().replace('"ba"', '"xx"'))
+    status, _, err = limbeck("check", "tiny.yaml", f"models.student.tokenizer={tmp_path}")
+    assert status == 2
+    assert "corpus.txt:" in err, "the document"
+    assert "disagree at token" in err, "the position"
+    assert "teacher 'ba'" in err
+    assert "student '[UNK]'" in err
+    assert not (world / "run").exists()
+
+
+def test_the_folder_of_another_recipe(limbeck: Command, world: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"recipe_sha256": "of another", "status": "done"}))
+    for command in ("check", "run"):
+        status, _, err = limbeck(command, "tiny.yaml", f"out={tmp_path}")
+        assert status == 2
+        assert "holds a run of another recipe; choose another folder with out=DIR" in err
+
+
+def test_check_says_it_all(limbeck: Command) -> None:
+    status, out, err = limbeck("check", "tiny.yaml", "seeds=[0,1]")
+    assert (status, err) == (0, "")
+    for words in (
+        ["teacher", "bert", "4", "24", "4", "60"],
+        ["student", "bert", "2", "16", "4", "60"],
+        ["hidden", "mse", "1", "2", "of", "16->24", "1<-2", "2<-4"],
+        ["logit", "logit", "forward_kl,", "temperature", "2.0", "1"],
+        ["training", "settings", "2", "x", "seeds", "2,", "6", "updates", "of", "4", "x", "10", "tokens"],
+        ["note", "teacher", "and", "student", "share", "one", "tokenizer:", "tokenised", "once"],
+    ):
+        assert any(line.split()[: len(words)] == words for line in out.splitlines()), words
+    assert {"time", "memory", "disk", "text", "held"} <= {line.split()[0] for line in out.splitlines() if line}
+    assert out.splitlines()[-1] == "ok"
+    assert not any(line != line.rstrip() or len(line) > 120 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("name", ["tinybert-general", "wikipedia-study", "embedded-teacher"])
+def test_check_goes_up_to_the_download(name: str, limbeck: Command) -> None:
+    status, out, _ = limbeck("check", name)
+    assert status == 0
+    assert "a run downloads" in out
+    assert out.splitlines()[-1].split(maxsplit=1) == ["ok", "checked up to the download"]
+
+
+def test_what_is_local_is_checked_before_a_download(limbeck: Command) -> None:
+    status, _, err = limbeck("check", "tinybert-general", "data.corpus=nope.txt")
+    assert status == 2
+    assert "nope.txt: no such file or folder" in err
+
+
+def test_run(limbeck: Command, world: Path, tmp_path: Path) -> None:
+    words = ("run", "tiny.yaml", "train.steps=2", "only=logit", f"out={tmp_path / 'run'}")
+    status, out, err = limbeck(*words)
+    assert status == 0
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in out
+    assert "step 2/2" in err
+    assert not (world / "run").exists()
+    status, _, err = limbeck(*words)
+    assert status == 0
+    assert "this run is done" in err
+
+
+def test_usage(limbeck: Command) -> None:
+    for words in (["run"], ["frob"], ["run", "--frob"], ["check"], ["report", "nope"], ["recipes", "nope"]):
+        status, out, err = limbeck(*words)
+        assert (status, out) == (2, ""), words
+        assert err
+    assert limbeck("recipes", "quikstart")[2].endswith("did you mean 'quickstart'?\n")
+
+
+def test_recipes(limbeck: Command) -> None:
+    status, out, _ = limbeck("recipes")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(built_in())
+    assert yaml.safe_load(limbeck("recipes", "quickstart")[1])["name"] == "quickstart"
+
+
+def test_schema_and_env(limbeck: Command) -> None:
+    schema = json.loads(limbeck("schema")[1])
+    assert schema["required"] == ["name", "settings"]
+    assert "torch" in limbeck("env")[1]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"), [(Interrupted("stopped after step 3"), 75), (KeyboardInterrupt(), 130)]
+)
+def test_other_statuses(
+    raised: BaseException, expected: int, limbeck: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from limbeck import api
+
+    def interrupted(table: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(api, "run", interrupted)
+    status, out, err = limbeck("run", "tiny.yaml")
+    assert (status, out) == (expected, "")
+    assert err.startswith("limbeck: stopped")
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--help"], 0),
+        (["run", "--help"], 0),
+        (["recipes"], 0),
+        (["schema"], 0),
+        (["check", "quikstart"], 2),
+        (["run", "quickstart", "train.lerning_rate=1"], 2),
+    ],
+)
+def test_words_load_nothing_heavy(words: list[str], status: int) -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == f"{status} []"
+
+
+def test_help_answers_at_once() -> None:
+    command = [sys.executable, "-m", "limbeck", "--help"]
+    spent = []
+    for _ in range(3):
+        before = os.times()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        after = os.times()
+        spent.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert "quickstart" in done.stdout
+    assert min(spent) < 0.3, "seconds of a processor"

@@ -1,0 +1,73 @@
+"""Parameters and FLOPs against a count by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from families import CONFIGS
+from kernel import lay_out, recipe
+from transformers import BertConfig
+
+from limbeck import build, costs, students
+from limbeck.load import load
+
+V, P, H, L, M, T = 60, 32, 16, 2, 40, 10  # vocabulary, positions, width, layers, intermediate, tokens of a block
+
+
+def bert() -> BertConfig:
+    return BertConfig(
+        vocab_size=V,
+        max_position_embeddings=P,
+        hidden_size=H,
+        num_hidden_layers=L,
+        num_attention_heads=4,
+        intermediate_size=M,
+    )
+
+
+def test_parameters_of_a_bert() -> None:
+    embeddings = (V + P + 2) * H + 2 * H
+    layer = 4 * (H * H + H) + (H * M + M) + (M * H + H) + 2 * 2 * H
+    head = (H * H + H) + 2 * H + V  # the decoder is tied to the embedding
+    assert costs.of_model(bert(), T).parameters == embeddings + L * layer + head
+
+
+def test_flops_of_a_bert() -> None:
+    cost = costs.of_model(bert(), T)
+    products = 4 * H * H + 2 * H * M  # of one token in one layer, multiply-adds
+    attention = 2 * T * H  # scores, and their use
+    assert cost.backbone_flops == 2 * L * (products + attention)
+    assert cost.head_flops == 2 * (H * H + H * V)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_is_counted_without_memory(name: str) -> None:
+    config = CONFIGS[name]()
+    cost = costs.of_model(config, length=12)
+    assert cost.parameters == sum(p.numel() for p in students.build(config, seed=0).parameters())
+    assert cost.backbone_flops > 2 * 3 * 4 * 32 * 32 * 0.7  # at least the projections of three layers
+    assert cost.head_flops >= 2 * 16 * 100
+
+
+def test_a_study_adds_up(tmp_path: Path) -> None:
+    plan = build.design(
+        load(recipe(lay_out(tmp_path), tmp_path / "run", train={"steps": 7, "batch_size": 4}) | {"seeds": [0, 1]})
+    )
+    cost = costs.of_study(plan)
+    assert cost.teacher is not None
+    tokens, share = 4 * 10, plan.recipe.data.masking.probability
+    teacher = tokens * (cost.teacher.backbone_flops + share * cost.teacher.head_flops)
+    student = 3 * tokens * (cost.student.backbone_flops + share * cost.student.head_flops)
+    bridges = 3 * tokens * 3 * 2 * 16 * 24  # of the embedding and two layers, forward and backward
+    assert cost.flops_per_step["logit"] == pytest.approx(teacher + student)
+    assert cost.flops_per_step["multi"] == pytest.approx(teacher + student + bridges)
+    assert cost.total_flops == pytest.approx(7 * 2 * (teacher + 2 * student + bridges)), "the teacher reads once a seed"
+    assert cost.memory > 4 * cost.student.parameters * costs.OPTIMIZER_BYTES
+    assert cost.disk > 4 * 4 * cost.student.parameters
+
+
+def test_matrix_rate() -> None:
+    torch.set_num_threads(1)
+    assert 1e8 < costs.matrix_rate("fp32", seconds=0.01) < 1e15

@@ -1,0 +1,169 @@
+"""From a file and a command line to a recipe, or to one line that says what is wrong, where, and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from limbeck.errors import UserError
+from limbeck.load import built_in, load
+
+FILES: list[tuple[bytes, str]] = [
+    (b"", "a recipe is a table of words and values"),
+    (b"- 1\n- 2", "a recipe is a table of words and values"),
+    (b"hello", "a recipe is a table of words and values"),
+    (b"a: [1,\n b: }", "not YAML: line 2, column 5"),
+    (bytes(range(256)), "not YAML"),
+    (b"a: \x00", "not YAML"),
+    (b"[" * 3000, "not YAML"),
+    (b"a: " + b"9" * 5000, "not YAML"),
+    (b"name: 2024-13-45", "not YAML: month must be in 1..12"),
+    (b"? [1, 2]\n: 3", "not YAML: line 1, column 3: found unhashable key"),
+    (b"name: !!python/object/apply:os.system [ls]", "not YAML: line 1, column 7"),
+    (b"name: a\nname: b", "line 2, column 1: 'name' stands twice"),
+    (b"train:\n  lr: 1\n  lr: 2", "line 3, column 3: 'lr' stands twice"),
+    (b"1: 2\n", "settings: missing; set it (and 1 more)"),
+    (b"models: {teacher: embedded}", "settings: missing; set it"),
+    (b"models: {teacher: embedded}\nsettings: {1: {terms: [{loss: forward_kl}]}}", "settings[1]: must be text, not 1"),
+    (b"settings: &a {multi: *a}", "settings.multi.terms: missing"),
+]
+
+OVERRIDES = [
+    # no override at all
+    ("train.lr", "'train.lr' is no override; write key=value"),
+    ("=3", "is no override"),
+    ("train..lr=1", "is no override"),
+    (".lr=1", "is no override"),
+    ("train.lr=[1", "train.lr: '[1' is not YAML: line 1, column 3"),
+    # unknown words, at every level
+    ("trian.lr=1", "there is no 'trian'; did you mean 'train'?"),
+    ("trian=1", "trian: unknown word; did you mean 'train'?"),
+    ("train.lerning_rate=1", "train.lerning_rate: unknown word; did you mean 'lr'?"),
+    ("models.student.head=3", "models.student.head: unknown word; did you mean 'heads'?"),
+    ("models.techer=embedded", "models.techer: unknown word; did you mean 'teacher'?"),
+    ("models.teacher.revison=3", "models.teacher.revison: unknown word; did you mean 'revision'?"),
+    ("data.masking.mod=none", "data.masking.mod: unknown word; did you mean 'mode'?"),
+    ("data.maskin.mode=none", "there is no 'maskin'; did you mean 'masking'?"),
+    ("settings.mulit.terms.0.weight=1", "there is no 'mulit'; did you mean 'multi'?"),
+    ("settings.multi.term=[]", "settings.multi.term: unknown word; did you mean 'terms'?"),
+    (
+        "settings.multi.terms.0.temprature=2",
+        "settings.multi.terms[0].temprature: unknown word for the loss forward_kl; did",
+    ),
+    (
+        "settings.multi.terms[1].temprature=2",
+        "settings.multi.terms[1].temprature: unknown word for the loss mse; known",
+    ),
+    ("settings.multi.terms.1.loss=mes", "settings.multi.terms[1].loss: unknown loss 'mes'; did you mean 'mse'?"),
+    ("settings.multi.terms.1.tap=hiden", "settings.multi.terms[1].tap: unknown tap 'hiden'; did you mean 'hidden'?"),
+    ("settings.multi.terms.2.layers=unifrom", "unknown layer map 'unifrom'; did you mean 'uniform'?"),
+    ("models.student.family=brt", "unknown model family 'brt'; did you mean 'bert'?"),
+    ("ünï=1", "ünï: unknown word"),
+    # wrong places
+    ("train.lr.x=1", "train.lr.x: 'x' cannot stand below a single value"),
+    ("settings.multi.terms.9.weight=1", "there is no element '9'; the list has 4, counted from 0"),
+    ("settings.multi.terms.x.weight=1", "there is no element 'x'"),
+    # wrong values
+    ("only=[nope]", "only: there is no setting 'nope'; known words: logit, multi"),
+    ("only=nope", "only: there is no setting 'nope'"),
+    ("only=[]", "only: is empty; give at least one"),
+    ("seeds=3", "seeds: must be a list: seeds=[3] for the seed 3, seeds=[0,1,2] for three seeds"),
+    ("seeds=[]", "seeds: is empty; give at least one"),
+    ("seeds=[0,0]", "seeds: one seed stands twice"),
+    ("seeds=[-1]", "seeds[0]: must be at least 0, not -1"),
+    ("seeds=[x]", "seeds[0]: must be a whole number, not 'x'"),
+    ("train.steps=1.5", "train.steps: must be a whole number, not 1.5"),
+    ("train.steps=true", "train.steps: true is no value here"),
+    ("train.lr=0", "train.lr: must be above 0, not 0"),
+    ("train.lr=3e-4x", "train.lr: must be a number, not '3e-4x'"),
+    ("train.betas=[0.9]", "train.betas[1]: missing; set it"),
+    ("train.betas=0.9", "train.betas: must be a list such as [1, 2], not 0.9"),
+    ("train.precision=fp16", "train.precision: must be 'fp32', 'bf16' or 'fp64', not 'fp16'"),
+    ("train.device=cdua", "train.device: unknown device 'cdua'; write auto, cpu, cuda"),
+    ("train=3", "train: must be a table of words and values, not 3"),
+    ("data.corpus=", "data.corpus: must be text, not nothing; set it"),
+    ("data.corpus=''", "data.corpus: is empty; set it"),
+    ("data.corpus=3", "data.corpus: must be text, not 3; put it in quotes"),
+    ("data.max_length=3", "data.max_length: must be at least 4, not 3"),
+    ("data.masking.mode=none", "data.positions: masked needs masking"),
+    ("data.heldout=2", "data.heldout: must be below 1, not 2"),
+    ("models.student.heads=7", "models.student.heads: 7 heads do not divide the width 128; choose heads that do"),
+    ("settings.multi.terms=[]", "settings.multi.terms: is empty; give at least one"),
+    ("settings.multi.terms=[3]", "settings.multi.terms[0]: must be a table of words and values, not 3"),
+    ("settings.multi.terms.2.layers={}", "settings.multi.terms[2].layers: is empty; give at least one"),
+    (
+        "settings.multi.terms.2.layers={x: 2}",
+        "settings.multi.terms[2].layers.x: must be a whole number or 'last', not 'x'",
+    ),
+    ("settings.multi.terms.1.layers={1: 2}", "settings.multi.terms[1].layers: the tap embedding has no layers"),
+    ("settings.multi.terms.0.bridge=shared", "settings.multi.terms[0].bridge: the loss forward_kl needs no bridge"),
+    ("settings.multi.terms.1.name=hidden", "settings.multi.terms: two terms are named 'hidden'"),
+    ("settings.multi.terms.1.loss=forward_kl", "[1].tap: the loss forward_kl compares logits, not embedding"),
+    ("settings.multi.terms.2.weight={start: 1}", "settings.multi.terms[2].weight.end: missing; set it (and 1 more)"),
+    ("settings.multi.terms.2.weight=.nan", "settings.multi.terms[2].weight: must be a finite number, not nan"),
+    ("settings.multi.terms.2.weight=-1", "settings.multi.terms[2].weight: must be at least 0, not -1"),
+    ("settings.multi.terms.2.weight=x", "weight: must be a number or a table of words and values, not 'x'"),
+    ("name=2024-01-01", "name: must be text"),
+]
+
+
+def mistake(recipe: str, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(recipe, overrides)
+    message = str(caught.value)
+    assert message.isprintable(), "one line"
+    assert len(message) < 450
+    return message
+
+
+@pytest.mark.parametrize(("content", "message"), FILES, ids=[repr(content[:20]) for content, _ in FILES])
+def test_files(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    said = mistake(str(path))
+    assert said.startswith(str(path))
+    assert message in said
+
+
+@pytest.mark.parametrize(("override", "message"), OVERRIDES, ids=[override for override, _ in OVERRIDES])
+def test_overrides(override: str, message: str) -> None:
+    assert message in mistake("quickstart", override)
+
+
+@pytest.mark.parametrize("name", ["quikstart", "nope.yaml", "a\0b", "x" * 5000, "two\nlines"])
+def test_no_such_recipe(name: str) -> None:
+    mistake(name)
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    assert "a folder, not a recipe" in mistake(str(tmp_path))
+
+
+def test_a_near_name_is_offered() -> None:
+    assert mistake("quikstart").endswith("did you mean 'quickstart'?")
+
+
+def test_precedence_is_defaults_then_file_then_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    settings = "settings: {a: {terms: [{loss: forward_kl}]}}"
+    path.write_text(f"models: {{teacher: embedded}}\ntrain: {{lr: 1e-5, steps: 5}}\n{settings}", encoding="utf-8")
+    recipe = load(path, ["train.steps=1e2", "settings.a.terms[0].weight=3", "data.masking.mode=static"])
+    assert (recipe.name, recipe.train.lr, recipe.train.steps, recipe.train.batch_size) == ("mine", 1e-5, 100, 32)
+    assert recipe.settings["a"].terms[0].weight == 3
+    assert recipe.data.masking.mode == "static"
+
+
+def test_an_override_leaves_the_given_table_alone() -> None:
+    table = {"name": "a", "models": {"teacher": "org/name"}, "settings": {"a": {"terms": [{"loss": "forward_kl"}]}}}
+    before = repr(table)
+    teacher = load(table, ["models.teacher.revision=v2", "train.steps=3"]).models.teacher
+    assert teacher is not None
+    assert (teacher.source, teacher.revision) == ("org/name", "v2")
+    assert repr(table) == before
+
+
+def test_built_in_recipes_begin_with_what_they_are() -> None:
+    for path in built_in().values():
+        assert path.read_text(encoding="utf-8").startswith("# ")
+        assert load(path.stem).name == path.stem

@@ -1,0 +1,50 @@
+"""The table of words says of every loss what its signature says."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from limbeck.losses import LOSSES
+from limbeck.words import ELSEWHERE, TAPS, nearest
+from limbeck.words import LOSSES as WORDS
+
+TENSORS = {"student", "teacher", "labels", "mask"}
+
+
+def test_the_same_losses() -> None:
+    assert list(WORDS) == list(LOSSES)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_words_are_the_signature(name: str) -> None:
+    parameters = inspect.signature(LOSSES[name]).parameters
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
+    assert set(WORDS[name].parameters) == set(parameters) - TENSORS
+    assert set(WORDS[name].needs) == {"teacher", "labels"} & set(parameters)
+    for hyper in WORDS[name].parameters:
+        assert parameters[hyper].default is not inspect.Parameter.empty, "a recipe may leave it out"
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_taps_are_known(name: str) -> None:
+    assert set(WORDS[name].taps) <= set(TAPS)
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "said"),
+    [
+        ("temprature", ("temperature", "weight"), "did you mean 'temperature'?"),
+        ("lerning_rate", ("lr", "steps"), "did you mean 'lr'?"),
+        ("lerning_rate", ("steps",), "known words: steps"),
+        ("xyz", ("b", "a"), "known words: a, b"),
+    ],
+)
+def test_nearest(word: str, known: tuple[str, ...], said: str) -> None:
+    assert nearest(word, known) == said
+
+
+@pytest.mark.parametrize("foreign", ELSEWHERE)
+def test_words_from_elsewhere_lead_here(foreign: str) -> None:
+    assert nearest(foreign, (ELSEWHERE[foreign],)) == f"did you mean '{ELSEWHERE[foreign]}'?"
