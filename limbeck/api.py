@@ -16,8 +16,9 @@ from limbeck.engine import interruptible
 from limbeck.errors import UserError
 from limbeck.feeds.blocks import Corpus
 from limbeck.load import load
+from limbeck.manifest import identity
 from limbeck.recipe import Recipe
-from limbeck.session import Session, identity
+from limbeck.session import Session
 from limbeck.world import World
 
 
@@ -81,8 +82,8 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
     plan = build.design(table)
     _divides(table, world)
     build.weights_fit(plan)
+    corpus = _text(plan, world, tell)
     with interruptible() as stopped:
-        corpus = _text(plan, world, tell)
         study = build.study(plan, world, corpus)
         Session(study, folder, tell).go(stopped, quiet=quiet or not world.is_main)
     return Run(folder)
@@ -103,8 +104,9 @@ def _prepare_libraries(table: Recipe) -> None:
     disable_progress_bar()
     if table.train.threads:
         torch.set_num_threads(table.train.threads)
-    if torch.cuda.is_available() and table.train.device != "cpu":
-        torch.use_deterministic_algorithms(table.train.deterministic, warn_only=True)
+    if torch.cuda.is_available() and table.train.device != "cpu" and table.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _divides(table: Recipe, world: World) -> None:
@@ -127,7 +129,7 @@ def _is_done(folder: Path, table: Recipe) -> bool:
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise UserError(f"{folder}: no folder can be made in {above}; choose another with out=DIR")
         return False
-    if folder.is_dir() and not any(folder.iterdir()):
+    if folder.is_dir() and all(path.name.endswith(".tmp") for path in folder.iterdir()):
         return False
     try:
         manifest = rundir.read_json(folder / rundir.MANIFEST)

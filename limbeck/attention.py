@@ -86,11 +86,11 @@ def attention(
     if recorder and module in recorder.layers:
         recorder.attended[recorder.layers[module]] = given
     if query.device.type == "cpu" and key.shape[2] <= SHORT and kwargs.get("position_bias") is None:
-        return _plain(given, kwargs.get("dropout", 0.0)), None
+        return plain(given, kwargs.get("dropout", 0.0)), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
-def _plain(given: Attended, dropout: float) -> Tensor:
+def plain(given: Attended, dropout: float) -> Tensor:
     """Attention as two matrix products: `[B, T, h, d]`."""
     query = given.query_BhTd
     scores = (query * given.scaling) @ _every_head(given.key_BhSd, query).transpose(-1, -2)

@@ -40,6 +40,11 @@ class Design:
         """Whether the student predicts the next token."""
         return family(self.student.model_type).causal
 
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of matrix products where it is not the parameters'."""
+        return torch.bfloat16 if self.recipe.train.precision == "bf16" else None
+
 
 def design(table: recipe.Recipe, offline: bool = False) -> Design:
     """Reads configurations and tokenizers and matches the parts of teacher and student.
@@ -62,6 +67,18 @@ def design(table: recipe.Recipe, offline: bool = False) -> Design:
     for config in (teacher, student):
         if config is not None:
             _fits(config, table.data.max_length, len(mine))
+    causal = family(student.model_type).causal
+    if causal and table.data.positions == "masked":
+        raise UserError("data.positions: masked, but a causal model is never masked; set data.positions to all")
+    for name, setting in table.chosen.items():
+        if (
+            not causal
+            and table.data.masking.mode == "none"
+            and any("labels" in WORDS[it.loss].needs for it in setting.terms)
+        ):
+            raise UserError(
+                f"settings.{name}: without masking there are no labels to learn; set data.masking.mode to dynamic or static"
+            )
     terms = {name: _terms(setting, student, teacher, f"settings.{name}") for name, setting in table.chosen.items()}
     return Design(table, teacher, student, theirs or mine, mine, terms)
 
@@ -116,7 +133,7 @@ def _pairs(
             f"{teacher.num_attention_heads}; set models.student.heads={teacher.num_attention_heads}"
         )
     if term.tap == "embedding":
-        return (lessons.Pair("embedding", "embedding", _bridge(term, "embedding", student, teacher, where)),)
+        return (lessons.Pair("embedding", "embedding", _bridge(term, term.label, student, teacher, where)),)
     return tuple(
         lessons.Pair(f"{term.tap}.{s}", f"{term.tap}.{t}", _bridge(term, f"{term.label}-{s}", student, teacher, where))
         for s, t in layer_map(term, student, teacher, where).items()
@@ -181,11 +198,6 @@ class Study:
         """All learners, seed by seed."""
         return [learner for still in self.stills.values() for learner in still.learners]
 
-    @property
-    def autocast(self) -> torch.dtype | None:
-        """The dtype of matrix products where it is not the parameters'."""
-        return torch.bfloat16 if self.design.recipe.train.precision == "bf16" else None
-
 
 def text(plan: Design, tell: Callable[[str], None]) -> Corpus:
     """The tokenised corpus, from the cache or made now."""
@@ -205,7 +217,7 @@ def study(plan: Design, world: World, corpus: Corpus) -> Study:
             teacher,
             [(learner, plan.terms[settings[learner.name]]) for learner in cast],
             chunk=table.train.chunk,
-            autocast=torch.bfloat16 if table.train.precision == "bf16" else None,
+            autocast=plan.autocast,
             world=world,
         )
     feeds = {seed: feed(plan, corpus, seed) for seed in table.seeds}

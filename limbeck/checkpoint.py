@@ -35,10 +35,10 @@ def save(folder: Path, step: int, learners: Sequence[Learner], facts: dict[str, 
     files = {path.name: _identity(path) for path in sorted(temporary.iterdir())}
     rundir.write_json(temporary / MANIFEST, {"step": step, "files": files, **facts})
     for path in [*temporary.iterdir(), temporary]:
-        _sync(path)
+        sync(path)
     shutil.rmtree(place, ignore_errors=True)
     temporary.rename(place)
-    _sync(folder)
+    sync(folder)
     for old in list_all(folder)[KEPT:]:
         shutil.rmtree(old)
     return place
@@ -124,7 +124,8 @@ def _damage(place: Path) -> str | None:
     return None
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Has a file's bytes, or a folder's names, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

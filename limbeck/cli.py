@@ -107,5 +107,8 @@ def main() -> None:
         sys.exit(75)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of Ctrl-C
-            print("limbeck: stopped at once; the last checkpoint holds", file=sys.stderr)
+            print(
+                "limbeck: stopped at once; a run that had begun goes on from its last checkpoint when run again",
+                file=sys.stderr,
+            )
         raise

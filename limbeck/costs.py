@@ -73,13 +73,19 @@ def of_study(plan: build.Design) -> StudyCost:
     for name, terms in plan.terms.items():
         share = selected * any(term.on_logits for term in terms)
         bridges = sum(pair.bridge is not None for term in terms for pair in term.pairs)
+        scores = 2 * length * sum(pair.student.startswith("scores") for term in terms for pair in term.pairs)
         width = plan.teacher.hidden_size if plan.teacher else 0
         own[name] = (
             tokens
             * 3
-            * (student.backbone_flops + share * student.head_flops + bridges * 2 * plan.student.hidden_size * width)
+            * (
+                student.backbone_flops
+                + share * student.head_flops
+                + plan.student.hidden_size * (2 * bridges * width + scores)
+            )
         )
-        alone[name] = own[name] + (tokens * (teacher.backbone_flops + share * teacher.head_flops) if teacher else 0)
+        read = teacher.backbone_flops + share * teacher.head_flops + scores * width if teacher else 0.0
+        alone[name] = own[name] + tokens * read
     shared = max(alone[name] - own[name] for name in own)
     total = table.train.steps * len(table.seeds) * (shared + sum(own.values()))
     learners = len(own) * len(table.seeds)

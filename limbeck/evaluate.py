@@ -21,6 +21,7 @@ from limbeck.lessons import Lesson
 from limbeck.losses import cross_entropy, forward_kl
 from limbeck.reduce import Batch, Counts
 from limbeck.still import COMMON, Still
+from limbeck.world import World
 
 SUMS = ("tokens", "logit_loss", "agreement", "labels", "label_loss", "label_accuracy")
 
@@ -57,6 +58,7 @@ class Evaluation:
         batches: split (`train`, `test`) -> its batches.
         chunk: tokens whose logits exist at a time.
         autocast: dtype of matrix products.
+        device: where the models are.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class Evaluation:
         *,
         chunk: int,
         autocast: torch.dtype | None = None,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (an immutable value)
     ) -> None:
         self.teacher, self.batches, self.chunk, self.autocast = teacher, batches, chunk, autocast
+        self.device = device
 
     def __call__(self, learners: Sequence[Learner]) -> dict[tuple[str, str], dict[str, Any]]:
         """(learner, split) -> its means, its `documents` and its `logit_grad_norm_layers`."""
@@ -117,7 +121,9 @@ class Evaluation:
         if self.teacher is None:
             return None
         lesson = Lesson(learner.name, self.teacher.name, (COMMON,))
-        still = Still([self.teacher, learner], [lesson], chunk=self.chunk, autocast=self.autocast)
+        still = Still(
+            [self.teacher, learner], [lesson], chunk=self.chunk, autocast=self.autocast, world=World(device=self.device)
+        )
         with without_gradients(learner):
             still.gradients([batch], Counts.of([batch]), step=0)
             return [norm(gradients(layer)).item() for layer in learner.layers]

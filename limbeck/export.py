@@ -47,7 +47,7 @@ tags: [limbeck, distillation]
 
 # {manifest["name"]}: {learner}
 
-Trained with [limbeck](https://pypi.org/project/limbeck/) {manifest["versions"]["limbeck"]} by the setting `{setting}`.
+Trained with limbeck {manifest["versions"]["limbeck"]} by the setting `{setting}`.
 
 - teacher: {described}
 - student: {manifest["students"][learner]["parameters"]:,} parameters

@@ -56,8 +56,16 @@ class Term:
     def _of(self, pair: Pair, student: Readout, teacher: Readout, bridges: nn.ModuleDict) -> Tensor:
         mine, theirs = student[pair.student], teacher[pair.teacher]
         if pair.student.startswith("scores"):
-            return self.loss(student=mine, teacher=theirs, mask=student.visible(pair.student))
+            seen = _both(student.visible(pair.student), teacher.visible(pair.teacher))
+            return self.loss(student=mine, teacher=theirs, mask=seen)
         return self.loss(student=bridges[pair.bridge](mine) if pair.bridge else mine, teacher=theirs)
+
+
+def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The pairs of positions that are visible on both sides; None where all are."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a & b
 
 
 @dataclass(frozen=True)

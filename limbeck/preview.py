@@ -7,6 +7,8 @@ from typing import Any
 
 from limbeck import build, costs, models
 from limbeck.feeds.corpora import each, find_files
+from limbeck.feeds.readers import hub_name
+from limbeck.feeds.tokenise import Encoder
 from limbeck.recipe import Recipe, Term
 from limbeck.words import LAYERED_TAPS, LOSSES
 
@@ -23,18 +25,27 @@ def lines(table: Recipe) -> list[str]:
         UserError: what a run would stop with.
     """
     title = [f"{table.name}: {table.question}" if table.question else table.name, ""]
-    away = [f"hub: {spec}" for one in each(table.data) if (spec := one.corpus).startswith("hub:")]
+    away = _far_corpora(table)
     try:
         plan = build.design(table, offline=True)
     except models.NotDownloaded:
-        for one in each(table.data):
-            find_files(one.corpus)
         teacher = [f"hub: {table.models.teacher.source}"] if table.models.teacher else []
         return [*title, *_settings(table, None), "", *_downloads([*teacher, *away])]
     build.weights_fit(plan, offline=True)
+    Encoder(plan.teacher_tokenizer, plan.student_tokenizer)
     text = [] if away else _text(plan)
     body = [*_models(plan), "", *_settings(table, plan), "", *_cost(plan)]
     return [*title, *body, *(_downloads(away) if away else _aligned([*text, ("ok", "")]))]
+
+
+def _far_corpora(table: Recipe) -> list[str]:
+    """The corpora that are on the Hub; those on this disk are looked for."""
+    specs = [one.corpus for one in each(table.data)]
+    specs += [table.data.heldout] if isinstance(table.data.heldout, str) else []
+    far = [spec for spec in specs if spec.startswith("hub:")]
+    for spec in specs:
+        hub_name(spec) if spec in far else find_files(spec)
+    return [f"hub: {spec}" for spec in far]
 
 
 def _downloads(names: list[str]) -> list[str]:

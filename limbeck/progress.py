@@ -62,11 +62,8 @@ def _now(record: Record) -> str:
     for row in record.rows:
         losses[row["setting"]].append(row["loss"])
         speeds[row["seed"]] = row["tokens_per_second"]
-    speed = len(speeds) / sum(1 / value for value in speeds.values()) / len(speeds) if speeds else 0.0
-    return (
-        "  ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in losses.items())
-        + f"  {speed * len(speeds):,.0f} tokens/s"
-    )
+    speed = len(speeds) / sum(1 / value for value in speeds.values())
+    return "  ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in losses.items()) + f"  {speed:,.0f} tokens/s"
 
 
 def _clock(seconds: float) -> str:

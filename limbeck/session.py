@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import shlex
-import sys
+import shutil
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from limbeck import build, checkpoint, costs, environment, export, progress, rundir, students
+from limbeck import build, checkpoint, costs, export, manifest, progress, rundir
 from limbeck.engine import Course, Record, fit, require_finite, to_device
 from limbeck.errors import Interrupted, UserError
 from limbeck.evaluate import SUMS, Evaluation
-from limbeck.recipe import Recipe
 
 STAGE = "train"
-
-
-def identity(table: Recipe) -> str:
-    """sha256 of everything in the recipe that a result is a function of."""
-    return hashlib.sha256(dump(table, exclude={"out": True, "data": {"cache"}}).encode()).hexdigest()
-
-
-def dump(table: Recipe, exclude: dict[str, Any] | None = None) -> str:
-    """The resolved recipe as YAML."""
-    return yaml.safe_dump(table.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
 
 
 class Session:
@@ -93,20 +78,27 @@ class Session:
     def _begin(self) -> int:
         """Writes recipe and manifest of a new run."""
         if self.study.world.is_main:
-            manifest = self._manifest()
+            begun = manifest.of(self.study, self.flops)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(
                     f"{self.folder}: cannot be made ({error.strerror}); choose another with out=DIR"
                 ) from None
-            rundir.write_text(self.folder / rundir.RECIPE, dump(self.table))
-            rundir.write_json(self.folder / rundir.MANIFEST, manifest)
+            rundir.write_json(self.folder / rundir.MANIFEST, begun)
+            rundir.write_text(self.folder / rundir.RECIPE, manifest.dump(self.table))
         self.study.world.wait()
         return 0
 
     def _resume(self) -> int:
-        """Takes the newest checkpoint that verifies, and drops the lines written after it."""
+        """Takes the newest checkpoint that verifies, and drops the lines written after it.
+
+        Raises:
+            UserError: the text, a tokenizer, the teacher or the initial students are others than when the run began.
+        """
+        began = rundir.read_json(self.folder / rundir.MANIFEST)
+        for line in manifest.changes(began, manifest.of(self.study, self.flops), self.folder):
+            self.tell(line)
         found = checkpoint.newest(self.folder / rundir.CHECKPOINTS, self.tell)
         start = found[1]["step"] if found else 0
         if found:
@@ -116,7 +108,13 @@ class Session:
         self._status("running", time.time())
         self.study.world.wait()  # all have read what is now taken away
         if self.study.world.is_main:
+            rundir.write_text(self.folder / rundir.RECIPE, manifest.dump(self.table))
             checkpoint.drop_after(self.folder / rundir.CHECKPOINTS, start)
+            for left in (
+                *self.folder.glob(f"{rundir.CHECKPOINTS}/.*.tmp"),
+                *self.folder.glob(f"{rundir.STUDENTS}/.*.tmp"),
+            ):
+                shutil.rmtree(left)
             for name in (rundir.METRICS, rundir.EVALS):
                 rundir.keep_until(self.folder / name, start if found else -1)
         self.study.world.wait()
@@ -166,18 +164,20 @@ class Session:
 
     def _save(self, step: int) -> None:
         if self.study.world.is_main:
-            facts = {"recipe_sha256": identity(self.table), "tokens": self.tokens}
+            for name in (rundir.METRICS, rundir.EVALS):  # no line may be younger than a checkpoint that counts on it
+                checkpoint.sync(self.folder / name)
+            facts = {"recipe_sha256": manifest.identity(self.table), "tokens": self.tokens}
             checkpoint.save(self.folder / rundir.CHECKPOINTS, step, self.study.learners, facts)
         self.study.world.wait()
 
     def _finish(self, begin: float) -> None:
         """Exports the students, saves, draws the figures, writes the report."""
         if self.study.world.is_main:
-            manifest, recipe = rundir.read_json(self.folder / rundir.MANIFEST), dump(self.table)
+            facts, recipe = rundir.read_json(self.folder / rundir.MANIFEST), manifest.dump(self.table)
             last = [row for row in rundir.read_lines(self.folder / rundir.EVALS)[0] if row["step"] == self.how.steps]
             for learner in self.study.learners:
                 rows = [row for row in last if row["learner"] == learner.name]
-                card = export.model_card(manifest, recipe, self.study.settings[learner.name], learner.name, rows)
+                card = export.model_card(facts, recipe, self.study.settings[learner.name], learner.name, rows)
                 export.export(self.folder, learner, self.study.design.student_tokenizer, card)
         self._save(self.how.steps)
         self._status("done", begin)
@@ -189,12 +189,10 @@ class Session:
 
     def _status(self, status: str, begin: float) -> None:
         if self.study.world.is_main:
-            manifest = rundir.read_json(self.folder / rundir.MANIFEST)
-            spent = manifest["seconds"] + time.time() - begin
-            rundir.write_json(
-                self.folder / rundir.MANIFEST,
-                {**manifest, "status": status, "finished": _now(), "seconds": round(spent, 1)},
-            )
+            now = rundir.read_json(self.folder / rundir.MANIFEST)
+            spent, ended = now["seconds"] + time.time() - begin, None if status == "running" else manifest.now()
+            now |= {"status": status, "finished": ended, "seconds": round(spent, 1)}
+            rundir.write_json(self.folder / rundir.MANIFEST, now)
 
     def _evaluation(self) -> Evaluation:
         """The fixed blocks of both splits."""
@@ -203,44 +201,6 @@ class Session:
         for split, part in (("train", "train"), ("test", "heldout")):
             feed = build.feed(plan, corpus, 0, part)
             batches[split] = [to_device(b, world.device) for b in feed.fixed(self.how.eval_blocks, batch_size=16)]
-        return Evaluation(self.study.teacher, batches, chunk=self.how.chunk, autocast=self.study.autocast)
-
-    def _manifest(self) -> dict[str, Any]:
-        source, teacher = self.table.models.teacher, self.study.teacher
-        return {
-            "name": self.table.name,
-            "question": self.table.question,
-            "recipe_sha256": identity(self.table),
-            "command": shlex.join(["limbeck", *sys.argv[1:]]),
-            "limbeck": environment.versions()["limbeck"],
-            "versions": environment.versions(),
-            "machine": environment.machine(),
-            "processes": self.study.world.size,
-            "device": str(self.study.world.device),
-            "teacher": {
-                "source": source.source,
-                "revision": getattr(teacher.model.config, "_commit_hash", None),
-                "sha256": students.digest(teacher.model.named_parameters()),
-                "parameters": teacher.model.num_parameters(),
-            }
-            if source and teacher
-            else None,
-            "data": self.study.corpus.facts,
-            "layers": build.facts(self.study.design),
-            "students": {
-                learner.name: {
-                    "initial_sha256": students.digest(learner.model.named_parameters()),
-                    "parameters": self.parameters,
-                    "flops_per_step": self.flops[self.study.settings[learner.name]],
-                }
-                for learner in self.study.learners
-            },
-            "status": "running",
-            "started": _now(),
-            "finished": None,
-            "seconds": 0.0,
-        }
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+        return Evaluation(
+            self.study.teacher, batches, chunk=self.how.chunk, autocast=plan.autocast, device=world.device
+        )

@@ -180,6 +180,12 @@ class Still:
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:
-        start = perf_counter()
+        """Adds the time inside to an actor's, on a GPU that of the device."""
+        start = self._now()
         yield
-        self.seconds[name] += perf_counter() - start
+        self.seconds[name] += self._now() - start
+
+    def _now(self) -> float:
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+        return perf_counter()

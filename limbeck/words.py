@@ -1,7 +1,7 @@
 """What the words of a recipe may be, known without torch.
 
-`LOSSES` says of every loss what a recipe needs before anything is loaded: over what it returns one value (`per`), which
-taps it compares, and which hyper-parameters it takes. A test holds this table against the signatures of `limbeck.losses`.
+`LOSSES` says of every loss what a recipe needs before anything is loaded: which taps it compares, and which
+hyper-parameters it takes. A test holds this table against the signatures of `limbeck.losses`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from difflib import get_close_matches
 class LossWords:
     """What a recipe may say of one loss."""
 
-    per: str  # "token", "row" or "batch": what one returned value stands for
     taps: tuple[str, ...]  # kinds of taps that it compares
     parameters: tuple[str, ...] = ()
     needs: tuple[str, ...] = ("teacher",)  # "teacher", "labels"
@@ -23,11 +22,11 @@ class LossWords:
 
 
 LOSSES: dict[str, LossWords] = {
-    "cross_entropy": LossWords("token", ("logits",), needs=("labels",)),
-    "forward_kl": LossWords("token", ("logits",), ("temperature",)),
-    "mse": LossWords("token", ("embedding", "hidden"), same_width=True),
-    "cosine": LossWords("token", ("embedding", "hidden"), same_width=True),
-    "attention_scores_mse": LossWords("token", ("scores",)),
+    "cross_entropy": LossWords(("logits",), needs=("labels",)),
+    "forward_kl": LossWords(("logits",), ("temperature",)),
+    "mse": LossWords(("embedding", "hidden"), same_width=True),
+    "cosine": LossWords(("embedding", "hidden"), same_width=True),
+    "attention_scores_mse": LossWords(("scores",)),
 }
 
 LAYERED_TAPS = ("hidden", "query", "key", "value", "scores", "probs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,8 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
+
+PATIENCE = timedelta(days=7)  # the others wait while the first process tokenises or evaluates
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,9 @@ class World:
         Raises:
             UserError: there is no such device.
         """
-        state = PartialState(cpu=device == "cpu")
-        where = torch.device(str(state.device) if device == "auto" else device)
+        wanted = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        state = PartialState(cpu=wanted == "cpu", timeout=PATIENCE)
+        where = state.device if wanted == "cuda" and state.device is not None else torch.device(wanted)
         try:
             torch.empty(0, device=where)
         except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -25,7 +25,7 @@ from limbeck.feeds.tokenise import Encoder, Special
 if TYPE_CHECKING:
     from limbeck.recipe import Data
 
-LAYOUT = 1  # of the files; a new number leaves older entries unread
+LAYOUT = 2  # of the files; a new number leaves older entries unread
 PARTS = ("train", "heldout")
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20  # what is tokenised at a time
 

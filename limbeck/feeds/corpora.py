@@ -151,31 +151,24 @@ def each(data: Data) -> list[Data]:
 
 
 def separate(data: Data) -> Iterator[tuple[str, str, str]]:
-    """Every document once, corpus by corpus, as (part, name, text).
+    """Every document once, as (part, name, text): first what separate held-out corpora hold, then corpus by corpus.
 
     The part is `heldout`, `train`, or `both`: training text that is word for word a document of a separate
     held-out corpus and must not be trained on. Drawn by hash, all copies of a text fall on the same side.
     """
-    for one in each(data):
-        yield from _separate(one)
-
-
-def _separate(data: Data) -> Iterator[tuple[str, str, str]]:
-    source = heldout_source(data)
+    sources = {one.corpus: heldout_source(one) for one in each(data)}
+    separate_ones: list[tuple[str, Split]] = list(dict.fromkeys(source for source in sources.values() if source))
     heldout: set[bytes] = set()
-    if source is not None:
-        for name, text in read_documents(source[0], field=data.field, separator=data.separator, split=source[1]):
+    for spec, split in separate_ones:
+        for name, text in read_documents(spec, field=data.field, separator=data.separator, split=split):
             heldout.add(_digest(text))
             yield "heldout", name, text
-    share = data.heldout if source is None else 0.0
-    assert isinstance(share, float)
-    words = {"field": data.field, "separator": data.separator, "max_bytes": data.max_bytes}
-    for name, text in read_documents(data.corpus, **words):
-        digest = _digest(text)
-        if int.from_bytes(digest[:8], "big") < share * 2**64:
-            yield "heldout", name, text
-        else:
-            yield "both" if digest in heldout else "train", name, text
+    for corpus, source in sources.items():
+        share = float(data.heldout) if source is None else 0.0
+        for name, text in read_documents(corpus, field=data.field, separator=data.separator, max_bytes=data.max_bytes):
+            digest = _digest(text)
+            drawn = int.from_bytes(digest[:8], "big") < share * 2**64
+            yield "both" if digest in heldout else "heldout" if drawn else "train", name, text
 
 
 def _digest(text: str) -> bytes:

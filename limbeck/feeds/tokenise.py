@@ -73,11 +73,6 @@ def serialised(tokenizer: Any) -> str:
     return json.dumps(table | {"truncation": None, "padding": None}, sort_keys=True)
 
 
-def same_on_disk(a: Any, b: Any) -> bool:
-    """Whether two tokenizers are the same but for truncation and padding."""
-    return a is b or serialised(a) == serialised(b)
-
-
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """The ids of every text, without special tokens, in parallel over the texts.
 
@@ -125,6 +120,8 @@ class Encoder:
         """
         if not self._tokenizers:  # copies: free of truncation and padding, and the caller's stay as they are
             self._tokenizers = [Tokenizer.from_str(text) for text in self.json]
+            for tokenizer in self._tokenizers:
+                tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text
         teacher, *student = (encode(tokenizer, texts) for tokenizer in self._tokenizers)
         for other in student:
             for name, a, b in zip(names, teacher, other, strict=True):

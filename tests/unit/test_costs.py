@@ -61,9 +61,12 @@ def test_a_study_adds_up(tmp_path: Path) -> None:
     teacher = tokens * (cost.teacher.backbone_flops + share * cost.teacher.head_flops)
     student = 3 * tokens * (cost.student.backbone_flops + share * cost.student.head_flops)
     bridges = 3 * tokens * 3 * 2 * 16 * 24  # of the embedding and two layers, forward and backward
+    scores = tokens * 2 * 2 * 10 * (3 * 16 + 24)  # q.k of two layers: the student's three times, the teacher's once
     assert cost.flops_per_step["logit"] == pytest.approx(teacher + student)
-    assert cost.flops_per_step["multi"] == pytest.approx(teacher + student + bridges)
-    assert cost.total_flops == pytest.approx(7 * 2 * (teacher + 2 * student + bridges)), "the teacher reads once a seed"
+    assert cost.flops_per_step["multi"] == pytest.approx(teacher + student + bridges + scores)
+    assert cost.total_flops == pytest.approx(7 * 2 * (teacher + 2 * student + bridges + scores)), (
+        "the teacher reads once a seed"
+    )
     assert cost.memory > 4 * cost.student.parameters * costs.OPTIMIZER_BYTES
     assert cost.disk > 4 * 4 * cost.student.parameters
 

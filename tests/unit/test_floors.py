@@ -26,7 +26,7 @@ FLOORS = [
     # 5: the loop, what is kept of it, what is asked of it
     "engine checkpoint evaluate export",
     # 6: where words become objects, and what they cost
-    "build costs preview",
+    "build costs preview manifest",
     # 7: what people touch
     "progress session api cli __main__",
 ]

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import limbeck
-from limbeck import api, build, checkpoint, session, students
+from limbeck import api, build, checkpoint, manifest, rundir, session, students
 from limbeck.errors import Interrupted, UserError
 from limbeck.feeds.blocks import prepare
 from limbeck.lab import report
@@ -435,16 +435,39 @@ def test_killed_while_finishing(
 def test_killed_while_the_run_directory_is_made(
     train: Callable[..., limbeck.Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between the first two files: the next run begins anew instead of refusing the folder."""
+    """Killed before, between and after the first two files: running again trains the run."""
+    plain = rundir.write_text
 
-    def die(self: Any) -> None:
-        raise Killed
+    def die(path: Path, text: str) -> None:
+        if path.name == dies_at:
+            path.with_name(f".{path.name}.1.tmp").write_text(text[:10])
+            raise Killed
+        plain(path, text)
 
+    for dies_at in ("manifest.json", "recipe.yaml"):
+        with monkeypatch.context() as patch:
+            patch.setattr(rundir, "write_text", die)
+            with pytest.raises(Killed):
+                train(f"early-{dies_at}")
+        again = train(f"early-{dies_at}")
+        assert again.manifest["status"] == "done"
+        assert (again.folder / "recipe.yaml").is_file()
+
+
+def test_changed_inputs_are_not_gone_on_with(
+    train: Callable[..., limbeck.Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that has begun refuses another text or teacher, and says what else has changed."""
     with monkeypatch.context() as patch:
-        patch.setattr(session.Session, "_manifest", die)
-        with pytest.raises(Killed):
-            train("early")
-    assert train("early").manifest["status"] == "done"
+        patch.setattr(session.Session, "_finish", lambda self, begin: None)
+        run = train("changed")
+    began = run.manifest
+    for table, name, what in (("data", "sha256", "the text"), ("teacher", "sha256", "the teacher")):
+        rundir.write_json(run.folder / "manifest.json", began | {table: began[table] | {name: "0"}})
+        with pytest.raises(UserError, match=f"{what} changed since this run began"):
+            train("changed")
+    lines = manifest.changes(began, began | {"versions": {"torch": "1.0"}, "processes": 7}, run.folder)
+    assert [line.split(": ")[1].split(" changed")[0] for line in lines] == ["versions", "processes"]
 
 
 def test_a_finished_run_run_again_does_nothing(finished: limbeck.Run, world: Path) -> None:

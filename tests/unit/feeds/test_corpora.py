@@ -327,3 +327,20 @@ def test_max_bytes_is_for_training_text(tmp_path: Path) -> None:
     write(tmp_path / "dev.txt", ["three", "four"])
     data = table(corpus=str(tmp_path), max_bytes=3)
     assert parts(data) == {"train": ["one"], "heldout": ["three", "four"], "both": []}
+
+
+def test_joined_corpora_are_separated_each_by_its_own_rule(tmp_path: Path) -> None:
+    """Held-out documents come once, and what one corpus holds out is not trained on in another."""
+    own, other = tmp_path / "own", tmp_path / "other.txt"
+    own.mkdir()
+    (own / "train.txt").write_text("a\n\nb")
+    (own / "dev.txt").write_text("c\n\nd")
+    other.write_text("c\n\n" + "\n\n".join(f"e{i}" for i in range(50)))
+    found = parts(table(corpus=f"{own} + {other}", heldout=0.2))
+    assert found["heldout"][:2] == ["c", "d"]
+    assert len(found["heldout"]) == len({*found["heldout"]}) > 2
+    assert found["both"] == ["c"]
+    assert not {*found["train"]} & {*found["heldout"]}
+    third = write(tmp_path / "held.txt", ["e1", "z"])
+    found = parts(table(corpus=f"{own} + {other}", heldout=str(third)))
+    assert (found["heldout"], found["both"]) == (["e1", "z"], ["e1"])

@@ -1,0 +1,117 @@
+"""The manifest of a run: what it was made of, and what has changed when it is gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limbeck import build, environment, students
+from limbeck.errors import UserError
+from limbeck.recipe import Recipe
+
+Facts = dict[str, Any]
+HARMFUL = {
+    "the text": ("data", "sha256"),
+    "the held-out text": ("data", "heldout_sha256"),
+    "the tokenizer": ("data", "tokenizer_sha256"),
+    "the teacher": ("teacher", "sha256"),
+    "the initial students": ("initial",),
+}
+HARMLESS = {
+    "versions": ("versions",),
+    "processes": ("processes",),
+    "device": ("device",),
+    "threads": ("machine", "threads"),
+}
+
+
+def identity(table: Recipe) -> str:
+    """sha256 of everything in the recipe that a result is a function of."""
+    return hashlib.sha256(dump(table, exclude={"out": True, "data": {"cache"}}).encode()).hexdigest()
+
+
+def dump(table: Recipe, exclude: Any = None) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(table.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
+
+
+def of(study: build.Study, flops: Mapping[str, float]) -> Facts:
+    """The manifest of a study that has not trained yet; `flops` are those of an update of each setting."""
+    table = study.design.recipe
+    return {
+        "name": table.name,
+        "question": table.question,
+        "recipe_sha256": identity(table),
+        "command": shlex.join(["limbeck", *sys.argv[1:]]),
+        "limbeck": environment.versions()["limbeck"],
+        "versions": environment.versions(),
+        "machine": environment.machine(),
+        "processes": study.world.size,
+        "device": str(study.world.device),
+        "teacher": _teacher(study),
+        "data": study.corpus.facts,
+        "layers": build.facts(study.design),
+        "students": {
+            learner.name: {
+                "initial_sha256": students.digest(learner.model.named_parameters()),
+                "parameters": learner.model.num_parameters(),
+                "flops_per_step": flops[study.settings[learner.name]],
+            }
+            for learner in study.learners
+        },
+        "status": "running",
+        "started": now(),
+        "finished": None,
+        "seconds": 0.0,
+    }
+
+
+def _teacher(study: build.Study) -> Facts | None:
+    source, teacher = study.design.recipe.models.teacher, study.teacher
+    if source is None or teacher is None:
+        return None
+    return {
+        "source": source.source,
+        "revision": getattr(teacher.model.config, "_commit_hash", None),
+        "sha256": students.digest(teacher.model.named_parameters()),  # of the weights as the run holds them
+        "parameters": teacher.model.num_parameters(),
+    }
+
+
+def changes(began: Facts, goes_on: Facts, folder: Path) -> list[str]:
+    """One line for everything that has changed and does no harm, but on which the bits may depend.
+
+    Raises:
+        UserError: something has changed that makes it another run.
+    """
+    for what, path in HARMFUL.items():
+        if _at(began, path) != _at(goes_on, path):
+            raise UserError(
+                f"{folder}: {what} changed since this run began; put it back, or choose another folder with out=DIR"
+            )
+    return [
+        f"{folder}: {what} changed since this run began: it goes on, but not in the same bits"
+        for what, path in HARMLESS.items()
+        if _at(began, path) != _at(goes_on, path)
+    ]
+
+
+def _at(facts: Facts, path: tuple[str, ...]) -> Any:
+    if path == ("initial",):
+        return {name: student["initial_sha256"] for name, student in facts["students"].items()}
+    value: Any = facts
+    for word in path:
+        value = value and value[word]
+    return value
+
+
+def now() -> str:
+    """This moment, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
