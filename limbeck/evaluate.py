@@ -50,6 +50,12 @@ class Sums:
         return round(sum(row[0] for row in self.of.values()))
 
 
+def document_rows(sums: dict[int, np.ndarray]) -> list[dict[str, float]]:
+    """One row for each document, in the order of their numbers: `document`, `tokens`, `logit_loss_sum`, ..."""
+    names = [SUMS[0], *(f"{name}_sum" for name in SUMS[1:])]
+    return [{"document": number, **dict(zip(names, row.tolist(), strict=True))} for number, row in sorted(sums.items())]
+
+
 class Evaluation:
     """What to ask, fixed for the whole run.
 

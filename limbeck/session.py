@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from limbeck import build, checkpoint, costs, export, manifest, progress, rundir
 from limbeck.engine import Course, Record, fit, require_finite, to_device
 from limbeck.errors import Interrupted, UserError
-from limbeck.evaluate import SUMS, Evaluation
+from limbeck.evaluate import Evaluation, document_rows
 
 STAGE = "train"
 
@@ -26,8 +26,7 @@ class Session:
         self.study, self.folder, self.tell = study, folder, tell
         self.table, self.how = study.design.recipe, study.design.recipe.train
         self.evaluation = self._evaluation()
-        cost = costs.of_study(study.design)
-        self.flops, self.parameters = cost.flops_per_step, cost.student.parameters
+        self.flops = costs.of_study(study.design).flops_per_step
         self.tokens: dict[str, int] = {}
 
     def go(self, stopped: Callable[[], bool], quiet: bool) -> None:
@@ -134,29 +133,17 @@ class Session:
     def _evaluate(self, step: int, record: Record | None) -> None:
         if not self.study.world.is_main:
             return
-        rows, columns = [], {name: [] for name in ("setting", "seed", "learner", "split", "document", *SUMS)}
+        rows, documents = [], []
         for (learner, split), found in self.evaluation(self.study.learners).items():
             said = self._describe(learner)
-            documents = found.pop("documents")
+            who = {"setting": said["setting"], "seed": said["seed"], "learner": learner, "split": split}
+            documents += [who | row for row in document_rows(found.pop("documents"))]
             ratios = record.norms[learner].update_ratios if record else None
-            named = {
-                "stage": STAGE,
-                "setting": said["setting"],
-                "seed": said["seed"],
-                "learner": learner,
-                "split": split,
-            }
-            rows.append({"step": step, **named, **found, "update_ratio_layers": ratios})
-            for document, sums in sorted(documents.items()):
-                for name, value in [*named.items(), ("document", document), *zip(SUMS, sums, strict=True)]:
-                    if name in columns:
-                        columns[name].append(value)
+            rows.append({"step": step, "stage": said["stage"], **who, **found, "update_ratio_layers": ratios})
         rundir.append_lines(self.folder / rundir.EVALS, rows)
         (self.folder / rundir.DOCUMENTS).mkdir(exist_ok=True)
-        sums = {
-            name if name in SUMS[:1] or name not in SUMS else f"{name}_sum": values for name, values in columns.items()
-        }
-        pq.write_table(pa.table(sums), self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet")
+        place = self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet"
+        pq.write_table(pa.Table.from_pylist(documents), place)
 
     def _save_now(self, record: Record) -> None:
         if record.step % self.how.checkpoint_every == 0 and record.step < self.how.steps:
