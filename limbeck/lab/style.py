@@ -85,11 +85,11 @@ def value_axis(axes: Axes, low: float, high: float, words: str) -> None:
     """Name and bound the y axis; logarithmic, and named so, where values span more than a factor of three."""
     log = low > 0 and high / low > 3
     axes.set_ylabel(words + (" (log scale)" if log else ""))
+    axes.set_yscale("log" if log else "linear")
     if not log:
         margin = 0.04 * (high - low) or 0.04 * abs(high) or 1.0
         axes.set_ylim(low - margin, high + margin)
         return
-    axes.set_yscale("log")
     axes.set_ylim(low * (low / high) ** 0.04, high * (high / low) ** 0.04)
     plain_log_ticks(axes.yaxis, high / low)
 

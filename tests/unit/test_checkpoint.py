@@ -218,7 +218,7 @@ def test_a_failure_while_writing_leaves_the_old_ones(folder: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sync", full)
+    monkeypatch.setattr(checkpoint, "sync", full)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(folder, 4, cast()[0], {})
     found = checkpoint.newest(folder, quiet)

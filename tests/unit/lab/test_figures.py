@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from limbeck.lab import style
 from limbeck.lab.captions import CAPTIONS
@@ -116,3 +117,12 @@ def test_a_setting_that_was_never_finite_is_left_out(make_run):
     names = {path.stem for path in draw(folder)}
     assert "multi-loss-terms" not in names
     assert "gradient-norm-layers" in names
+
+
+def test_an_axis_can_be_bounded_anew() -> None:
+    """First by values that ask for a log scale, then by all values, which do not."""
+    axes = Figure().subplots()
+    style.value_axis(axes, 0.01, 0.4, "share")
+    style.value_axis(axes, 0.0, 0.4, "share")
+    assert axes.get_yscale() == "linear"
+    assert axes.get_ylabel() == "share"
