@@ -30,9 +30,10 @@ def shown(steps: int, start: int, quiet: bool = False) -> Iterator[Hook]:
         columns = (
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[now]}"),
             TimeRemainingColumn(),
+            TextColumn("left"),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("", total=steps, completed=start, now="")
