@@ -15,6 +15,7 @@ from limbeck import build, environment, preview, progress, rundir
 from limbeck.engine import interruptible
 from limbeck.errors import UserError
 from limbeck.feeds.blocks import Corpus
+from limbeck.lab import report
 from limbeck.load import load
 from limbeck.manifest import identity
 from limbeck.recipe import Recipe
@@ -75,6 +76,8 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
     tell = (lambda line: None) if quiet else progress.tell
     if _is_done(folder, table):
         tell(f"{folder}: this run is done; its report is {folder / rundir.REPORT}")
+        if not (folder / rundir.REPORT).is_file():  # it was killed between the two
+            report.write(folder)
         return Run(folder)
     _prepare_libraries(table)
     world = World.join(table.train.device)

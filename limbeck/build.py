@@ -67,18 +67,7 @@ def design(table: recipe.Recipe, offline: bool = False) -> Design:
     for config in (teacher, student):
         if config is not None:
             _fits(config, table.data.max_length, len(mine))
-    causal = family(student.model_type).causal
-    if causal and table.data.positions == "masked":
-        raise UserError("data.positions: masked, but a causal model is never masked; set data.positions to all")
-    for name, setting in table.chosen.items():
-        if (
-            not causal
-            and table.data.masking.mode == "none"
-            and any("labels" in WORDS[it.loss].needs for it in setting.terms)
-        ):
-            raise UserError(
-                f"settings.{name}: without masking there are no labels to learn; set data.masking.mode to dynamic or static"
-            )
+    _has_targets(table, family(student.model_type).causal)
     terms = {name: _terms(setting, student, teacher, f"settings.{name}") for name, setting in table.chosen.items()}
     return Design(table, teacher, student, theirs or mine, mine, terms)
 
@@ -100,6 +89,19 @@ def _fits(config: PretrainedConfig, length: int, vocabulary: int) -> None:
             f"the tokenizer has {vocabulary} tokens and the {config.model_type} model {config.vocab_size}; "
             "give the tokenizer that belongs to the model"
         )
+
+
+def _has_targets(table: recipe.Recipe, causal: bool) -> None:
+    """Whether the data give every setting what its losses look at."""
+    if causal and table.data.positions == "masked":
+        raise UserError("data.positions: masked, but a causal model is never masked; set data.positions to all")
+    if causal or table.data.masking.mode != "none":
+        return
+    for name, setting in table.chosen.items():
+        if any("labels" in WORDS[term.loss].needs for term in setting.terms):
+            raise UserError(
+                f"settings.{name}: without masking there are no labels to learn; set data.masking.mode to dynamic or static"
+            )
 
 
 def _terms(

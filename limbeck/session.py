@@ -15,6 +15,7 @@ from limbeck import build, checkpoint, costs, export, manifest, progress, rundir
 from limbeck.engine import Course, Record, fit, require_finite, to_device
 from limbeck.errors import Interrupted, UserError
 from limbeck.evaluate import Evaluation, document_rows
+from limbeck.lab import report
 
 STAGE = "train"
 
@@ -169,8 +170,6 @@ class Session:
         self._save(self.how.steps)
         self._status("done", begin)
         if self.study.world.is_main:
-            from limbeck.lab import report
-
             report.write(self.folder)
         self.study.world.wait()
 

@@ -478,6 +478,14 @@ def test_a_finished_run_run_again_does_nothing(finished: limbeck.Run, world: Pat
     assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")} == times
 
 
+def test_a_finished_run_without_its_page_gets_it(finished: limbeck.Run, world: Path) -> None:
+    """Killed after it was called done and before the page was written."""
+    page = finished.report.read_bytes()
+    finished.report.unlink()
+    limbeck.run(recipe(world, finished.folder, seeds=[0, 1]), quiet=True)
+    assert finished.report.read_bytes() == page
+
+
 def test_the_folder_of_another_recipe_is_left_alone(finished: limbeck.Run, world: Path, tmp_path: Path) -> None:
     before = hashes(finished.folder)
     with pytest.raises(UserError, match="another recipe"):
