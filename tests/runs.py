@@ -1,0 +1,46 @@
+"""Runs of the tests, looked at: what their files hold, and whether two of them are the same."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from safetensors.torch import load_file
+from torch import Tensor
+
+import limbeck
+
+TIMED = ("seconds", "tokens_per_second")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def weights(run: limbeck.Run, name: str) -> bytes:
+    return (run.students[name] / "model.safetensors").read_bytes()
+
+
+def tensors(run: limbeck.Run, name: str) -> dict[str, Tensor]:
+    return load_file(run.students[name] / "model.safetensors")
+
+
+def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
+
+
+def same_run(run: limbeck.Run, other: limbeck.Run, checkpoints: bool = True) -> None:
+    """All that is a function of the recipe."""
+    assert run.students.keys() == other.students.keys()
+    assert all(weights(run, name) == weights(other, name) for name in run.students)
+    assert untimed(run.metrics) == untimed(other.metrics)
+    assert untimed(run.evals) == untimed(other.evals)
+    tables = [sorted((r.folder / "evals").iterdir()) for r in (run, other)]
+    assert [path.name for path in tables[0]] == [path.name for path in tables[1]]
+    for mine, theirs in zip(*tables, strict=True):
+        assert pq.read_table(mine).equals(pq.read_table(theirs))
+    kept = [{p.name for p in (r.folder / "checkpoints").iterdir()} for r in (run, other)]
+    assert kept[0] == kept[1] or not checkpoints
