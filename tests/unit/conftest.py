@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from kernel import lay_out, recipe, with_dropout
-from runs import hashes
+from runfiles import hashes
 
 import limbeck
 from limbeck.lab import report

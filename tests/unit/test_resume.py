@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from kernel import recipe, with_dropout
-from runs import hashes, same_run, untimed, weights
+from runfiles import hashes, same_run, untimed, weights
 
 import limbeck
 from limbeck import api, manifest, rundir, session

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from kernel import STUDENT_DEPTH, TEACHER_WIDTH, recipe
-from runs import same_run, tensors, untimed, weights
+from runfiles import same_run, tensors, untimed, weights
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
