@@ -34,8 +34,12 @@ def run(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     table = load(recipe, overrides or [])
     from limbeck import api
+    from limbeck.world import World
 
-    done = api.run(table)
+    try:
+        done = api.run(table)
+    finally:
+        World.leave()
     if os.environ.get("RANK", "0") == "0":
         print(f"{done.table()}\nreport: {done.report}")
 
