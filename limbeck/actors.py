@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from limbeck import seeds
+from limbeck.balance import Balance
+from limbeck.memory import ContrastiveMemory
 from limbeck.reduce import Batch
 from limbeck.schedules import Schedule
 from limbeck.taps import Readout, Tapped
@@ -56,7 +58,7 @@ class Norms:
 
 
 class Learner:
-    """A model that is trained, with the bridges, the optimizer, the schedule and the clipping of its own."""
+    """A model that is trained, with the aids, the balance, the optimizer, the schedule and the clipping of its own."""
 
     def __init__(
         self,
@@ -67,8 +69,10 @@ class Learner:
         seed: int,
         bridges: nn.ModuleDict,
         optimisation: Optimisation,
+        balance: Balance | None = None,
     ) -> None:
         self.name, self.seed, self.model, self.bridges = name, seed, model.train(), bridges
+        self.balance = balance or Balance()
         self.tapped = Tapped(model, taps)
         self.optimisation = optimisation
         self.layers = [list(layer.parameters()) for layer in self.tapped.layers]
@@ -76,8 +80,9 @@ class Learner:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """All that is trained: the model's parameters, then the bridges'."""
-        return [*self.model.parameters(), *self.bridges.parameters()]
+        """All that is trained: the parameters of the model, of the aids and of the balance."""
+        modules = (self.model, self.bridges, self.balance)
+        return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
     def read(self, batch: Batch, *moment: int) -> Readout:
         """Answers a batch; dropout is drawn from the stream of (seed, *moment)."""
@@ -95,6 +100,9 @@ class Learner:
         layers = [norm(gradients(layer)).item() for layer in self.layers]
         whole = self._clip(list(self.model.parameters()))
         bridges = self._clip(list(self.bridges.parameters()))
+        for aid in self.bridges.values():
+            if isinstance(aid, ContrastiveMemory):
+                aid.commit(world)
         before = [[p.detach().clone() for p in layer] for layer in self.layers] if measure else None
         for group in self.optimizer.param_groups:
             group["lr"] = rate

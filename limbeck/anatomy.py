@@ -7,6 +7,7 @@ Paths are attribute paths. `base`, `head` and `final_norm` start at the whole mo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from limbeck.errors import UserError
 from limbeck.words import nearest
@@ -19,8 +20,10 @@ class Family:
     base: str  # the backbone
     layers: str  # the list of layers, from the backbone
     attention: str  # the attention module (the one that calls the attention function), from a layer
+    ffn: str  # the module whose output is what the feed-forward activation is applied to, from a layer
     head: tuple[str, ...]  # modules from the backbone's output to the logits, in order
     final_norm: str | None = None  # a norm behind the last layer: `hidden.L` is read after it, as transformers does
+    ffn_halves: bool = False  # that module also gives the gate, behind the pre-activation
     causal: bool = False
     reserved_positions: int = 0  # position embeddings that no token of a block gets (RoBERTa counts from padding on)
     # what the config calls them
@@ -36,6 +39,7 @@ _LLAMA = Family(
     base="model",
     layers="layers",
     attention="self_attn",
+    ffn="mlp.gate_proj",
     head=("lm_head",),
     final_norm="norm",
     causal=True,
@@ -44,11 +48,14 @@ _LLAMA = Family(
 )
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(base="bert", layers="encoder.layer", attention="attention.self", head=("cls",)),
+    "bert": Family(
+        base="bert", layers="encoder.layer", attention="attention.self", ffn="intermediate.dense", head=("cls",)
+    ),
     "roberta": Family(
         base="roberta",
         layers="encoder.layer",
         attention="attention.self",
+        ffn="intermediate.dense",
         head=("lm_head",),
         reserved_positions=2,
     ),
@@ -56,12 +63,14 @@ FAMILIES: dict[str, Family] = {
         base="electra",
         layers="encoder.layer",
         attention="attention.self",
+        ffn="intermediate.dense",
         head=("generator_predictions", "generator_lm_head"),
     ),
     "distilbert": Family(
         base="distilbert",
         layers="transformer.layer",
         attention="attention",
+        ffn="ffn.lin1",
         head=("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
         n_layers="n_layers",
         width="dim",
@@ -73,6 +82,8 @@ FAMILIES: dict[str, Family] = {
         base="model",
         layers="layers",
         attention="attn",
+        ffn="mlp.Wi",
+        ffn_halves=True,
         head=("head", "decoder"),
         final_norm="final_norm",
         dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout"),
@@ -81,6 +92,7 @@ FAMILIES: dict[str, Family] = {
         base="transformer",
         layers="h",
         attention="attn",
+        ffn="mlp.c_fc",
         head=("lm_head",),
         final_norm="ln_f",
         causal=True,
@@ -106,3 +118,19 @@ def family(model_type: str) -> Family:
             f"limbeck knows no model family '{model_type}'; {nearest(model_type, tuple(FAMILIES))} (a family is one row in limbeck/anatomy.py)"
         )
     return FAMILIES[model_type]
+
+
+def heads_of(config: Any, tap: str) -> int:
+    """The number of heads of `query`, `key` or `value`."""
+    shared = family(config.model_type).n_kv_heads if tap in ("key", "value") else None
+    return getattr(config, shared) if shared else config.num_attention_heads
+
+
+def width_of(config: Any, tap: str) -> int:
+    """The width of a tap: of all its heads together for queries, keys and values."""
+    if tap in ("query", "key", "value"):
+        each = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return heads_of(config, tap) * each
+    if tap == "ffn":
+        return getattr(config, family(config.model_type).intermediate, None) or 4 * config.hidden_size
+    return config.hidden_size

@@ -1,11 +1,13 @@
 """Bridges: linear layers without activation from the student's width to the teacher's.
 
-They are trained with the student, clipped apart from it, checkpointed, and left out of the exported student.
+They are aids: modules that stand between the taps of a term. Aids are trained with the student, clipped apart from it,
+checkpointed, and left out of the exported student.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,10 +15,26 @@ from torch import nn
 from limbeck.seeds import derive_seed, seeded
 
 
-def build(names: Iterable[str], student_width: int, teacher_width: int, seed: int) -> nn.ModuleDict:
-    """One linear layer (with bias, as TinyBERT's `fit_dense`) for every name; a function of name and seed alone."""
+@dataclass(frozen=True)
+class Making:
+    """What an aid may depend on beside its own shape."""
+
+    seed: int  # of its learner
+    blocks: int = 0  # blocks of the training text
+
+
+Make = Callable[[Making], nn.Module]
+
+
+def linear(student_width: int, teacher_width: int) -> Make:
+    """A linear layer with bias, as TinyBERT's `fit_dense`."""
+    return lambda making: nn.Linear(student_width, teacher_width)
+
+
+def build(aids: Mapping[str, Make], making: Making) -> nn.ModuleDict:
+    """Every aid by its name; its parameters are a function of name and seed alone."""
     made = nn.ModuleDict()
-    for name in sorted(set(names)):
-        with seeded(derive_seed(seed, "bridge", name), torch.device("cpu")):
-            made[name] = nn.Linear(student_width, teacher_width)
+    for name in sorted(aids):
+        with seeded(derive_seed(making.seed, "bridge", name), torch.device("cpu")):
+            made[name] = aids[name](making)
     return made

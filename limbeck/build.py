@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from limbeck import bridges, layers, lessons, models, recipe, schedules, schemes, seeds, students
+from limbeck import bridges, factors, layers, lessons, models, recipe, schedules, schemes, seeds, students, terms
 from limbeck.actors import Frozen, Learner, Optimisation
 from limbeck.anatomy import family
+from limbeck.balance import Balance
+from limbeck.engine import to_device
 from limbeck.errors import UserError
 from limbeck.feeds.blocks import Corpus, prepare
 from limbeck.feeds.feed import Feed
-from limbeck.losses import LOSSES
 from limbeck.still import Still
 from limbeck.words import LAYERED_TAPS
-from limbeck.words import LOSSES as WORDS
 from limbeck.world import World
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
@@ -67,9 +68,9 @@ def design(table: recipe.Recipe, offline: bool = False) -> Design:
     for config in (teacher, student):
         if config is not None:
             _fits(config, table.data.max_length, len(mine))
-    _has_targets(table, family(student.model_type).causal)
-    terms = {name: _terms(setting, student, teacher, f"settings.{name}") for name, setting in table.chosen.items()}
-    return Design(table, teacher, student, theirs or mine, mine, terms)
+    made = {name: terms.of_setting(it, student, teacher, f"settings.{name}") for name, it in table.chosen.items()}
+    _has_targets(table, made, family(student.model_type).causal)
+    return Design(table, teacher, student, theirs or mine, mine, made)
 
 
 def _facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
@@ -91,80 +92,22 @@ def _fits(config: PretrainedConfig, length: int, vocabulary: int) -> None:
         )
 
 
-def _has_targets(table: recipe.Recipe, causal: bool) -> None:
+def _has_targets(table: recipe.Recipe, made: dict[str, tuple[lessons.Term, ...]], causal: bool) -> None:
     """Whether the data give every setting what its losses look at."""
+    for name, setting in table.chosen.items():
+        if causal and any(terms.reads_first_token(term) for term in setting.terms):
+            raise UserError(
+                f"settings.{name}: patient reads the first token, which sees nothing in a causal model; set position: last"
+            )
     if causal and table.data.positions == "masked":
         raise UserError("data.positions: masked, but a causal model is never masked; set data.positions to all")
     if causal or table.data.masking.mode != "none":
         return
-    for name, setting in table.chosen.items():
-        if any("labels" in WORDS[term.loss].needs for term in setting.terms):
+    for name, learned in made.items():
+        if any("labels" in term.needs for term in learned):
             raise UserError(
                 f"settings.{name}: without masking there are no labels to learn; set data.masking.mode to dynamic or static"
             )
-
-
-def _terms(
-    setting: recipe.Setting, student: PretrainedConfig, teacher: PretrainedConfig | None, where: str
-) -> tuple[lessons.Term, ...]:
-    return tuple(_term(term, student, teacher, f"{where}.{term.label}") for term in setting.terms)
-
-
-def _term(term: recipe.Term, student: PretrainedConfig, teacher: PretrainedConfig | None, where: str) -> lessons.Term:
-    words = WORDS[term.loss]
-    hyper = term.parameters
-    plain = LOSSES[term.loss]
-    loss = (lambda **given: plain(**given, **hyper)) if hyper else plain
-    return lessons.Term(term.label, loss, _pairs(term, student, teacher, where), _weight(term.weight), words.needs)
-
-
-def _weight(weight: float | recipe.Ramp) -> schedules.Schedule:
-    if isinstance(weight, recipe.Ramp):
-        return schedules.ramp(weight.start, weight.end, weight.steps)
-    return schedules.constant(weight)
-
-
-def _pairs(
-    term: recipe.Term, student: PretrainedConfig, teacher: PretrainedConfig | None, where: str
-) -> tuple[lessons.Pair, ...]:
-    if term.tap == "logits" or teacher is None:
-        return (lessons.Pair("logits", "logits"),)
-    if term.tap in ("scores", "probs") and student.num_attention_heads != teacher.num_attention_heads:
-        raise UserError(
-            f"{where}: {term.loss} compares head by head; the student has {student.num_attention_heads} heads and the teacher "
-            f"{teacher.num_attention_heads}; set models.student.heads={teacher.num_attention_heads}"
-        )
-    if term.tap == "embedding":
-        return (lessons.Pair("embedding", "embedding", _bridge(term, term.label, student, teacher, where)),)
-    return tuple(
-        lessons.Pair(f"{term.tap}.{s}", f"{term.tap}.{t}", _bridge(term, f"{term.label}-{s}", student, teacher, where))
-        for s, t in layer_map(term, student, teacher, where).items()
-    )
-
-
-def layer_map(term: recipe.Term, student: PretrainedConfig, teacher: PretrainedConfig, where: str) -> dict[int, int]:
-    """The layers that a layered term compares: {student layer: teacher layer}."""
-    assert term.tap in LAYERED_TAPS
-    try:
-        pairs = layers.resolve(term.layers, student.num_hidden_layers, teacher.num_hidden_layers)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    if term.tap != "hidden" and 0 in (*pairs, *pairs.values()):
-        raise UserError(f"{where}: layer 0 is the embedding and has no {term.tap}; count layers from 1")
-    return pairs
-
-
-def _bridge(
-    term: recipe.Term, name: str, student: PretrainedConfig, teacher: PretrainedConfig, where: str
-) -> str | None:
-    widths = (student.hidden_size, teacher.hidden_size)
-    if not WORDS[term.loss].same_width:
-        return None
-    if term.bridge == "none" or (term.bridge == "auto" and widths[0] == widths[1]):
-        if widths[0] != widths[1]:
-            raise UserError(f"{where}: widths {widths[0]} and {widths[1]} differ; set bridge to each or shared")
-        return None
-    return "shared" if term.bridge == "shared" else name.replace(".", "_")
 
 
 def weights_fit(plan: Design, offline: bool = False) -> None:
@@ -214,7 +157,10 @@ def study(plan: Design, world: World, corpus: Corpus) -> Study:
     for seed in table.seeds:
         learners = {f"{name}-seed{seed}": name for name in plan.terms}
         settings |= learners
-        cast = [_learner(plan, world, original, name, setting, seed) for name, setting in learners.items()]
+        cast = [
+            _learner(plan, world, original, name, setting, bridges.Making(seed, len(corpus.train)))
+            for name, setting in learners.items()
+        ]
         stills[seed] = schemes.offline(
             teacher,
             [(learner, plan.terms[settings[learner.name]]) for learner in cast],
@@ -224,6 +170,34 @@ def study(plan: Design, world: World, corpus: Corpus) -> Study:
         )
     feeds = {seed: feed(plan, corpus, seed) for seed in table.seeds}
     return Study(plan, world, corpus, teacher, stills, feeds, settings)
+
+
+def first_stages(made: Study, stopped: Callable[[], bool], tell: Callable[[str], None]) -> None:
+    """What comes before the first update: paraphrasers are trained, each alone, on the batches of their learner's seed.
+
+    Every process does the same work, so that all hold the same bits.
+    """
+    for seed, still in made.stills.items():
+        for learner in still.learners:
+            for term in made.design.terms[made.settings[learner.name]]:
+                for pair in term.pairs:
+                    if pair.lens is None:
+                        continue
+                    module = learner.bridges[pair.lens]
+                    assert isinstance(module, factors.Paraphraser) and isinstance(pair.teacher, str)
+                    read = _features(made, pair.teacher, seed, module.steps)
+                    first, last = module.fit(read, stopped)
+                    tell(
+                        f"{learner.name}: paraphraser of {pair.teacher}: error {first:.4g} to {last:.4g} in {module.steps} updates"
+                    )
+
+
+def _features(made: Study, tap: str, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The teacher's states at a tap `[B, T, H]` and what is no padding, batch by batch."""
+    assert made.teacher is not None
+    for step in range(steps):
+        batch = to_device(made.feeds[seed].batch(step), made.world.device)
+        yield made.teacher.read(batch)[tap], batch["attention_mask"].bool()
 
 
 def feed(plan: Design, corpus: Corpus, seed: int, part: str = "train") -> Feed:
@@ -243,7 +217,7 @@ def _teacher(plan: Design, world: World) -> Frozen | None:
     source = plan.recipe.models.teacher
     if source is None:
         return None
-    taps = {pair.teacher for terms in plan.terms.values() for term in terms for pair in term.pairs}
+    taps = {tap for terms in plan.terms.values() for term in terms for tap in term.taps("teacher")}
     model = models.model_of(source, DTYPES[plan.recipe.train.precision])
     torch.nn.Module.to(model, world.device)
     return Frozen("teacher", model, sorted(taps))
@@ -257,26 +231,26 @@ def _original(said: recipe.Models) -> PreTrainedModel | None:
 
 
 def _learner(
-    plan: Design, world: World, original: PreTrainedModel | None, name: str, setting: str, seed: int
+    plan: Design, world: World, original: PreTrainedModel | None, name: str, setting: str, making: bridges.Making
 ) -> Learner:
     """A learner of one setting; all settings of a seed begin with the same parameters."""
-    how, terms = plan.recipe.train, plan.terms[setting]
-    model = students.build(plan.student, seeds.derive_seed(seed, "student"))
+    how, learned = plan.recipe.train, plan.terms[setting]
+    model = students.build(plan.student, seeds.derive_seed(making.seed, "student"))
     if original is not None:
         students.copy_layers(model, original, plan.recipe.models.student.from_layers)
-    names = [pair.bridge for term in terms for pair in term.pairs if pair.bridge]
-    width = plan.teacher.hidden_size if plan.teacher else plan.student.hidden_size
-    built = bridges.build(names, plan.student.hidden_size, width, seed)
+    built = bridges.build({name: make for term in learned for name, make in term.aids.items()}, making)
+    balance = Balance(plan.recipe.settings[setting].balance, [term.name for term in learned])
     dtype = torch.float64 if how.precision == "fp64" else torch.float32
-    for module in (model, built):
+    for module in (model, built, balance):
         torch.nn.Module.to(module, world.device, dtype)
     return Learner(
         name,
         model,
-        sorted({pair.student for term in terms for pair in term.pairs}),
-        seed=seed,
+        sorted({tap for term in learned for tap in term.taps("student")}),
+        seed=making.seed,
         bridges=built,
         optimisation=_optimisation(how),
+        balance=balance,
     )
 
 
@@ -291,9 +265,9 @@ def facts(plan: Design) -> dict[str, Any]:
         return {}
     return {
         name: {
-            term.label: layers.describe(layer_map(term, plan.student, plan.teacher, name))
+            term.label: layers.describe(terms.layer_map(term, plan.student, plan.teacher, name))
             for term in setting.terms
-            if term.tap in LAYERED_TAPS
+            if set(term.taps) & set(LAYERED_TAPS)
         }
         for name, setting in plan.recipe.chosen.items()
     }

@@ -73,7 +73,7 @@ def list_all(folder: Path) -> list[Path]:
 
 
 def state(learner: Learner) -> dict[str, Tensor]:
-    """Everything of a learner that its recipe does not determine: parameters, buffers, bridges, optimizer."""
+    """Everything of a learner that its recipe does not determine: parameters, buffers, aids, balance, optimizer."""
     tensors = _own(learner)
     for number, slots in learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{slot}": tensor for slot, tensor in slots.items()}
@@ -97,7 +97,8 @@ def _own(learner: Learner) -> dict[str, Tensor]:
     """The tensors that a learner holds itself, tied ones once."""
     tensors = {f"model.{name}": tensor for name, tensor in learner.model.named_parameters()}
     tensors |= {f"buffer.{name}": tensor for name, tensor in learner.model.named_buffers()}
-    return tensors | {f"bridges.{name}": tensor for name, tensor in learner.bridges.named_parameters()}
+    tensors |= {f"bridges.{name}": tensor for name, tensor in learner.bridges.state_dict().items()}
+    return tensors | {f"balance.{name}": tensor for name, tensor in learner.balance.state_dict().items()}
 
 
 def _identity(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -9,7 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 
-from limbeck import build, students
+from limbeck import bridges, build, students
+from limbeck.anatomy import width_of
+from limbeck.lessons import Term, each
 from limbeck.taps import Tapped
 
 EFFICIENCY = 0.4  # share of the matrix-product rate that training reaches, for the estimate of time
@@ -72,19 +75,16 @@ def of_study(plan: build.Design) -> StudyCost:
     alone, own = {}, {}
     for name, terms in plan.terms.items():
         share = selected * any(term.on_logits for term in terms)
-        bridges = sum(pair.bridge is not None for term in terms for pair in term.pairs)
-        scores = 2 * length * sum(pair.student.startswith("scores") for term in terms for pair in term.pairs)
-        width = plan.teacher.hidden_size if plan.teacher else 0
         own[name] = (
             tokens
             * 3
-            * (
-                student.backbone_flops
-                + share * student.head_flops
-                + plan.student.hidden_size * (2 * bridges * width + scores)
-            )
+            * (_forward(student, share) + _aids(terms, length) + _maps(plan.student, terms, "student", length))
         )
-        read = teacher.backbone_flops + share * teacher.head_flops + scores * width if teacher else 0.0
+        read = (
+            _forward(teacher, share) + _maps(plan.teacher, terms, "teacher", length)
+            if plan.teacher and teacher
+            else 0.0
+        )
         alone[name] = own[name] + tokens * read
     shared = max(alone[name] - own[name] for name in own)
     total = table.train.steps * len(table.seeds) * (shared + sum(own.values()))
@@ -98,6 +98,30 @@ def of_study(plan: build.Design) -> StudyCost:
         + table.train.chunk * plan.student.vocab_size * 4 * 6
     )
     return StudyCost(teacher, student, alone, total, memory, disk=trained * (2 * 12 + 4))
+
+
+def _forward(model: ModelCost, selected: float) -> float:
+    """Forward FLOPs of one token, of which a share is selected for the head."""
+    return model.backbone_flops + selected * model.head_flops
+
+
+def _aids(terms: Sequence[Term], length: int) -> float:
+    """Forward FLOPs, of one token, of the terms' own modules that learn; of pooled states there is one a row."""
+    total = 0.0
+    for term in terms:
+        with torch.device("meta"):
+            made = bridges.build(term.aids, bridges.Making(0))
+        used = [name for pair in term.pairs for name in (*each(pair.bridge or ()), *each(pair.memory or ()))]
+        weights = sum(p.numel() for name in used for p in made[name].parameters() if p.dim() == 2)
+        total += 2 * weights / (length if "pooled" in term.taps("student") else 1)
+    return total
+
+
+def _maps(config: PretrainedConfig, terms: Sequence[Term], side: str, length: int) -> float:
+    """Forward FLOPs, of one token, of the maps that terms compute from queries, keys and values."""
+    taps = [tap.split(".")[0] for term in terms for pair in term.pairs for tap in each(getattr(pair, side))]
+    kinds = {"scores": "query", "probs": "query", "query": "query", "key": "key", "value": "value"}
+    return sum(2 * length * width_of(config, kinds[tap]) for tap in taps if tap in kinds)
 
 
 def matrix_rate(precision: str, seconds: float = 0.3) -> float:

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from threading import current_thread, main_thread
 from time import perf_counter
 from types import FrameType
@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from limbeck.actors import Norms
+from limbeck.balance import Probed, gradient_shares
 from limbeck.errors import UserError
 from limbeck.feeds.feed import Feed
+from limbeck.probe import probe
 from limbeck.reduce import Batch, Counts
 from limbeck.still import Still, Tally
 from limbeck.world import World
@@ -44,6 +46,7 @@ class Course:
         describe: learner -> what every line of its metrics says of it (stage, setting, seed, cost of a step).
         measure: the steps after which the update ratios are wanted.
         tokens: learner -> tokens seen so far; kept up to date.
+        probes: the steps (updates done) before which every term is probed for itself.
     """
 
     stills: dict[int, Still]
@@ -55,6 +58,7 @@ class Course:
     world: World
     start: int = 0
     tokens: dict[str, int] = field(default_factory=dict)
+    probes: Callable[[int], bool] = lambda step: False
 
 
 def fit(course: Course, hooks: Sequence[Hook], stopped: Callable[[], bool] = lambda: False) -> int:
@@ -69,18 +73,29 @@ def fit(course: Course, hooks: Sequence[Hook], stopped: Callable[[], bool] = lam
             begin = perf_counter()
             batches = micro_batches(course, seed, step)
             mine = Counts.of(batches)
-            totals = course.world.total([mine.tokens, mine.selected, mine.labels])
-            counts = Counts(*(round(total) for total in totals))
+            counts = Counts(*(round(total) for total in course.world.total(astuple(mine))))
+            paused = perf_counter()
+            probed = _probe(still, batches, counts, step) if course.probes(step) else {}
+            begin += perf_counter() - paused
             tallies = still.step(batches, counts, step, course.measure(step + 1))
             speed = counts.tokens / (perf_counter() - begin)
             for name, tally in tallies.items():
-                rows.append(_row(course, still, name, tally, step, counts, speed))
+                shares = gradient_shares(probed[name], tally.weights) if name in probed else None
+                rows.append(_row(course, still, name, tally, step, counts, speed) | {"gradient_share": shares})
                 norms[name] = tally.norms
         for hook in hooks:
             hook(Record(step + 1, rows, norms))
         if course.world.total([stopped()])[0]:
             return step + 1
     return course.steps
+
+
+def _probe(still: Still, batches: Sequence[Batch], counts: Counts, step: int) -> dict[str, dict[str, Probed]]:
+    """Probes every learner, and gives its balance what was found."""
+    found = {learner.name: probe(still, learner, batches, counts, step) for learner in still.learners}
+    for learner in still.learners:
+        learner.balance.learn(found[learner.name])
+    return found
 
 
 def micro_batches(course: Course, seed: int, step: int) -> list[Batch]:
@@ -108,7 +123,6 @@ def _row(
     totals = course.world.total(torch.stack([value.double() for value in local]).tolist())
     terms = dict(zip(names, totals, strict=False))
     common = counts.selected and any(lesson.teacher and lesson.logit_terms for lesson in lessons)
-    weights = {term.name: term.weight(step) for lesson in lessons for term in lesson.terms}
     norms = tally.norms
     assert norms is not None
     teachers = {lesson.teacher for lesson in lessons if lesson.teacher}
@@ -118,9 +132,9 @@ def _row(
         "step": step + 1,
         **{key: said[key] for key in ("stage", "setting", "seed")},
         "learner": name,
-        "loss": sum(weights[term] * value for term, value in terms.items()),
+        "loss": sum(tally.weights[term] * value for term, value in terms.items()) + tally.regulariser,
         "terms": terms,
-        "weights": weights,
+        "weights": tally.weights,
         "logit_loss": totals[-1] if common else None,
         "grad_norm": norms.whole,
         "grad_norm_mean": sum(norms.layers) / len(norms.layers),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from limbeck.words import LAYER_MAPS, nearest
+from limbeck.words import LAYER_MAPS, LOSSES, TAPS, nearest
 
 
 def wrong(below: str, message: str) -> PydanticCustomError:
@@ -37,6 +37,15 @@ def is_name(value: str) -> str:
     """A name that is safe as a folder, in a metric and on a page."""
     if not re.fullmatch(r"[\w-][\w.-]{0,63}", value):
         raise ValueError(f"{value[:80]!r} is no name: use letters, digits, '_', '-' and '.', 64 at most")
+    return value
+
+
+def is_loss(value: str) -> str:
+    """A loss by its name, or by an import path."""
+    if ":" not in value:
+        return known("loss", LOSSES)(value)
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
+        raise ValueError(f"{value[:80]!r} is no import path; write package.module:function")
     return value
 
 
@@ -68,4 +77,10 @@ LayerMap = (
     Annotated[str, AfterValidator(known("layer map", LAYER_MAPS)), enum_of(LAYER_MAPS)]
     | Annotated[dict[Layer, Layer], Field(min_length=1)]
 )
+Loss = Annotated[
+    str,
+    AfterValidator(is_loss),
+    WithJsonSchema({"anyOf": [{"type": "string", "enum": list(LOSSES)}, {"type": "string", "pattern": ":"}]}),
+]
+Tap = Annotated[str, AfterValidator(known("tap", TAPS)), enum_of(TAPS)]
 Device = Annotated[str, AfterValidator(is_device)]

@@ -22,6 +22,7 @@ def resolve(spec: LayerMap, student: int, teacher: int) -> dict[int, int]:
       the student's depth must divide the teacher's;
     - `last`: the last student layer from the last teacher layer;
     - `top`: the student's layers from the teacher's topmost ones, in order;
+    - `all-to-one`: every student layer from the teacher's last;
     - a mapping such as `{1: 2, last: last}`; negative numbers count from the end, -1 is the last layer.
 
     Raises:
@@ -46,6 +47,8 @@ def resolve(spec: LayerMap, student: int, teacher: int) -> dict[int, int]:
         return {i: i * teacher // student for i in range(1, student + 1)}
     if spec == "last":
         return {student: teacher}
+    if spec == "all-to-one":
+        return dict.fromkeys(range(1, student + 1), teacher)
     if spec == "top":
         if student > teacher:
             raise UserError(

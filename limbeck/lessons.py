@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from limbeck.bridges import Make
 from limbeck.losses import Loss
 from limbeck.reduce import Batch, Counts, share_of_mean
 from limbeck.schedules import Schedule
 from limbeck.taps import Readout
 
+Taps = str | tuple[str, ...]
+Seen = Tensor | tuple["Seen", ...]
+
 
 @dataclass(frozen=True)
 class Pair:
-    """The two taps that a term compares, and the bridge between their widths."""
+    """The taps that a term compares at one place, and the modules in between, by their names among the term's aids."""
 
-    student: str
-    teacher: str
-    bridge: str | None = None
+    student: Taps  # several where the loss takes tuples
+    teacher: Taps
+    bridge: str | tuple[str, ...] | None = None  # what the student's tensor goes through; one for each tap
+    lens: str | None = None  # what the teacher's tensor goes through
+    memory: str | None = None  # gives each side what it compares itself with
 
 
 @dataclass(frozen=True)
@@ -29,43 +36,86 @@ class Term:
     loss: Loss
     pairs: tuple[Pair, ...]
     weight: Schedule
-    needs: tuple[str, ...] = ("teacher",)  # "teacher", "labels"
+    needs: tuple[str, ...] = ("teacher", "mask")  # what the loss takes beside the student: teacher, labels, mask
+    per: str = "token"  # what the loss gives one value for: token, row, batch
+    aids: Mapping[str, Make] = field(default_factory=dict)  # the modules that its pairs name
 
     @property
     def on_logits(self) -> bool:
-        """Whether the term is evaluated chunk by chunk of selected tokens."""
+        """Whether the term is evaluated on selected tokens, chunk by chunk unless it needs the batch as a whole."""
         return self.pairs[0].student == "logits"
 
+    def taps(self, side: str) -> set[str]:
+        """The taps that the term reads of the `student` or of the `teacher`."""
+        return {tap for pair in self.pairs for tap in each(getattr(pair, side))}
+
     def of_logits(self, student: Tensor, teacher: Tensor | None, labels: Tensor, counts: Counts) -> Tensor:
-        """What a chunk of selected tokens adds to the term's mean: logits `[n, V]`, labels `[n]` -> `[]`."""
-        given: dict[str, Tensor | None] = {"student": student}
-        if "teacher" in self.needs:
-            given["teacher"] = teacher
-        if "labels" not in self.needs:
-            return share_of_mean(self.loss(**given), None, counts.selected)
-        return share_of_mean(self.loss(**given, labels=labels), labels != -100, counts.labels)
+        """What some selected tokens add to the term's mean: logits `[n, V]`, labels `[n]` -> `[]`."""
+        given = {"student": student, "teacher": teacher, "labels": labels, "mask": None}
+        values = self.loss(**{name: given[name] for name in ("student", *self.needs)})
+        if values.dim() == 0:
+            return share_of_mean(values, None, counts.batches)
+        if "labels" in self.needs:
+            return share_of_mean(values, labels != -100, counts.labels)
+        return share_of_mean(values, None, counts.selected)
 
     def of_readouts(
-        self, student: Readout, teacher: Readout, bridges: nn.ModuleDict, batch: Batch, counts: Counts
+        self, student: Readout, teacher: Readout, aids: nn.ModuleDict, batch: Batch, counts: Counts
     ) -> Tensor:
-        """What a micro-batch adds to the term: the sum over its pairs of the mean over attended tokens."""
-        kept = batch["attention_mask"].bool()
-        values = [share_of_mean(self._of(pair, student, teacher, bridges), kept, counts.tokens) for pair in self.pairs]
+        """What a micro-batch adds to the term: the sum over its pairs of the mean over tokens, rows or batches."""
+        attended = batch["attention_mask"].bool()
+        kept = None if bool(attended.all()) else attended
+        values = [_share(self._of(pair, student, teacher, aids, batch, kept), kept, counts) for pair in self.pairs]
         return sum(values[1:], start=values[0])
 
-    def _of(self, pair: Pair, student: Readout, teacher: Readout, bridges: nn.ModuleDict) -> Tensor:
-        mine, theirs = student[pair.student], teacher[pair.teacher]
-        if pair.student.startswith("scores"):
-            seen = _both(student.visible(pair.student), teacher.visible(pair.teacher))
-            return self.loss(student=mine, teacher=theirs, mask=seen)
-        return self.loss(student=bridges[pair.bridge](mine) if pair.bridge else mine, teacher=theirs)
+    def _of(
+        self, pair: Pair, student: Readout, teacher: Readout, aids: nn.ModuleDict, batch: Batch, kept: Tensor | None
+    ) -> Tensor:
+        mine, theirs = _look(student, pair.student, pair.bridge, aids), _look(teacher, pair.teacher, pair.lens, aids)
+        if pair.memory:
+            mine, theirs = aids[pair.memory](mine, theirs, batch["blocks"])
+        mask = _mask(pair, student, teacher, kept)
+        given = {"student": mine, "teacher": theirs, "labels": batch.get("labels"), "mask": mask}
+        return self.loss(**{name: given[name] for name in ("student", *self.needs)})
+
+
+def each(taps: Taps) -> tuple[str, ...]:
+    """One tap or several, as several."""
+    return (taps,) if isinstance(taps, str) else taps
+
+
+def _look(readout: Readout, taps: Taps, through: Taps | None, aids: nn.ModuleDict) -> Seen:
+    """What stands at one tap, behind its module; a tuple for several."""
+    if isinstance(taps, str):
+        assert through is None or isinstance(through, str)
+        return aids[through](readout[taps]) if through else readout[taps]
+    names = through if isinstance(through, tuple) else (through,) * len(taps)
+    return tuple(_look(readout, tap, name, aids) for tap, name in zip(taps, names, strict=True))
+
+
+def _mask(pair: Pair, student: Readout, teacher: Readout, kept: Tensor | None) -> Tensor | None:
+    """What counts: pairs of positions for attention maps, rows for pooled states, tokens otherwise; None for all."""
+    mine, theirs = each(pair.student)[0], each(pair.teacher)[0]
+    if mine.startswith(("scores", "probs")):
+        queries = None if kept is None else kept[:, None, :, None]
+        return _both(_both(student.visible(mine), teacher.visible(theirs)), queries)
+    return kept.any(1) if kept is not None and mine == "pooled" else kept
 
 
 def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The pairs of positions that are visible on both sides; None where all are."""
+    """Where both are True; None where all are."""
     if a is None or b is None:
         return b if a is None else a
     return a & b
+
+
+def _share(values: Tensor, kept: Tensor | None, counts: Counts) -> Tensor:
+    """What unreduced values of a micro-batch add to their mean over the step."""
+    if values.dim() == 2:
+        return share_of_mean(values, kept, counts.tokens)
+    if values.dim() == 1:
+        return share_of_mean(values, None if kept is None else kept.any(1), counts.rows)
+    return share_of_mean(values, None, counts.batches)
 
 
 @dataclass(frozen=True)
@@ -75,10 +125,11 @@ class Lesson:
     student: str
     teacher: str | None
     terms: tuple[Term, ...]
+    measured: bool = True  # whether a still that has both logits also notes the logit loss that all settings share
 
     @property
     def logit_terms(self) -> list[Term]:
-        """The terms that are evaluated chunk by chunk."""
+        """The terms that are evaluated on the logits of selected tokens."""
         return [term for term in self.terms if term.on_logits]
 
     @property

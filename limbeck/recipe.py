@@ -5,14 +5,27 @@ Precedence: defaults < YAML < command line (`key=value`). An unknown word stops 
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from limbeck.anatomy import FAMILIES
-from limbeck.kinds import Device, LayerMap, Name, Positive, Share, Text, enum_of, known, listed, seed_list, wrong
-from limbeck.words import LAYER_MAPS, LAYERED_TAPS, LOSSES, TAPS, nearest
+from limbeck.kinds import (
+    Device,
+    LayerMap,
+    Loss,
+    Name,
+    Positive,
+    Share,
+    Tap,
+    Text,
+    enum_of,
+    known,
+    listed,
+    seed_list,
+    wrong,
+)
+from limbeck.words import KINDS, LAYER_MAPS, LAYERED_TAPS, LOSSES, LossWords, nearest
 
 
 class Strict(BaseModel):
@@ -128,9 +141,11 @@ class Term(Strict):
 
     model_config = ConfigDict(extra="allow")
 
-    loss: Annotated[str, AfterValidator(known("loss", LOSSES)), enum_of(LOSSES)]
+    loss: Loss = Field(description="a loss of limbeck, or one's own by its import path, package.module:function")
     name: Name | None = Field(default=None, description="its name in the metrics; the tap's name when left out")
-    tap: Annotated[str, AfterValidator(known("tap", TAPS)), enum_of(TAPS)] = "logits"
+    tap: Tap | Annotated[tuple[Tap, ...], Field(min_length=2)] = Field(
+        default="logits", description="the place that is compared; a list for a loss that takes several at once"
+    )
     layers: LayerMap = Field(default="uniform", description=f"{', '.join(LAYER_MAPS)}, or {{student: teacher}}")
     bridge: Literal["auto", "each", "shared", "none"] = Field(
         default="auto",
@@ -141,7 +156,18 @@ class Term(Strict):
     @property
     def label(self) -> str:
         """The term's name in the metrics."""
-        return self.name or {"logits": "logit", "scores": "attention"}.get(self.tap, self.tap)
+        if self.name:
+            return self.name
+        return (
+            {"logits": "logit", "scores": "attention"}.get(self.taps[0], self.taps[0])
+            if len(self.taps) == 1
+            else "relation"
+        )
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The places that it compares."""
+        return (self.tap,) if isinstance(self.tap, str) else self.tap
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -150,27 +176,44 @@ class Term(Strict):
 
     @model_validator(mode="after")
     def _fits_its_loss(self) -> Term:
-        words = LOSSES[self.loss]
+        layered = [tap for tap in self.taps if tap in LAYERED_TAPS]
+        if self.layers != "uniform" and not layered:
+            raise wrong("layers", f"the tap {self.taps[0]} has no layers; leave the word out")
+        if len(self.taps) > 1 and len(layered) < len(self.taps):
+            raise wrong("tap", "several taps at once must all have layers; name one")
+        if self.loss in LOSSES:
+            self._fits(LOSSES[self.loss])
+        return self
+
+    def _fits(self, words: LossWords) -> None:
+        kinds = words.parameters | words.made
         for name, value in self.parameters.items():
-            if name not in words.parameters:
-                near = nearest(name, (*type(self).model_fields, *words.parameters))
+            if name not in kinds:
+                near = nearest(name, (*type(self).model_fields, *kinds))
                 raise wrong(name, f"unknown word for the loss {self.loss}; {near}")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise wrong(name, f"must be a number above 0, not {value!r}")
-        if self.tap not in words.taps:
-            compared = " or ".join(words.taps)
-            raise wrong("tap", f"the loss {self.loss} compares {compared}, not {self.tap}; change tap or loss")
-        if self.layers != "uniform" and self.tap not in LAYERED_TAPS:
-            raise wrong("layers", f"the tap {self.tap} has no layers; leave the word out")
+            said, holds = KINDS[kinds[name]]
+            if not holds(value):
+                raise wrong(
+                    name, f"must be {said}, not {str(value).lower() if isinstance(value, bool) else repr(value)}"
+                )
+        for tap in self.taps:
+            if tap not in words.taps:
+                compared = " or ".join(words.taps)
+                raise wrong("tap", f"the loss {self.loss} compares {compared}, not {tap}; change tap or loss")
+        if len(self.taps) > 1 and not words.bundle:
+            raise wrong("tap", f"the loss {self.loss} compares one tap; name one, and write a term for each")
         if self.bridge != "auto" and not words.same_width:
             raise wrong("bridge", f"the loss {self.loss} needs no bridge; leave the word out")
-        return self
 
 
 class Setting(Strict):
     """One way of distilling: the terms that its student minimises."""
 
     terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+    balance: Literal["none", "initial", "gradient", "uncertainty"] = Field(
+        default="none",
+        description="multiplies the weights: initial, by 1 / first value; gradient, to equal gradient norms; uncertainty, learned",
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> Setting:
@@ -206,6 +249,9 @@ class Train(Strict):
         default=64, description="held-out blocks, and as many training blocks, of an evaluation"
     )
     checkpoint_every: Positive = 500
+    probe_every: Positive = Field(
+        default=100, description="updates between probes of each term alone: its share of the gradient, and its balance"
+    )
     chunk: Positive = Field(default=1024, description="tokens whose logits exist at a time")
     threads: Positive | None = Field(default=None, description="CPU threads; torch's own choice when left out")
     device: Device = Field(default="auto", description="auto, cpu, cuda, ...")
@@ -249,7 +295,7 @@ class Recipe(Strict):
             return self
         for setting, table in self.settings.items():
             for number, term in enumerate(table.terms):
-                if "teacher" in LOSSES[term.loss].needs:
+                if term.loss not in LOSSES or "teacher" in LOSSES[term.loss].needs:
                     place = f"settings.{setting}.terms.{number}"
                     raise wrong("models.teacher", f"missing; {place} ({term.loss}) learns from a teacher; set it")
         for word in ("family", "tokenizer"):

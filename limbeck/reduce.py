@@ -22,16 +22,21 @@ class Counts:
     tokens: int  # attended tokens
     selected: int  # tokens whose logits a logit loss looks at
     labels: int  # tokens that carry a label
+    rows: int = 0  # rows with an attended token
+    batches: int = 0  # micro-batches, of all processes, with an attended token
 
     @staticmethod
     def of(batches: Iterable[Batch]) -> Counts:
         """The counts of some micro-batches."""
-        tokens = selected = labels = 0
+        tokens = selected = labels = rows = micro = 0
         for batch in batches:
-            tokens += int(batch["attention_mask"].sum())
+            lengths = batch["attention_mask"].sum(1)
+            tokens += int(lengths.sum())
             selected += int(batch["select"].sum())
             labels += int((batch["labels"] != -100).sum())
-        return Counts(tokens, selected, labels)
+            rows += int((lengths > 0).sum())
+            micro += int((lengths > 0).any())
+        return Counts(tokens, selected, labels, rows, micro)
 
 
 def share_of_mean(values: Tensor, mask: Tensor | None, count: int) -> Tensor:

@@ -39,6 +39,7 @@ class Session:
         begin = time.time()
         start = self._resume() if self._exists() else self._begin()
         if start == 0:
+            build.first_stages(self.study, stopped, self.tell)
             self._evaluate(0, None)
         with progress.shown(self.how.steps, start, quiet) as bar:
             done = fit(
@@ -58,6 +59,7 @@ class Session:
             accumulate=self.how.accumulate,
             describe=self._describe,
             measure=self._evaluates,
+            probes=lambda step: step % self.how.probe_every == 0,
             world=self.study.world,
             start=start,
             tokens=self.tokens,

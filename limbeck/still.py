@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import torch
@@ -33,8 +33,10 @@ class Tally:
     """What one step measured of one learner."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)  # unweighted
+    weights: dict[str, float] = field(default_factory=dict)  # the recipe's, balanced
     logit_loss: Tensor | None = None  # forward KL at temperature 1, where the step has both logits
     norms: Norms | None = None
+    regulariser: float = 0.0  # what the balance adds to the loss
 
     def add(self, term: str, value: Tensor) -> None:
         """Adds a micro-batch's or a chunk's part to a term."""
@@ -66,6 +68,7 @@ class Still:
         chunk: number of tokens whose logits exist at a time.
         autocast: dtype of matrix products, None for the parameters' own.
         world: the processes that share the work.
+        balanced: whether the balances of the learners act on the weights.
     """
 
     def __init__(
@@ -76,20 +79,42 @@ class Still:
         chunk: int,
         autocast: torch.dtype | None = None,
         world: World = World(),  # noqa: B008 (a frozen value)
+        balanced: bool = True,
     ) -> None:
         taking_part = {name for lesson in lessons for name in (lesson.student, lesson.teacher)}
         self.actors = {actor.name: actor for actor in actors if actor.name in taking_part}
         self.lessons, self.chunk, self.autocast, self.world = list(lessons), chunk, autocast, world
+        self.balanced = balanced
         self.learners = [actor for actor in self.actors.values() if isinstance(actor, Learner)]
-        self.seconds: dict[str, float] = {}  # each actor's own, of the last step
+        self.seconds = dict.fromkeys(self.actors, 0.0)  # each actor's own, of the last step
 
     def step(self, batches: Sequence[Batch], counts: Counts, step: int, measure: bool = False) -> dict[str, Tally]:
         """One update of every learner from this process's micro-batches; `counts` are those of all processes."""
         tallies = self.gradients(batches, counts, step)
         for learner in self.learners:
+            tally = tallies[learner.name]
             with self._clock(learner.name):
-                tallies[learner.name].norms = learner.update(step, self.world, measure)
+                tally.weights = self._weights(learner, step)
+                tally.regulariser = learner.balance.regulariser
+                weighted = {term: tally.weights[term] * value for term, value in tally.terms.items()}
+                learner.balance.differentiate(weighted, self.world.size)
+                tally.norms = learner.update(step, self.world, measure)
         return tallies
+
+    def only(self, *lessons: Lesson) -> Still:
+        """The same cast and manner with other lessons, and with the weights that these state."""
+        how = {"chunk": self.chunk, "autocast": self.autocast, "world": self.world}
+        return Still(list(self.actors.values()), lessons, **how, balanced=False)
+
+    def _weight(self, learner: Learner, term: Term, step: int) -> float | Tensor:
+        """The weight of a term at a step: the recipe's, times the factor of the learner's balance."""
+        weight = term.weight(step)
+        return weight * learner.balance.factor(term.name) if self.balanced else weight
+
+    def _weights(self, learner: Learner, step: int) -> dict[str, float]:
+        """The weight of every term by which a learner learns."""
+        lessons = [lesson for lesson in self.lessons if lesson.student == learner.name]
+        return {term.name: float(self._weight(learner, term, step)) for lesson in lessons for term in lesson.terms}
 
     def gradients(self, batches: Sequence[Batch], counts: Counts, step: int) -> dict[str, Tally]:
         """Adds the gradient of every learner's loss to its parameters' `.grad`."""
@@ -97,13 +122,13 @@ class Still:
         tallies = {learner.name: Tally() for learner in self.learners}
         for number, batch in enumerate(batches):
             micro = Micro(batch, number, step, counts, tallies)
-            readouts = self._read(micro)
-            spoken = self._speak(micro, readouts)
-            self._pull(micro, readouts, spoken)
+            readouts = self.read(micro)
+            spoken = self.speak(micro, readouts)
+            self.pull(micro, readouts, spoken)
         return tallies
 
-    def _read(self, micro: Micro) -> Readouts:
-        """Every backbone once."""
+    def read(self, micro: Micro) -> Readouts:
+        """Runs every backbone once."""
         readouts = {}
         for name, actor in self.actors.items():
             with self._clock(name), self._precision():
@@ -111,57 +136,71 @@ class Still:
                 readouts[name] = actor.read(micro.batch, *moment)
         return readouts
 
-    def _speak(self, micro: Micro, readouts: Readouts) -> dict[str, tuple[Tensor, Tensor]]:
-        """The logit terms, chunk by chunk. Returns each student's selected head inputs and the gradient there."""
-        lessons = [lesson for lesson in self.lessons if lesson.logit_terms]
+    def speak(self, micro: Micro, readouts: Readouts) -> dict[str, tuple[Tensor, Tensor]]:
+        """The logit terms. Returns each student's selected head inputs and the gradient there.
+
+        Chunk by chunk; what a loss needs of the batch as a whole is evaluated once more, in one piece.
+        """
         where = micro.batch["select"].flatten().nonzero().squeeze(1)
         labels = micro.batch["labels"].flatten()[where]
+        lessons = [lesson for lesson in self.lessons if lesson.logit_terms]
         speakers = [name for name in self.actors if any(name in (it.student, it.teacher) for it in lessons)]
         inputs = {name: readouts[name].features.flatten(0, 1)[where] for name in speakers}
         slopes = {lesson.student: torch.zeros_like(inputs[lesson.student]) for lesson in lessons}
-        for start in range(0, len(where), self.chunk):
-            chunk = slice(start, start + self.chunk)
-            leaves = {name: inputs[name][chunk].detach().requires_grad_(name in slopes) for name in speakers}
-            logits = {name: self._say(name, leaf) for name, leaf in leaves.items()}
-            for name in slopes:
-                with self._clock(name):
-                    loss = self._logit_loss(micro, name, logits, labels[chunk])
-                    loss.backward()
-                    slopes[name][chunk] = leaves[name].grad  # pyright: ignore[reportArgumentType] (backward set it)
+        for parts, size in ((_portion(lessons, False), self.chunk), (_portion(lessons, True), len(where))):
+            here = [name for name in speakers if any(name in (it.student, it.teacher) for it in parts)]
+            for start in range(0, len(where), size) if parts else ():
+                chunk = slice(start, start + size)
+                leaves = {name: inputs[name][chunk].detach().requires_grad_(name in slopes) for name in here}
+                logits = {name: self._say(name, leaf) for name, leaf in leaves.items()}
+                for name in dict.fromkeys(lesson.student for lesson in parts):
+                    with self._clock(name):
+                        loss = self._logit_loss(micro, name, parts, logits, labels[chunk])
+                        loss.backward()
+                        slope = leaves[name].grad
+                        assert slope is not None
+                        slopes[name][chunk] += slope
         return {name: (inputs[name], slope) for name, slope in slopes.items()}
 
     def _say(self, name: str, features: Tensor) -> Tensor:
         with self._clock(name), self._precision():
             return self.actors[name].speak(features)
 
-    def _logit_loss(self, micro: Micro, name: str, logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    def _logit_loss(
+        self, micro: Micro, name: str, lessons: Sequence[Lesson], logits: Mapping[str, Tensor], labels: Tensor
+    ) -> Tensor:
         """The weighted logit terms of one student on one chunk; the others' logits are constants for it."""
         tally, total = micro.tallies[name], logits[name].new_zeros((), dtype=torch.float32)
-        for lesson in self.lessons:
-            if lesson.student != name or not lesson.logit_terms:
+        learner = self.actors[name]
+        assert isinstance(learner, Learner)
+        for lesson in lessons:
+            if lesson.student != name:
                 continue
             teacher = logits[lesson.teacher].detach() if lesson.teacher else None
             common = None
-            for term in lesson.logit_terms:
+            for term in lesson.terms:
                 value = term.of_logits(logits[name], teacher, labels, micro.counts)
                 tally.add(term.name, value)
-                total = total + term.weight(micro.step) * value
+                total = total + self._weight(learner, term, micro.step) * value
                 common = value if term.loss is forward_kl else common
-            if teacher is not None:
+            if teacher is not None and lesson.measured:
                 with torch.no_grad():
                     common = COMMON.of_logits(logits[name], teacher, labels, micro.counts) if common is None else common
                 tally.add_logit_loss(common)
         return total
 
-    def _pull(self, micro: Micro, readouts: Readouts, spoken: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """The other terms, and one backward for each learner."""
+    def pull(
+        self, micro: Micro, readouts: Readouts, spoken: Mapping[str, tuple[Tensor, Tensor]], keep: bool = False
+    ) -> None:
+        """The other terms, and one backward for each learner; `keep` keeps the graph for another."""
         for learner in self.learners:
             with self._clock(learner.name):
                 with self._precision():
                     losses = [self._other_loss(micro, learner, it, readouts) for it in self.lessons if it.other_terms]
                 roots = [(loss, torch.ones_like(loss)) for loss in losses if loss is not None]
                 roots += [spoken[learner.name]] if learner.name in spoken else []
-                torch.autograd.backward([root for root, _ in roots], [slope for _, slope in roots])
+                if roots:
+                    torch.autograd.backward([root for root, _ in roots], [slope for _, slope in roots], keep)
 
     def _other_loss(self, micro: Micro, learner: Learner, lesson: Lesson, readouts: Readouts) -> Tensor | None:
         if lesson.student != learner.name or lesson.teacher is None:
@@ -172,7 +211,7 @@ class Still:
                 readouts[learner.name], readouts[lesson.teacher], learner.bridges, micro.batch, micro.counts
             )
             micro.tallies[learner.name].add(term.name, value)
-            losses.append(term.weight(micro.step) * value)
+            losses.append(self._weight(learner, term, micro.step) * value)
         return torch.stack(losses).sum()
 
     def _precision(self) -> torch.autocast:
@@ -189,3 +228,16 @@ class Still:
         if self.world.device.type == "cuda":
             torch.cuda.synchronize(self.world.device)
         return perf_counter()
+
+
+def _portion(lessons: Sequence[Lesson], whole: bool) -> list[Lesson]:
+    """The logit terms that need all selected tokens of a micro-batch at once, or those that do not."""
+    found = []
+    for lesson in lessons:
+        terms = {
+            here: tuple(term for term in lesson.logit_terms if (term.per == "batch") == here) for here in (True, False)
+        }
+        if terms[whole]:
+            measured = lesson.measured and not (whole and terms[False])  # once
+            found.append(replace(lesson, terms=terms[whole], measured=measured))
+    return found

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -32,6 +33,7 @@ class _Recorder(Recorder):
     def __init__(self, layers: Mapping[nn.Module, int]) -> None:
         super().__init__(layers)
         self.hidden: dict[int, Tensor] = {}
+        self.ffn: dict[int, Tensor] = {}
 
 
 class Readout(Mapping[str, Tensor]):
@@ -42,18 +44,26 @@ class Readout(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, taps: tuple[str, ...], depth: int, features: Tensor, head: Callable[[Tensor], Tensor], recorder: _Recorder
+        self,
+        taps: tuple[str, ...],
+        depth: int,
+        features: Tensor,
+        attended: Tensor,
+        head: Callable[[Tensor], Tensor],
+        recorder: _Recorder,
     ):
         self.features, self.head = features, head
-        self._taps, self._depth, self._recorder = taps, depth, recorder
+        self._taps, self._depth, self._attended, self._recorder = taps, depth, attended, recorder
 
     def __getitem__(self, tap: str) -> Tensor:
         if tap == "logits":
             return self.head(self.features)
+        if tap == "pooled":
+            return _mean_of_tokens(self.features, self._attended)
         kind, layer = parse(tap, self._depth)
         try:
-            if kind == "hidden":
-                return self._recorder.hidden[layer]
+            if kind in ("hidden", "ffn"):
+                return getattr(self._recorder, kind)[layer]
             attended = self._recorder.attended[layer]
         except KeyError:
             raise KeyError(f"{tap} was not tapped; this readout has {', '.join(self._taps)}") from None
@@ -71,6 +81,13 @@ class Readout(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._taps)
+
+
+def _mean_of_tokens(states: Tensor, attended: Tensor) -> Tensor:
+    """The mean over the attended tokens: `[B, T, H]` -> `[B, H]`, 0 for a row without any."""
+    kept = attended.bool().unsqueeze(-1)
+    total = torch.where(kept, states, 0).sum(1, dtype=torch.promote_types(states.dtype, torch.float32))
+    return (total / kept.sum(1).clamp(min=1)).to(states.dtype)
 
 
 _DERIVED: dict[str, Callable[[Attended], Tensor]] = {
@@ -91,9 +108,9 @@ def parse(tap: str, depth: int) -> tuple[str, int]:
     kind, _, number = tap.partition(".")
     if tap == "embedding":
         return "hidden", 0
-    if tap == "logits":
-        return "logits", depth
-    if kind not in ("hidden", *_FROM_ATTENTION):
+    if tap in ("logits", "pooled"):
+        return tap, depth
+    if kind not in ("hidden", "ffn", *_FROM_ATTENTION):
         raise UserError(f"unknown tap '{tap}'; {nearest(kind, TAPS)}")
     first = 0 if kind == "hidden" else 1
     try:
@@ -123,7 +140,8 @@ class Tapped:
 
     Args:
         model: a masked or causal language model of a family in `limbeck.anatomy`.
-        taps: names such as `embedding`, `hidden.3`, `query.-1`, `scores.2`, `probs.2`, `logits`.
+        taps: names such as `embedding`, `hidden.3`, `query.-1`, `scores.2`, `probs.2`, `ffn.2` (what the feed-forward
+            activation is applied to), `pooled` (the mean of the last states over the attended tokens), `logits`.
 
     Raises:
         UserError: an unknown family, tap or layer; reentrant activation checkpointing.
@@ -139,6 +157,7 @@ class Tapped:
         self._heads = [getattr(model, name) for name in self.family.head]
         places = {parse(tap, self.depth) for tap in self.taps}
         self._hidden = {layer for kind, layer in places if kind == "hidden"}
+        self._ffn = {layer for kind, layer in places if kind == "ffn"}
         attended = sorted({layer for kind, layer in places if kind in _FROM_ATTENTION})
         self._attention = {self.layers[i - 1].get_submodule(self.family.attention): i for i in attended}
         model.set_attn_implementation(attention.NAME)
@@ -152,7 +171,8 @@ class Tapped:
         recorder = _Recorder(self._attention)
         with self._recording(recorder):
             features = self._base(**inputs).last_hidden_state
-        return Readout(self.taps, self.depth, features, self.head, recorder)
+        attended = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        return Readout(self.taps, self.depth, features, attended, self.head, recorder)
 
     def head(self, features: Tensor) -> Tensor:
         """The model's own head: `[..., H]` -> logits `[..., V]`."""
@@ -165,6 +185,8 @@ class Tapped:
         with ExitStack() as stack:
             for layer in self._hidden:
                 stack.enter_context(self._hook(layer, recorder))
+            for layer in self._ffn:
+                stack.enter_context(self._ffn_hook(layer, recorder))
             token = attention.active.set(recorder)
             stack.callback(attention.active.reset, token)
             yield
@@ -183,6 +205,14 @@ class Tapped:
         norm = self.family.final_norm if layer == self.depth else None
         module = self._base.get_submodule(norm) if norm else self.layers[layer - 1]
         return module.register_forward_hook(returned)
+
+    def _ffn_hook(self, layer: int, recorder: _Recorder) -> Any:
+        """A hook that remembers what the feed-forward activation of a layer is applied to."""
+
+        def returned(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            recorder.ffn[layer] = output.chunk(2, dim=-1)[0] if self.family.ffn_halves else output
+
+        return self.layers[layer - 1].get_submodule(self.family.ffn).register_forward_hook(returned)
 
     def _refuse_reentrant_checkpointing(self) -> None:
         for layer in self.layers:

@@ -6,9 +6,28 @@ hyper-parameters it takes. A test holds this table against the signatures of `li
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Any
+
+KINDS: dict[
+    str, tuple[str, Callable[[Any], bool]]
+] = {  # of hyper-parameters: what is said of them, what holds for them
+    "positive": ("a number above 0", lambda x: _number(x) and 0 < x < math.inf),
+    "weight": ("a number, at least 0", lambda x: _number(x) and 0 <= x < math.inf),
+    "share": ("a number from 0 to 1", lambda x: _number(x) and 0 <= x <= 1),
+    "fraction": ("a number, at least 0 and below 1", lambda x: _number(x) and 0 <= x < 1),
+    "count": ("a whole number above 0", lambda x: isinstance(x, int) and _number(x) and x > 0),
+    "flag": ("true or false", lambda x: isinstance(x, bool)),
+    "position": ("first or last", lambda x: x in ("first", "last")),
+    "number": ("a finite number", lambda x: _number(x) and math.isfinite(x)),
+}
+
+
+def _number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 @dataclass(frozen=True)
@@ -16,22 +35,66 @@ class LossWords:
     """What a recipe may say of one loss."""
 
     taps: tuple[str, ...]  # kinds of taps that it compares
-    parameters: tuple[str, ...] = ()
+    parameters: dict[str, str] = field(default_factory=dict)  # hyper-parameter -> one of KINDS
     needs: tuple[str, ...] = ("teacher",)  # "teacher", "labels"
+    per: str = "token"  # what it gives one value for: token, row, batch
     same_width: bool = False  # a bridge must widen the student's tensor when the widths differ
+    made: dict[str, str] = field(
+        default_factory=dict
+    )  # words of the modules that the recipe makes for it, as parameters
+    bundle: bool = False  # it takes several taps at once: `tap: [query, key, value]`
 
+
+_LOGITS = ("logits",)
+_STATES = ("embedding", "hidden", "ffn")
+_WARM = {"temperature": "positive"}
+_TOPK = {"k": "count", "tail": "flag", **_WARM}
 
 LOSSES: dict[str, LossWords] = {
-    "cross_entropy": LossWords(("logits",), needs=("labels",)),
-    "forward_kl": LossWords(("logits",), ("temperature",)),
-    "mse": LossWords(("embedding", "hidden"), same_width=True),
-    "cosine": LossWords(("embedding", "hidden"), same_width=True),
+    "cross_entropy": LossWords(_LOGITS, needs=("labels",)),
+    "soft_cross_entropy": LossWords(_LOGITS, _WARM),
+    "forward_kl": LossWords(_LOGITS, _WARM),
+    "reverse_kl": LossWords(_LOGITS, _WARM),
+    "symmetric_kl": LossWords(_LOGITS, _WARM),
+    "jensen_shannon": LossWords(_LOGITS, {"beta": "share", **_WARM}),
+    "skew_forward_kl": LossWords(_LOGITS, {"alpha": "fraction"}),
+    "skew_reverse_kl": LossWords(_LOGITS, {"alpha": "fraction"}),
+    "total_variation": LossWords(_LOGITS, _WARM),
+    "logit_mse": LossWords(_LOGITS),
+    "decoupled_kl": LossWords(_LOGITS, {"alpha": "weight", "beta": "weight", **_WARM}, needs=("teacher", "labels")),
+    "pearson": LossWords(_LOGITS, {"inter": "weight", "intra": "weight", **_WARM}, per="batch"),
+    "universal_logit": LossWords(_LOGITS),
+    "topk_kl": LossWords(_LOGITS, _TOPK),
+    "topk_reverse_kl": LossWords(_LOGITS, _TOPK),
+    "topk_jensen_shannon": LossWords(_LOGITS, {"beta": "share", **_TOPK}),
+    "mse": LossWords((*_STATES, "pooled"), same_width=True),
+    "cosine": LossWords((*_STATES, "pooled"), same_width=True),
+    "patient": LossWords(("hidden", "embedding", "pooled"), {"position": "position"}, per="row", same_width=True),
+    "attention_transfer": LossWords(_STATES),
+    "neuron_selectivity": LossWords(_STATES, per="row"),
+    "activation_boundary": LossWords(("ffn",), {"margin": "positive"}, same_width=True),
+    "factor_transfer": LossWords(("hidden",), per="row", made={"rate": "positive", "paraphraser_steps": "count"}),
+    "cka": LossWords((*_STATES, "pooled"), per="batch"),
     "attention_scores_mse": LossWords(("scores",)),
+    "attention_mse": LossWords(("probs",)),
+    "attention_kl": LossWords(("scores",)),
+    "relation_kl": LossWords(("query", "key", "value"), {"relation_heads": "count"}, bundle=True),
+    "flow": LossWords(("hidden",), per="row", same_width=True),
+    "rkd_distance": LossWords(("pooled", "hidden", "embedding"), per="batch"),
+    "rkd_angle": LossWords(("pooled",), per="batch"),
+    "similarity": LossWords(("pooled", *_STATES), per="batch"),
+    "contrastive": LossWords(
+        ("pooled",),
+        {"temperature": "positive", "log_partition": "number"},
+        per="row",
+        made={"negatives": "count", "width": "count", "momentum": "fraction"},
+    ),
 }
 
-LAYERED_TAPS = ("hidden", "query", "key", "value", "scores", "probs")
-TAPS = ("embedding", *LAYERED_TAPS, "logits")
-LAYER_MAPS = ("uniform", "skip", "last", "top")
+LAYERED_TAPS = ("hidden", "query", "key", "value", "scores", "probs", "ffn")
+TAPS = ("embedding", *LAYERED_TAPS, "pooled", "logits")
+LAYER_MAPS = ("uniform", "skip", "last", "top", "all-to-one")
+BALANCES = ("none", "initial", "gradient", "uncertainty")
 
 
 # What newcomers from elsewhere write, and what it is called here.

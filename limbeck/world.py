@@ -70,6 +70,14 @@ class World:
             for parameter, summed in zip(some, bucket.split([p.numel() for p in some]), strict=True):
                 parameter.grad = summed.view_as(parameter)
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes one after another; of equal shape in all."""
+        if self.size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
     @staticmethod
     def leave() -> None:
         """Closes what `join` opened: a process that exits with its connections open may abort."""

@@ -19,13 +19,21 @@ from limbeck.schedules import Schedule, constant
 
 VOCABULARY, TEACHER_WIDTH, STUDENT_WIDTH, HEADS = 60, 24, 16, 4
 TEACHER_DEPTH, STUDENT_DEPTH = 4, 2
+BLOCKS = 12  # blocks of the training text that its batches pretend to come from
 LOGITS = (Pair("logits", "logits"),)
 
 LOGIT = Term("logit", forward_kl, LOGITS, constant(1.0))
 LABEL = Term("label", cross_entropy, LOGITS, constant(0.5), needs=("labels",))
-EMBEDDING = Term("embedding", mse, (Pair("embedding", "embedding", "embedding"),), constant(0.3))
+WIDEN = bridges.linear(STUDENT_WIDTH, TEACHER_WIDTH)
+EMBEDDING = Term(
+    "embedding", mse, (Pair("embedding", "embedding", "embedding"),), constant(0.3), aids={"embedding": WIDEN}
+)
 HIDDEN = Term(
-    "hidden", mse, (Pair("hidden.1", "hidden.2", "hidden-1"), Pair("hidden.2", "hidden.4", "hidden-2")), constant(2.0)
+    "hidden",
+    mse,
+    (Pair("hidden.1", "hidden.2", "hidden-1"), Pair("hidden.2", "hidden.4", "hidden-2")),
+    constant(2.0),
+    aids={"hidden-1": WIDEN, "hidden-2": WIDEN},
 )
 SCORES = Term(
     "attention", attention_scores_mse, (Pair("scores.1", "scores.2"), Pair("scores.2", "scores.4")), constant(0.05)
@@ -73,14 +81,13 @@ def learner(
     dtype: torch.dtype = torch.float64,
 ) -> Learner:
     """A student with the bridges of its terms; the same for the same seed."""
-    pairs = [pair for term in terms for pair in term.pairs]
-    names = [pair.bridge for pair in pairs if pair.bridge]
+    aids = {name: make for term in terms for name, make in term.aids.items()}
     return Learner(
         name,
         bert(STUDENT_WIDTH, STUDENT_DEPTH, seed=seed, tied=tied, dropout=dropout).to(dtype),
-        sorted({pair.student for pair in pairs}),
+        sorted({tap for term in terms for tap in term.taps("student")}),
         seed=seed,
-        bridges=bridges.build(names, STUDENT_WIDTH, TEACHER_WIDTH, seed).to(dtype),
+        bridges=bridges.build(aids, bridges.Making(seed, BLOCKS)).to(dtype),
         optimisation=Optimisation(rate, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=clip),
     )
 
@@ -101,6 +108,7 @@ def batch(seed: int = 0, rows: int = 3, length: int = 9, padded: bool = True) ->
         "attention_mask": mask,
         "labels": torch.where(labelled, ids, -100),
         "select": select,
+        "blocks": (torch.arange(rows) + seed * rows) % BLOCKS,
         "documents": torch.where(kept, torch.arange(rows)[:, None] * 2 + (torch.arange(length) > 3), -1).int(),
     }
 

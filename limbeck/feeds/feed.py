@@ -29,6 +29,7 @@ class Feed:
     - `attention_mask` int64 [b, T]: ones, since packed blocks have no padding,
     - `labels` int64 [b, T]: the next token (causal), or the token itself where it was chosen; -100 elsewhere,
     - `select` bool [b, T]: the tokens whose logits a logit loss looks at,
+    - `blocks` int64 [b]: the number of each row's block,
     - `documents` int32 [b, T]: the number of each token's document, -1 for tokens that packing added.
 
     Args:
@@ -98,6 +99,7 @@ class Feed:
             "labels": labels,
             "select": np.ones(ids.shape, bool) if everywhere else labels != IGNORED,
             "documents": self.blocks.documents_of(indices),
+            "blocks": np.asarray(indices, np.int64),
         }
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 

@@ -112,7 +112,9 @@ def test_it_is_safetensors_and_json_and_says_what_it_holds(saved: tuple[Path, li
     assert all(told["bytes"] == (place / name).stat().st_size for name, told in files.items())
     state = checkpoint.state(saved[1][2])
     kinds = {name.split(".")[0] for name in state}
-    assert {"model", "bridges", "optimizer"} <= kinds <= {"model", "buffer", "bridges", "optimizer"}
+    assert (
+        {"model", "bridges", "balance", "optimizer"} <= kinds <= {"model", "buffer", "bridges", "balance", "optimizer"}
+    )
     assert "model.cls.predictions.decoder.weight" not in state, "tied parameters once"
 
 

@@ -67,7 +67,10 @@ MISTAKES = [
     (["models.student.tokenizer=taken"], "taken: not a usable model folder"),
     (["models.student.family=gpt2"], "a gpt2 student cannot learn from a bert teacher"),
     (["models.student.init=teacher"], "models.student.init: teacher copies weights and needs the teacher's width"),
-    (["models.student.heads=2"], "set models.student.heads=4"),
+    (
+        ["models.student.hidden=18", "models.student.heads=3"],
+        "settings.multi.attention: 3 student heads and 4 teacher heads cannot be grouped; set models.student.heads to",
+    ),
     (["models.student.heads=3"], "tiny.yaml: models.student.heads: 3 heads do not divide the width 16"),
     (["models.student.kv_heads=2"], "models.student.kv_heads: a bert model has none of its own"),
     (["data.corpus=nope.txt"], "nope.txt: no such file or folder"),

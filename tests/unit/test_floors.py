@@ -16,7 +16,7 @@ FLOORS = [
     # 0: words, tensors, files, the machine
     "errors words kinds recipe load layers schedules anatomy rundir losses reduce seeds environment",
     # 1: models, and the processes
-    "attention taps bridges students models world",
+    "attention taps bridges students models world balance memory factors custom",
     # 2: who answers, and who learns from whom
     "actors lessons",
     # 3: one training step
@@ -24,9 +24,9 @@ FLOORS = [
     # 4: casts, and text
     "schemes feeds",
     # 5: the loop, what is kept of it, what is asked of it
-    "engine checkpoint evaluate export",
+    "probe engine checkpoint evaluate export",
     # 6: where words become objects, and what they cost
-    "build costs preview manifest",
+    "terms build costs preview manifest",
     # 7: what people touch
     "progress session api cli __main__",
 ]

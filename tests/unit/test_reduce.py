@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -24,12 +25,23 @@ def test_counts_are_those_of_the_tensors() -> None:
     assert counts.selected == whole["select"].sum()
     assert counts.labels == (whole["labels"] != -100).sum()
     assert 0 < counts.labels < counts.selected < counts.tokens
+    assert (counts.rows, counts.batches) == (4, 1)
+
+
+def test_rows_and_batches_without_an_attended_token_do_not_count() -> None:
+    empty, whole = batch(rows=4), batch(rows=4)
+    whole["attention_mask"][1] = 0
+    empty["attention_mask"][:] = 0
+    counts = Counts.of([whole, empty])
+    assert (counts.rows, counts.batches) == (3, 1)
 
 
 @pytest.mark.parametrize("at", [0, 1, 3, 4])
 def test_counts_of_parts_are_those_of_the_whole(at: int) -> None:
     whole = batch(rows=4)
-    assert Counts.of(halves(whole, at)) == Counts.of([whole])
+    parts = Counts.of(halves(whole, at))
+    assert replace(parts, batches=1) == Counts.of([whole])
+    assert parts.batches == (1 if at in (0, 4) else 2)
 
 
 def test_counts_of_nothing() -> None:

@@ -42,6 +42,7 @@ def test_shapes_and_types(bert: Corpus) -> None:
         "labels": (torch.int64, (8, 16)),
         "select": (torch.bool, (8, 16)),
         "documents": (torch.int32, (8, 16)),
+        "blocks": (torch.int64, (8,)),
     }
     assert batch["attention_mask"].all()
 

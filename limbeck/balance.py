@@ -1,0 +1,96 @@
+"""Balance: how the terms of one learner are weighed against each other, beside the weights that the recipe states.
+
+With raw losses one term can be 10,000 times another and silence it. A balance multiplies the weight of term i by
+
+- `none`: 1;
+- `initial`: 1 / L_i, its value at the first probe, so that all terms begin at 1;
+- `gradient`: mean_j |g_j| / |g_i|, so that all terms pull with equal strength: |g_i| is the norm of the term's gradient in
+  the student's parameters, measured by a probe every few updates and held until the next;
+- `uncertainty`: exp(-s_i), s_i a learned log-variance; the loss is sum_i w_i exp(-s_i) L_i + s_i (Kendall et al. 2018,
+  arXiv 1705.07115, without the constant halves), which draws w_i exp(-s_i) L_i towards 1.
+
+A term whose value or gradient is 0 at a probe keeps the factor 1: there is nothing to balance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found of one term, over a whole optimizer step."""
+
+    value: float
+    gradient_norm: float  # of all the student's parameters, unweighted
+
+
+class Balance(nn.Module):
+    """The factors of a learner's terms; its state is in the learner's checkpoint.
+
+    Args:
+        how: none, initial, gradient or uncertainty.
+        terms: the names of the terms.
+    """
+
+    factors: Tensor  # [terms], of `initial` and `gradient`
+    probes: Tensor  # [], how many there were
+
+    def __init__(self, how: str = "none", terms: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.how, self.terms = how, list(terms)
+        self.register_buffer("factors", torch.ones(len(self.terms)))
+        self.register_buffer("probes", torch.zeros((), dtype=torch.long))
+        if how == "uncertainty":
+            self.log_variances = nn.Parameter(torch.zeros(len(self.terms)))
+
+    def factor(self, term: str) -> float | Tensor:
+        """What the weight of a term is multiplied by."""
+        if self.how == "none":
+            return 1.0
+        factors = torch.exp(-self.log_variances.detach()) if self.how == "uncertainty" else self.factors
+        return factors[self.terms.index(term)]
+
+    @property
+    def regulariser(self) -> float:
+        """What is added to the loss: the sum of the log-variances."""
+        return float(self.log_variances.detach().sum()) if self.how == "uncertainty" else 0.0
+
+    def learn(self, found: Mapping[str, Probed]) -> None:
+        """Sets the factors from a probe."""
+        if self.how == "initial" and not self.probes:
+            self._set([_inverse(found[term].value) for term in self.terms])
+        if self.how == "gradient":
+            norms = [found[term].gradient_norm for term in self.terms]
+            mean = sum(norms) / len(norms)
+            self._set([mean * _inverse(norm) if norm else 1.0 for norm in norms])
+        self.probes += 1
+
+    def differentiate(self, weighted: Mapping[str, Tensor], processes: int) -> None:
+        """The gradient of the log-variances, from this process's part of the weighted and balanced terms."""
+        if self.how == "uncertainty":
+            nothing = torch.zeros_like(self.log_variances[0])
+            parts = [weighted.get(term, nothing).to(nothing) for term in self.terms]
+            self.log_variances.grad = 1 / processes - torch.stack(parts)
+
+    def _set(self, factors: list[float]) -> None:
+        self.factors.copy_(torch.tensor(factors))
+
+
+def _inverse(value: float) -> float:
+    return 1 / value if value > 0 else 1.0
+
+
+def gradient_shares(found: Mapping[str, Probed], weights: Mapping[str, float]) -> dict[str, float]:
+    """The share of each weighted term in the sum of the gradient norms.
+
+    >>> gradient_shares({"a": Probed(1.0, 3.0), "b": Probed(9.0, 1.0)}, {"a": 1.0, "b": 1.0})
+    {'a': 0.75, 'b': 0.25}
+    """
+    parts = {term: weights[term] * probed.gradient_norm for term, probed in found.items()}
+    total = sum(parts.values())
+    return {term: part / total if total else 0.0 for term, part in parts.items()}

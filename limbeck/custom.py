@@ -1,0 +1,128 @@
+"""A loss of one's own, named in a recipe by its import path: `{loss: my_package.losses:my_loss, tap: hidden}`.
+
+It is a function like those of `limbeck.losses`: keyword arguments `student`, and of `teacher`, `labels`, `mask` what it
+needs, then hyper-parameters with defaults; it returns one value per token `[B, T]` (of logits: `[n]`), per row `[B]`, or
+per batch `[]`. What it takes is read from its signature, and what it gives is tried out before anything is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from limbeck import recipe
+from limbeck.errors import UserError
+from limbeck.losses import Loss
+from limbeck.words import LossWords, nearest
+
+TENSORS = ("teacher", "labels", "mask")
+B, T, D, h, V = 2, 3, 4, 2, 11  # the shapes on which a loss is tried out
+GIVEN = {
+    "logits": (B * T, V),
+    "pooled": (B, D),
+    "scores": (B, h, T, T),
+    "probs": (B, h, T, T),
+    "query": (B, h, T, D),
+    "key": (B, h, T, D),
+    "value": (B, h, T, D),
+}
+PER = {1: "row", 0: "batch", 2: "token"}
+
+
+def load(path: str, where: str) -> Loss:
+    """The function at `package.module:name`; modules of the working directory are found as well.
+
+    Raises:
+        UserError: there is none.
+    """
+    module, _, name = path.partition(":")
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{where}.loss: {path}: there is no module {error.name}; run from its folder, or install it"
+        ) from None
+    except Exception as error:  # whatever somebody else's module does when it is imported
+        raise UserError(
+            f"{where}.loss: {path}: importing it fails ({type(error).__name__}: {error}); mend it"
+        ) from None
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        raise UserError(f"{where}.loss: {path}: {module} has no function {name}; write package.module:function")
+    return found  # pyright: ignore[reportReturnType] (tried out in `words`)
+
+
+def words(term: recipe.Term, where: str) -> LossWords:
+    """What the signature of a term's loss says of it, and the shape that it gives.
+
+    Raises:
+        UserError: it is no loss, it lacks a hyper-parameter, or it does not take one that the recipe states.
+    """
+    loss, where = load(term.loss, where), f"{where}.loss: {term.loss}"
+    try:
+        parameters = inspect.signature(loss).parameters
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: its signature cannot be read; give a plain function") from None
+    if "student" not in parameters:
+        raise UserError(f"{where}: it takes no `student`; see limbeck.losses for the form of a loss")
+    hyper = [name for name in parameters if name not in ("student", *TENSORS)]
+    for name in term.parameters:
+        if name not in hyper:
+            raise UserError(f"{where}: takes no '{name}'; {nearest(name, (*type(term).model_fields, *hyper))}")
+    missing = [name for name in hyper if parameters[name].default is inspect.Parameter.empty]
+    for name in missing:
+        if name not in term.parameters:
+            raise UserError(f"{where}: needs the hyper-parameter '{name}'; state it in the term, or give it a default")
+    needs = tuple(name for name in TENSORS if name in parameters)
+    per = _tried(loss, term, needs, where)
+    return LossWords(term.taps, dict.fromkeys(hyper, "any"), needs=needs, per=per, same_width=_has_width(term))
+
+
+def source_sha256(path: str) -> str:
+    """The fingerprint of the file that a loss stands in."""
+    file = inspect.getsourcefile(inspect.unwrap(load(path, "settings")))
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+
+def _has_width(term: recipe.Term) -> bool:
+    """Whether the taps are features that a bridge can widen."""
+    return not set(term.taps) & set(GIVEN) or term.taps == ("pooled",)
+
+
+def _tried(loss: Loss, term: recipe.Term, needs: tuple[str, ...], where: str) -> str:
+    """What a loss gives one value for, from a trial on random tensors."""
+    shape = GIVEN.get(term.taps[0], (B, T, D))
+    several = len(term.taps) if len(term.taps) > 1 else 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        student, teacher = _tensors(shape, several, True), _tensors(shape, several, False)
+        labels = torch.randint(min(V, D), (B * T,) if term.taps == ("logits",) else (B, T))
+    given = {"teacher": teacher, "labels": labels, "mask": None}
+    try:
+        values = loss(student=student, **{name: given[name] for name in needs}, **term.parameters)
+    except Exception as error:  # whatever somebody else's function does
+        line = str(error).splitlines()[0] if str(error) else ""
+        raise UserError(f"{where}: a trial on random tensors fails ({type(error).__name__}: {line}); mend it") from None
+    expected = (B * T,) if term.taps == ("logits",) else (B, T)
+    if not isinstance(values, Tensor) or tuple(values.shape) not in (expected, expected[:1], ()):
+        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise UserError(f"{where}: gives {found}; it must give one value for each token, row or batch, unreduced")
+    if not values.requires_grad:
+        raise UserError(
+            f"{where}: its value does not depend on the student's tensor in a way that can be differentiated"
+        )
+    return "token" if tuple(values.shape) == expected else PER[values.dim()]
+
+
+def _tensors(shape: tuple[int, ...], several: int, learns: bool) -> Tensor | tuple[Tensor, ...]:
+    made = tuple(torch.randn(shape, requires_grad=learns) for _ in range(max(1, several)))
+    return made if several else made[0]

@@ -1,0 +1,63 @@
+"""The probe: value and gradient of every term for itself, over a whole optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from limbeck.actors import Learner, gradients, norm
+from limbeck.balance import Probed
+from limbeck.reduce import Batch, Counts
+from limbeck.schedules import constant
+from limbeck.still import Micro, Still, Tally
+
+
+def probe(still: Still, learner: Learner, batches: Sequence[Batch], counts: Counts, step: int) -> dict[str, Probed]:
+    """Value and gradient norm of each term of a learner, unweighted: one forward, one backward for each term.
+
+    The gradient is that of all the student's parameters (bridges left out), over all micro-batches and processes. The
+    learner is left as it was, without gradients.
+    """
+    mine = [replace(lesson, measured=False) for lesson in still.lessons if lesson.student == learner.name]
+    alone = {
+        term.name: still.only(replace(lesson, terms=(replace(term, weight=constant(1.0)),)))
+        for lesson in mine
+        for term in lesson.terms
+    }
+    reader, tally, sums = still.only(*mine), Tally(), {}
+    for number, batch in enumerate(batches):
+        micro = Micro(batch, number, step, counts, {learner.name: tally})
+        readouts = reader.read(micro)
+        for name, one in alone.items():
+            one.pull(micro, readouts, one.speak(micro, readouts), keep=True)
+            sums[name] = _add(sums.get(name), _taken(learner))
+    values = still.world.total([float(tally.terms.get(name, 0.0)) for name in sums])
+    return {name: Probed(value, _norm(still, learner, sums[name])) for name, value in zip(sums, values, strict=True)}
+
+
+def _taken(learner: Learner) -> list[Tensor]:
+    """The gradients of the model's parameters, which have none afterwards."""
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.model.parameters()]
+    learner.optimizer.zero_grad(set_to_none=True)
+    return found
+
+
+def _add(held: list[Tensor] | None, more: list[Tensor]) -> list[Tensor]:
+    if held is None:
+        return more
+    torch._foreach_add_(held, more)
+    return held
+
+
+def _norm(still: Still, learner: Learner, summed: list[Tensor]) -> float:
+    """The norm of gradients that are first added up over the processes."""
+    parameters = list(learner.model.parameters())
+    for parameter, gradient in zip(parameters, summed, strict=True):
+        parameter.grad = gradient
+    still.world.sum_gradients(parameters)
+    total = norm(gradients(parameters)).item()
+    learner.optimizer.zero_grad(set_to_none=True)
+    return total

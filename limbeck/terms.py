@@ -1,0 +1,164 @@
+"""From a term of a recipe to a term of a lesson: its loss, its taps layer by layer, the modules in between."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from limbeck import bridges, custom, factors, layers, lessons, memory, recipe, schedules
+from limbeck.anatomy import heads_of, width_of
+from limbeck.errors import UserError
+from limbeck.losses import LOSSES
+from limbeck.words import LAYERED_TAPS
+from limbeck.words import LOSSES as WORDS
+
+PARAPHRASER_STEPS = 500
+
+
+def of_setting(
+    setting: recipe.Setting, student: PretrainedConfig, teacher: PretrainedConfig | None, where: str
+) -> tuple[lessons.Term, ...]:
+    """The terms of a setting for models of these shapes.
+
+    Raises:
+        UserError: a term does not fit them; `where` is the setting's place in the recipe.
+    """
+    return tuple(_Term(term, student, teacher, f"{where}.{term.label}").build() for term in setting.terms)
+
+
+class _Term:
+    """One term of a recipe on its way; `aids` collects the modules that its pairs name."""
+
+    def __init__(
+        self, said: recipe.Term, student: PretrainedConfig, teacher: PretrainedConfig | None, where: str
+    ) -> None:
+        self.said, self.student, self.teacher, self.where = said, student, teacher, where
+        self.words = WORDS.get(said.loss) or custom.words(said, where)
+        self.aids: dict[str, bridges.Make] = {}
+
+    def build(self) -> lessons.Term:
+        said, given = self.said, {k: v for k, v in self.said.parameters.items() if k in self.words.parameters}
+        plain = LOSSES.get(said.loss) or custom.load(said.loss, self.where)
+        loss = (lambda **tensors: plain(**tensors, **given)) if given else plain
+        needs = (*self.words.needs, "mask") if said.loss in LOSSES else self.words.needs
+        pairs = self._pairs()
+        return lessons.Term(said.label, loss, pairs, _weight(said.weight), needs, self.words.per, self.aids)
+
+    def _pairs(self) -> tuple[lessons.Pair, ...]:
+        said, teacher, label = self.said, self.teacher, self.said.label
+        taps = said.taps
+        if taps == ("logits",) or teacher is None:
+            return (lessons.Pair("logits", "logits"),)
+        self._heads_fit(teacher)
+        if said.loss == "contrastive":
+            made = self._made()
+            self.aids[label] = memory.contrastive_memory(*self._widths("pooled"), **made)
+            return (lessons.Pair("pooled", "pooled", memory=label),)
+        if not set(taps) & set(LAYERED_TAPS):
+            return (lessons.Pair(taps[0], taps[0], self._bridge(label, taps[0])),)
+        mapped = layer_map(said, self.student, teacher, self.where)
+        if said.loss == "flow":
+            return self._flow(sorted(mapped.items()))
+        return tuple(self._pair(taps, s, t) for s, t in mapped.items())
+
+    def _pair(self, taps: tuple[str, ...], s: int, t: int) -> lessons.Pair:
+        """One layer of the student and one of the teacher."""
+        tap, *more = taps
+        if more:
+            return lessons.Pair(tuple(f"{each}.{s}" for each in taps), tuple(f"{each}.{t}" for each in taps))
+        name = f"{self.said.label}-{s}"
+        if self.said.loss == "factor_transfer":
+            return self._factors(tap, s, t)
+        return lessons.Pair(f"{tap}.{s}", f"{tap}.{t}", self._bridge(name, tap))
+
+    def _factors(self, tap: str, s: int, t: int) -> lessons.Pair:
+        made, (mine, theirs) = self._made(), self._widths(tap)
+        count = max(1, round(made.get("rate", 0.5) * theirs))
+        name = _module_name(f"{self.said.label}-{s}")
+        self.aids[name] = factors.translator(mine, count)
+        steps = made.get("paraphraser_steps", PARAPHRASER_STEPS)
+        self.aids[f"{name}-paraphraser"] = factors.paraphraser(theirs, count, steps)
+        return lessons.Pair(f"{tap}.{s}", f"{tap}.{t}", name, lens=f"{name}-paraphraser")
+
+    def _flow(self, mapped: list[tuple[int, int]]) -> tuple[lessons.Pair, ...]:
+        """Between each mapped layer and the next."""
+        if len(mapped) < 2:
+            raise UserError(f"{self.where}: flow goes between mapped layers; map at least two, such as layers: uniform")
+        found = []
+        for (s, t), (s_next, t_next) in pairwise(mapped):
+            names = [self._bridge(f"{self.said.label}-{layer}", "hidden") for layer in (s, s_next)]
+            between = tuple(name for name in names if name)
+            taps = [(f"hidden.{a}", f"hidden.{b}") for a, b in ((s, s_next), (t, t_next))]
+            found.append(lessons.Pair(*taps, bridge=between or None))
+        return tuple(found)
+
+    def _made(self) -> dict[str, Any]:
+        return {name: value for name, value in self.said.parameters.items() if name in self.words.made}
+
+    def _widths(self, tap: str) -> tuple[int, int]:
+        assert self.teacher is not None
+        return width_of(self.student, tap), width_of(self.teacher, tap)
+
+    def _bridge(self, name: str, tap: str) -> str | None:
+        """The name of the linear layer that widens the student's tensor, None where there is none."""
+        mine, theirs = self._widths(tap)
+        how = self.said.bridge
+        if not self.words.same_width:
+            return None
+        if how == "none" or (how == "auto" and mine == theirs):
+            if mine != theirs and self.said.loss in LOSSES:
+                raise UserError(f"{self.where}: widths {mine} and {theirs} differ; set bridge to each or shared")
+            return None
+        name = "shared" if how == "shared" else _module_name(name)
+        name = f"{name}-{tap}" if how == "shared" and tap == "ffn" else name  # another width: another layer
+        self.aids[name] = bridges.linear(mine, theirs)
+        return name
+
+    def _heads_fit(self, teacher: PretrainedConfig) -> None:
+        """Whether maps can be compared head by head or group by group, and relations cut into relation heads."""
+        taps = self.said.taps
+        mine, theirs = heads_of(self.student, "query"), heads_of(teacher, "query")
+        if {"scores", "probs"} & set(taps) and max(mine, theirs) % min(mine, theirs):
+            raise UserError(
+                f"{self.where}: {mine} student heads and {theirs} teacher heads cannot be grouped; "
+                f"set models.student.heads to a divisor of {theirs}, or use relation_kl on query, key or value"
+            )
+        if self.said.loss != "relation_kl":
+            return
+        for tap in taps:
+            widths = self._widths(tap)
+            count = self.said.parameters.get("relation_heads") or heads_of(teacher, tap)
+            if any(width % count for width in widths):
+                common = [n for n in range(1, min(widths) + 1) if not (widths[0] % n or widths[1] % n)]
+                raise UserError(
+                    f"{self.where}: {count} relation heads do not divide the widths of {tap}, {widths[0]} (student) and "
+                    f"{widths[1]} (teacher); set relation_heads to one of {', '.join(map(str, common))}"
+                )
+
+
+def layer_map(term: recipe.Term, student: PretrainedConfig, teacher: PretrainedConfig, where: str) -> dict[int, int]:
+    """The layers that a layered term compares: {student layer: teacher layer}."""
+    try:
+        pairs = layers.resolve(term.layers, student.num_hidden_layers, teacher.num_hidden_layers)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if term.taps != ("hidden",) and 0 in (*pairs, *pairs.values()):
+        raise UserError(f"{where}: layer 0 is the embedding and has no {term.taps[0]}; count layers from 1")
+    return pairs
+
+
+def reads_first_token(term: recipe.Term) -> bool:
+    """Whether a term reads the first token of a row alone."""
+    return term.loss == "patient" and term.taps != ("pooled",) and term.parameters.get("position", "first") == "first"
+
+
+def _weight(weight: float | recipe.Ramp) -> schedules.Schedule:
+    if isinstance(weight, recipe.Ramp):
+        return schedules.ramp(weight.start, weight.end, weight.steps)
+    return schedules.constant(weight)
+
+
+def _module_name(name: str) -> str:
+    return name.replace(".", "_")
