@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip install --progress-bar off -q -c constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test check reference clean
 
 demo: .venv/installed
 	$(BIN)/limbeck run quickstart
@@ -15,6 +15,9 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+reference: .venv/dev
+	$(BIN)/python docs/make_reference.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -6,14 +6,16 @@ With raw losses one term can be 10,000 times another and silence it. A balance m
 - `initial`: 1 / L_i, its value at the first probe, so that all terms begin at 1;
 - `gradient`: mean_j |g_j| / |g_i|, so that all terms pull with equal strength: |g_i| is the norm of the term's gradient in
   the student's parameters, measured by a probe every few updates and held until the next;
-- `uncertainty`: exp(-s_i), s_i a learned log-variance; the loss is sum_i w_i exp(-s_i) L_i + s_i (Kendall et al. 2018,
-  arXiv 1705.07115, without the constant halves), which draws w_i exp(-s_i) L_i towards 1.
+- `uncertainty`: exp(-s_i), s_i a learned log-variance; the loss is sum_i w_i (exp(-s_i) L_i + s_i) (Kendall et al. 2018,
+  arXiv 1705.07115, without the constant halves), which draws exp(-s_i) L_i towards 1. s_i begins at log L_i, where it is
+  right: from 0 it would take thousands of updates to get there.
 
 A term whose value or gradient is 0 at a probe keeps the factor 1: there is nothing to balance.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,30 +57,37 @@ class Balance(nn.Module):
         factors = torch.exp(-self.log_variances.detach()) if self.how == "uncertainty" else self.factors
         return factors[self.terms.index(term)]
 
-    @property
-    def regulariser(self) -> float:
-        """What is added to the loss: the sum of the log-variances."""
-        return float(self.log_variances.detach().sum()) if self.how == "uncertainty" else 0.0
+    def regulariser(self, weights: Mapping[str, float]) -> float:
+        """What is added to the loss: the weighted sum of the log-variances."""
+        if self.how != "uncertainty":
+            return 0.0
+        return sum(weights[term] * s for term, s in zip(self.terms, self.log_variances.tolist(), strict=True))
 
     def learn(self, found: Mapping[str, Probed]) -> None:
         """Sets the factors from a probe."""
+        values = [found[term].value for term in self.terms]
         if self.how == "initial" and not self.probes:
-            self._set([_inverse(found[term].value) for term in self.terms])
+            self._set(self.factors, [_inverse(value) for value in values])
+        if self.how == "uncertainty" and not self.probes:
+            self._set(self.log_variances, [-math.log(_inverse(value)) for value in values])
         if self.how == "gradient":
             norms = [found[term].gradient_norm for term in self.terms]
             mean = sum(norms) / len(norms)
-            self._set([mean * _inverse(norm) if norm else 1.0 for norm in norms])
+            self._set(self.factors, [mean * _inverse(norm) if norm else 1.0 for norm in norms])
         self.probes += 1
 
-    def differentiate(self, weighted: Mapping[str, Tensor], processes: int) -> None:
-        """The gradient of the log-variances, from this process's part of the weighted and balanced terms."""
+    def differentiate(self, values: Mapping[str, Tensor], weights: Mapping[str, float], processes: int) -> None:
+        """The gradient of the log-variances, from this process's part of each term: w_i (1 - exp(-s_i) L_i)."""
         if self.how == "uncertainty":
-            nothing = torch.zeros_like(self.log_variances[0])
-            parts = [weighted.get(term, nothing).to(nothing) for term in self.terms]
-            self.log_variances.grad = 1 / processes - torch.stack(parts)
+            s = self.log_variances.detach()
+            parts = torch.stack([values.get(term, s[0] * 0).to(s) for term in self.terms])
+            scale = torch.tensor([weights[term] for term in self.terms]).to(s)
+            self.log_variances.grad = scale * (1 / processes - torch.exp(-s) * parts)
 
-    def _set(self, factors: list[float]) -> None:
-        self.factors.copy_(torch.tensor(factors))
+    @staticmethod
+    @torch.no_grad()
+    def _set(tensor: Tensor, numbers: list[float]) -> None:
+        tensor.copy_(torch.tensor(numbers, dtype=torch.float64))
 
 
 def _inverse(value: float) -> float:

@@ -91,11 +91,13 @@ def of_study(plan: build.Design) -> StudyCost:
     learners = len(own) * len(table.seeds)
     trained = learners * student.parameters
     micro = tokens / table.train.accumulate
+    whole = any(term.on_logits and term.per == "batch" for terms in plan.terms.values() for term in terms)
+    at_once = max(table.train.chunk, micro * selected) if whole else table.train.chunk  # tokens whose logits exist
     memory = (
         trained * OPTIMIZER_BYTES
         + (teacher.parameters * (2 if table.train.precision == "bf16" else 4) if teacher else 0)
         + len(own) * micro * student.activations
-        + table.train.chunk * plan.student.vocab_size * 4 * 6
+        + at_once * plan.student.vocab_size * 4 * 6
     )
     return StudyCost(teacher, student, alone, total, memory, disk=trained * (2 * 12 + 4))
 

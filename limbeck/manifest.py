@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from limbeck import build, environment, students
+from limbeck import build, custom, environment, students
 from limbeck.errors import UserError
 from limbeck.recipe import Recipe
 
@@ -23,6 +23,7 @@ HARMFUL = {
     "the tokenizer": ("data", "tokenizer_sha256"),
     "the teacher": ("teacher", "sha256"),
     "the initial students": ("initial",),
+    "the code of a loss": ("losses",),
 }
 HARMLESS = {
     "versions": ("versions",),
@@ -58,6 +59,7 @@ def of(study: build.Study, flops: Mapping[str, float]) -> Facts:
         "teacher": _teacher(study),
         "data": study.corpus.facts,
         "layers": build.facts(study.design),
+        "losses": _losses(table),
         "students": {
             learner.name: {
                 "initial_sha256": students.digest(learner.model.named_parameters()),
@@ -71,6 +73,12 @@ def of(study: build.Study, flops: Mapping[str, float]) -> Facts:
         "finished": None,
         "seconds": 0.0,
     }
+
+
+def _losses(table: Recipe) -> Facts:
+    """The sha256 of the file of every loss that is one's own."""
+    paths = {term.loss for setting in table.chosen.values() for term in setting.terms if ":" in term.loss}
+    return {path: custom.source_sha256(path) for path in sorted(paths)}
 
 
 def _teacher(study: build.Study) -> Facts | None:
@@ -108,7 +116,7 @@ def _at(facts: Facts, path: tuple[str, ...]) -> Any:
         return {name: student["initial_sha256"] for name, student in facts["students"].items()}
     value: Any = facts
     for word in path:
-        value = value and value[word]
+        value = value and value.get(word)
     return value
 
 

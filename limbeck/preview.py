@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from limbeck import build, costs, models
+import torch
+
+from limbeck import bridges, build, costs, models
 from limbeck.feeds.corpora import each, find_files
 from limbeck.feeds.readers import hub_name
 from limbeck.feeds.tokenise import Encoder
 from limbeck.recipe import Recipe, Term
-from limbeck.words import LAYERED_TAPS, LOSSES
+from limbeck.words import LAYERED_TAPS
 
 Row = Sequence[object]
 
@@ -76,19 +79,27 @@ def _models(plan: build.Design) -> list[str]:
 
 
 def _settings(table: Recipe, plan: build.Design | None) -> list[str]:
-    rows: list[Row] = [("settings", "term", "loss", "weight", "bridges", "layers, student<-teacher")]
+    rows: list[Row] = [("settings", "term", "loss", "weight", "modules", "layers, student<-teacher")]
     maps = build.facts(plan) if plan else {}
     for name, setting in table.chosen.items():
         for i, term in enumerate(setting.terms):
-            layers = maps.get(name, {}).get(term.label, term.layers if term.tap in LAYERED_TAPS else "")
-            bridges = _bridges(plan, name, i) if plan else term.bridge if LOSSES[term.loss].same_width else ""
-            rows.append(("" if i else f"  {name}", term.label, _loss(term), _weight(term), bridges, layers))
+            layers = maps.get(name, {}).get(term.label, term.layers if set(term.taps) & set(LAYERED_TAPS) else "")
+            aids = _aids(plan, name, i) if plan else ""
+            rows.append(("" if i else f"  {name}", term.label, _loss(term, plan, name, i), _weight(term), aids, layers))
+        if setting.balance != "none":
+            rows.append(("", "", f"balance {setting.balance}, probed every {table.train.probe_every:,} updates"))
     return _aligned(rows)
 
 
-def _loss(term: Term) -> str:
-    words = ", ".join(f"{name} {value}" for name, value in term.parameters.items())
-    return f"{term.loss}, {words}" if words else term.loss
+def _loss(term: Term, plan: build.Design | None, setting: str, number: int) -> str:
+    """The loss with its hyper-parameters, and what becomes of heads and of batches."""
+    words = [f"{name} {value}" for name, value in term.parameters.items()]
+    if plan and plan.terms[setting][number].per == "batch":
+        words.append(f"of {plan.recipe.train.batch_size // plan.recipe.train.accumulate} rows")
+    if plan and plan.teacher and {"scores", "probs"} & set(term.taps):
+        few, many = sorted((plan.student.num_attention_heads, plan.teacher.num_attention_heads))
+        words += [f"{many} heads in {few} groups"] if many > few else []
+    return ", ".join([term.loss, *words])
 
 
 def _weight(term: Term) -> str:
@@ -98,11 +109,21 @@ def _weight(term: Term) -> str:
     return f"{weight.start:g} to {weight.end:g} in {weight.steps:,}"
 
 
-def _bridges(plan: build.Design, setting: str, term: int) -> str:
-    names = {pair.bridge for pair in plan.terms[setting][term].pairs if pair.bridge}
-    if not names or plan.teacher is None:
-        return ""
-    return f"{len(names)} of {plan.student.hidden_size}->{plan.teacher.hidden_size}"
+def _aids(plan: build.Design, setting: str, number: int) -> str:
+    """The modules of a term: `2 of 192->384` for bridges, other kinds by their names."""
+    with torch.device("meta"):
+        made = bridges.build(plan.terms[setting][number].aids, bridges.Making(0))
+    kinds = Counter(
+        f"{aid.in_features}->{aid.out_features}" if isinstance(aid, torch.nn.Linear) else _kind(aid)
+        for aid in made.values()
+    )
+    return ", ".join(f"{count} of {kind}" for kind, count in kinds.items())
+
+
+def _kind(aid: torch.nn.Module) -> str:
+    return {"Sequential": "translator", "ContrastiveMemory": "memory"}.get(
+        type(aid).__name__, type(aid).__name__.lower()
+    )
 
 
 def _cost(plan: build.Design) -> list[str]:

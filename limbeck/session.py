@@ -18,6 +18,7 @@ from limbeck.evaluate import Evaluation, document_rows
 from limbeck.lab import report
 
 STAGE = "train"
+SILENT = 0.01  # share of the gradient below which a term is named
 
 
 class Session:
@@ -29,6 +30,7 @@ class Session:
         self.evaluation = self._evaluation()
         self.flops = costs.of_study(study.design).flops_per_step
         self.tokens: dict[str, int] = {}
+        self.silent: set[str] = set()
 
     def go(self, stopped: Callable[[], bool], quiet: bool) -> None:
         """Begins or resumes, trains, and finishes.
@@ -43,7 +45,9 @@ class Session:
             self._evaluate(0, None)
         with progress.shown(self.how.steps, start, quiet) as bar:
             done = fit(
-                self._course(start), [require_finite, self._record, self._evaluate_now, self._save_now, bar], stopped
+                self._course(start),
+                [require_finite, self._record, self._silent_terms, self._evaluate_now, self._save_now, bar],
+                stopped,
             )
         if done < self.how.steps:
             self._save(done)
@@ -125,6 +129,17 @@ class Session:
     def _record(self, record: Record) -> None:
         if self.study.world.is_main:
             rundir.append_lines(self.folder / rundir.METRICS, record.rows)
+
+    def _silent_terms(self, record: Record) -> None:
+        """Names each term, once, whose share of the gradient is below 1 % at a probe."""
+        for row in record.rows:
+            for term, share in (row["gradient_share"] or {}).items():
+                who = f"{row['setting']}: the term {term}"
+                if share < SILENT and row["weights"][term] and who not in self.silent:
+                    self.silent.add(who)
+                    self.tell(
+                        f"{who} has {share:.1%} of the gradient at step {record.step}; raise its weight, or set balance"
+                    )
 
     def _evaluates(self, step: int) -> bool:
         return step % self.how.eval_every == 0 or step == self.how.steps

@@ -94,10 +94,10 @@ class Still:
         for learner in self.learners:
             tally = tallies[learner.name]
             with self._clock(learner.name):
-                tally.weights = self._weights(learner, step)
-                tally.regulariser = learner.balance.regulariser
-                weighted = {term: tally.weights[term] * value for term, value in tally.terms.items()}
-                learner.balance.differentiate(weighted, self.world.size)
+                stated = {term.name: term.weight(step) for term in self._terms(learner)}
+                tally.weights = {name: weight * float(learner.balance.factor(name)) for name, weight in stated.items()}
+                tally.regulariser = learner.balance.regulariser(stated)
+                learner.balance.differentiate(tally.terms, stated, self.world.size)
                 tally.norms = learner.update(step, self.world, measure)
         return tallies
 
@@ -111,10 +111,8 @@ class Still:
         weight = term.weight(step)
         return weight * learner.balance.factor(term.name) if self.balanced else weight
 
-    def _weights(self, learner: Learner, step: int) -> dict[str, float]:
-        """The weight of every term by which a learner learns."""
-        lessons = [lesson for lesson in self.lessons if lesson.student == learner.name]
-        return {term.name: float(self._weight(learner, term, step)) for lesson in lessons for term in lesson.terms}
+    def _terms(self, learner: Learner) -> list[Term]:
+        return [term for lesson in self.lessons if lesson.student == learner.name for term in lesson.terms]
 
     def gradients(self, batches: Sequence[Batch], counts: Counts, step: int) -> dict[str, Tally]:
         """Adds the gradient of every learner's loss to its parameters' `.grad`."""

@@ -51,7 +51,7 @@ def attention_mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None = Non
     """Mean squared difference of the attention probabilities, over heads and visible keys.
 
     For query i: mean over heads and over the keys j that i sees of (a_s[i, j] - a_t[i, j])^2.
-    Source: the variant that Jiao et al. 2019 (TinyBERT, arXiv 1909.10351) weigh against their scores.
+    Source: Jiao et al. 2019 (TinyBERT), arXiv 1909.10351, where it is weighed against the scores.
 
     When: the scores' scale differs too much between the models. Probabilities are small: the weight must be large.
 

@@ -18,8 +18,8 @@ from limbeck.losses.tensors import blank, product, silent, unit, whole
 def mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared difference over the width.
 
-    mean_H (h_s - h_t)^2: the hint of FitNets (Romero et al. 2014, arXiv 1412.6550), the hidden and embedding loss of
-    TinyBERT (Jiao et al. 2019, arXiv 1909.10351).
+    mean_H (h_s - h_t)^2: the hint of FitNets, the hidden and the embedding loss of TinyBERT.
+    Source: Romero et al. 2014 (FitNets), arXiv 1412.6550; Jiao et al. 2019 (TinyBERT), arXiv 1909.10351.
 
     When: the first choice for hidden states and embeddings. Its size follows the teacher's scale: a teacher with large
     states silences other terms unless its weight, or `balance`, says otherwise.
@@ -46,8 +46,8 @@ def mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tens
 def cosine(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """One minus the cosine of the angle between the vectors.
 
-    1 - h_s.h_t / (|h_s| |h_t|): the alignment loss of DistilBERT (Sanh et al. 2019, arXiv 1910.01108). It is blind to
-    length; a zero vector gives 1, with no gradient.
+    1 - h_s.h_t / (|h_s| |h_t|). It is blind to length; a zero vector gives 1, with no gradient.
+    Source: Sanh et al. 2019 (DistilBERT), arXiv 1910.01108.
 
     When: directions matter and scales do not, as for the last hidden state of a student made from teacher layers.
 
