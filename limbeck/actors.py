@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,11 @@ class Frozen:
         self.name, self.model = name, model.eval().requires_grad_(False)
         self.tapped = Tapped(self.model, taps)
 
+    @property
+    def width(self) -> int:
+        """H of the features that its head takes."""
+        return self.model.config.hidden_size
+
     @torch.no_grad()
     def read(self, batch: Batch) -> Readout:
         """Answers a batch."""
@@ -33,6 +39,9 @@ class Frozen:
     def speak(self, features: Tensor) -> Tensor:
         """Features of some tokens `[n, H]` -> logits `[n, V]`."""
         return self.tapped.head(features)
+
+    def advance(self) -> None:
+        """After an update of the cast: nothing."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,9 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return Norms(whole, layers, bridges, rate, self._ratios(before) if before else None)
 
+    def advance(self) -> None:
+        """After an update of the cast: nothing; `update` has done it."""
+
     def _clip(self, parameters: list[nn.Parameter]) -> float:
         total = norm(gradients(parameters))
         if self.optimisation.clip is not None and parameters:
@@ -131,6 +143,43 @@ class Learner:
         return torch.optim.AdamW(
             groups, lr=0.0, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay, fused=True
         )
+
+
+class Ema:
+    """The exponential moving average of a learner's weights: a teacher that follows its pupil.
+
+    After each update a <- decay a + (1 - decay) w, from a = w at the beginning; buffers are copied. It answers in evaluation
+    mode, without gradients.
+
+    Args:
+        name: what lessons call it.
+        learner: whose weights are averaged.
+        taps: what it is asked for.
+        decay: 0 to below 1.
+    """
+
+    def __init__(self, name: str, learner: Learner, taps: list[str], decay: float) -> None:
+        self.name, self.learner, self.decay = name, learner, decay
+        self.model = copy.deepcopy(learner.model).eval().requires_grad_(False)
+        self.tapped = Tapped(self.model, taps)
+
+    @torch.no_grad()
+    def read(self, batch: Batch) -> Readout:
+        """Answers a batch."""
+        return self.tapped(batch)
+
+    @torch.no_grad()
+    def speak(self, features: Tensor) -> Tensor:
+        """Features of some tokens `[n, H]` -> logits `[n, V]`."""
+        return self.tapped.head(features)
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """After an update of the cast: follows its learner."""
+        for mine, theirs in zip(self.model.parameters(), self.learner.model.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - self.decay)
+        for mine, theirs in zip(self.model.buffers(), self.learner.model.buffers(), strict=True):
+            mine.copy_(theirs)
 
 
 def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from limbeck import build, environment, preview, progress, rundir
+from limbeck import build, designs, environment, preview, progress, rundir
 from limbeck.engine import interruptible
 from limbeck.errors import UserError
 from limbeck.feeds.blocks import Corpus
@@ -82,9 +82,9 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
     _prepare_libraries(table)
     world = World.join(table.train.device)
     tell = tell if world.is_main else (lambda line: None)
-    plan = build.design(table)
+    plan = designs.design(table)
     _divides(table, world)
-    build.weights_fit(plan)
+    designs.weights_fit(plan)
     corpus = _text(plan, world, tell)
     with interruptible() as stopped:
         study = build.study(plan, world, corpus)
@@ -92,7 +92,7 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
     return Run(folder)
 
 
-def _text(plan: build.Design, world: World, tell: Callable[[str], None]) -> Corpus:
+def _text(plan: designs.Design, world: World, tell: Callable[[str], None]) -> Corpus:
     """The tokenised corpus; with several processes the first makes it and the others open it."""
     if not world.is_main:
         world.wait()

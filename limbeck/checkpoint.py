@@ -18,20 +18,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from limbeck import rundir
-from limbeck.actors import Learner
+from limbeck.actors import Ema, Learner
+
+Kept = Learner | Ema  # what changes while a run goes on
 
 MANIFEST = "checkpoint.json"
 KEPT = 2
 
 
-def save(folder: Path, step: int, learners: Sequence[Learner], facts: dict[str, Any]) -> Path:
-    """Commits the state of all learners after `step` updates, and removes all but the newest two checkpoints."""
+def save(folder: Path, step: int, actors: Sequence[Kept], facts: dict[str, Any]) -> Path:
+    """Commits the state of all learners and averages after `step` updates, and removes all but the newest two checkpoints."""
     place = folder / rundir.step_name(step)
     temporary = folder / f".{place.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for learner in learners:
-        save_file(state(learner), temporary / f"{learner.name}.safetensors")
+    for actor in actors:
+        save_file(state(actor), temporary / f"{actor.name}.safetensors")
     files = {path.name: _identity(path) for path in sorted(temporary.iterdir())}
     rundir.write_json(temporary / MANIFEST, {"step": step, "files": files, **facts})
     for path in [*temporary.iterdir(), temporary]:
@@ -54,10 +56,10 @@ def newest(folder: Path, tell: Callable[[str], None]) -> tuple[Path, dict[str, A
     return None
 
 
-def restore(place: Path, learners: Iterable[Learner]) -> None:
-    """Gives every learner its state of a checkpoint back."""
-    for learner in learners:
-        load_state(learner, load_file(place / f"{learner.name}.safetensors"))
+def restore(place: Path, actors: Iterable[Kept]) -> None:
+    """Gives everyone their state of a checkpoint back."""
+    for actor in actors:
+        load_state(actor, load_file(place / f"{actor.name}.safetensors"))
 
 
 def drop_after(folder: Path, step: int) -> None:
@@ -72,33 +74,38 @@ def list_all(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), key=lambda place: (len(place.name), place.name), reverse=True)
 
 
-def state(learner: Learner) -> dict[str, Tensor]:
-    """Everything of a learner that its recipe does not determine: parameters, buffers, aids, balance, optimizer."""
-    tensors = _own(learner)
-    for number, slots in learner.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{slot}": tensor for slot, tensor in slots.items()}
+def state(actor: Kept) -> dict[str, Tensor]:
+    """Everything of an actor that its recipe does not determine: parameters, buffers, aids, balance, optimizer."""
+    tensors = _own(actor)
+    slots = actor.optimizer.state_dict()["state"].items() if isinstance(actor, Learner) else ()
+    for number, held in slots:
+        tensors |= {f"optimizer.{number}.{slot}": tensor for slot, tensor in held.items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
-def load_state(learner: Learner, tensors: dict[str, Tensor]) -> None:
-    """Puts a state back, in place; the learner must be of the same recipe."""
-    for name, tensor in _own(learner).items():
+def load_state(actor: Kept, tensors: dict[str, Tensor]) -> None:
+    """Puts a state back, in place; the actor must be of the same recipe."""
+    for name, tensor in _own(actor).items():
         tensor.copy_(tensors[name])
+    if not isinstance(actor, Learner):
+        return
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, number, slot = name.split(".")
             slots.setdefault(int(number), {})[slot] = tensor
-    learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": slots})
+    actor.optimizer.load_state_dict({**actor.optimizer.state_dict(), "state": slots})
 
 
-def _own(learner: Learner) -> dict[str, Tensor]:
-    """The tensors that a learner holds itself, tied ones once."""
-    tensors = {f"model.{name}": tensor for name, tensor in learner.model.named_parameters()}
-    tensors |= {f"buffer.{name}": tensor for name, tensor in learner.model.named_buffers()}
-    tensors |= {f"bridges.{name}": tensor for name, tensor in learner.bridges.state_dict().items()}
-    return tensors | {f"balance.{name}": tensor for name, tensor in learner.balance.state_dict().items()}
+def _own(actor: Kept) -> dict[str, Tensor]:
+    """The tensors that an actor holds itself, tied ones once."""
+    tensors = {f"model.{name}": tensor for name, tensor in actor.model.named_parameters()}
+    tensors |= {f"buffer.{name}": tensor for name, tensor in actor.model.named_buffers()}
+    if not isinstance(actor, Learner):
+        return tensors
+    tensors |= {f"bridges.{name}": tensor for name, tensor in actor.bridges.state_dict().items()}
+    return tensors | {f"balance.{name}": tensor for name, tensor in actor.balance.state_dict().items()}
 
 
 def _identity(path: Path) -> dict[str, Any]:

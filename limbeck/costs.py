@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 
-from limbeck import bridges, build, students
+from limbeck import bridges, build, designs, students
 from limbeck.anatomy import width_of
 from limbeck.lessons import Term, each
 from limbeck.taps import Tapped
@@ -57,7 +57,7 @@ def of_model(config: PretrainedConfig, length: int) -> ModelCost:
 class StudyCost:
     """A whole study."""
 
-    teacher: ModelCost | None
+    teachers: dict[str, ModelCost]
     student: ModelCost
     flops_per_step: dict[str, float]  # of each setting alone: the teacher's part and its own
     total_flops: float  # all settings and seeds, the teacher read once a seed
@@ -65,41 +65,46 @@ class StudyCost:
     disk: float  # bytes of checkpoints and students
 
 
-def of_study(plan: build.Design) -> StudyCost:
+def of_study(plan: designs.Design) -> StudyCost:
     """The cost of a study; a backward pass is counted as two forward passes."""
     table, length = plan.recipe, plan.recipe.data.max_length
     student = of_model(plan.student, length)
-    teacher = of_model(plan.teacher, length) if plan.teacher else None
+    teachers = {name: of_model(config, length) for name, config in plan.teachers.items()}
     tokens = table.train.batch_size * length
     selected = table.data.masking.probability if table.data.positions == "masked" else 1.0
     alone, own = {}, {}
     for name, terms in plan.terms.items():
         share = selected * any(term.on_logits for term in terms)
-        own[name] = (
-            tokens
-            * 3
-            * (_forward(student, share) + _aids(terms, length) + _maps(plan.student, terms, "student", length))
-        )
-        read = (
-            _forward(teacher, share) + _maps(plan.teacher, terms, "teacher", length)
-            if plan.teacher and teacher
-            else 0.0
-        )
-        alone[name] = own[name] + tokens * read
+        setting = table.settings[name]
+        learn = _forward(student, share) + _aids(terms, length) + _maps(plan.student, terms, "student", length)
+        follow = _forward(student, share) if setting.ema is not None else 0.0
+        own[name] = setting.peers * tokens * (3 * learn + follow)
+        alone[name] = own[name] + tokens * _read(plan, teachers, terms, share, length)
     shared = max(alone[name] - own[name] for name in own)
     total = table.train.steps * len(table.seeds) * (shared + sum(own.values()))
-    learners = len(own) * len(table.seeds)
+    learners = sum(setting.peers for setting in table.chosen.values()) * len(table.seeds)
     trained = learners * student.parameters
     micro = tokens / table.train.accumulate
     whole = any(term.on_logits and term.per == "batch" for terms in plan.terms.values() for term in terms)
     at_once = max(table.train.chunk, micro * selected) if whole else table.train.chunk  # tokens whose logits exist
     memory = (
         trained * OPTIMIZER_BYTES
-        + (teacher.parameters * (2 if table.train.precision == "bf16" else 4) if teacher else 0)
-        + len(own) * micro * student.activations
+        + sum(it.parameters for it in teachers.values()) * (2 if table.train.precision == "bf16" else 4)
+        + learners / len(table.seeds) * micro * student.activations
         + at_once * plan.student.vocab_size * 4 * 6
     )
-    return StudyCost(teacher, student, alone, total, memory, disk=trained * (2 * 12 + 4))
+    return StudyCost(teachers, student, alone, total, memory, disk=trained * (2 * 12 + 4))
+
+
+def _read(plan: designs.Design, costs: dict[str, ModelCost], terms: Sequence[Term], share: float, length: int) -> float:
+    """Forward FLOPs, of one token, of the fixed teachers that some terms learn from."""
+    total = 0.0
+    for role in plan.roles:
+        taught = [term for term in terms if "teacher" in term.needs and term.teacher == role]
+        members = [name for name in costs if name == role or (role == "teacher" and name.startswith("teacher-"))]
+        for name in members if taught else ():
+            total += _forward(costs[name], share) + _maps(plan.teachers[name], taught, "teacher", length)
+    return total
 
 
 def _forward(model: ModelCost, selected: float) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from limbeck import recipe
+from limbeck import settings
 from limbeck.errors import UserError
 from limbeck.losses import Loss
 from limbeck.words import LossWords, nearest
@@ -61,7 +61,7 @@ def load(path: str, where: str) -> Loss:
     return found  # pyright: ignore[reportReturnType] (tried out in `words`)
 
 
-def words(term: recipe.Term, where: str) -> LossWords:
+def words(term: settings.Term, where: str) -> LossWords:
     """What the signature of a term's loss says of it, and the shape that it gives.
 
     Raises:
@@ -93,12 +93,12 @@ def source_sha256(path: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
-def _has_width(term: recipe.Term) -> bool:
+def _has_width(term: settings.Term) -> bool:
     """Whether the taps are features that a bridge can widen."""
     return not set(term.taps) & set(GIVEN) or term.taps == ("pooled",)
 
 
-def _tried(loss: Loss, term: recipe.Term, needs: tuple[str, ...], where: str) -> str:
+def _tried(loss: Loss, term: settings.Term, needs: tuple[str, ...], where: str) -> str:
     """What a loss gives one value for, from a trial on random tensors."""
     shape = GIVEN.get(term.taps[0], (B, T, D))
     several = len(term.taps) if len(term.taps) > 1 else 0

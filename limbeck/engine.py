@@ -122,7 +122,7 @@ def _row(
     local.append(nothing if tally.logit_loss is None else tally.logit_loss)
     totals = course.world.total(torch.stack([value.double() for value in local]).tolist())
     terms = dict(zip(names, totals, strict=False))
-    common = counts.selected and any(lesson.teacher and lesson.logit_terms for lesson in lessons)
+    common = counts.selected and any(lesson.teacher and lesson.measured and lesson.logit_terms for lesson in lessons)
     norms = tally.norms
     assert norms is not None
     teachers = {lesson.teacher for lesson in lessons if lesson.teacher}

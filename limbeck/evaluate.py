@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from limbeck.actors import Frozen, Learner, gradients, norm
+from limbeck.ensemble import Ensemble
 from limbeck.lessons import Lesson
 from limbeck.losses import cross_entropy, forward_kl
 from limbeck.reduce import Batch, Counts
@@ -69,7 +70,7 @@ class Evaluation:
 
     def __init__(
         self,
-        teacher: Frozen | None,
+        teacher: Frozen | Ensemble | None,
         batches: dict[str, Sequence[Batch]],
         *,
         chunk: int,
@@ -118,7 +119,7 @@ class Evaluation:
                         sums[learner.name].add(documents[rows], values)
         return sums
 
-    def _chunks(self, actor: Frozen | Learner, batch: Batch, where: Tensor) -> Callable[[slice], Tensor]:
+    def _chunks(self, actor: Frozen | Ensemble | Learner, batch: Batch, where: Tensor) -> Callable[[slice], Tensor]:
         features = actor.read(batch).features.flatten(0, 1)[where]
         return lambda rows: actor.speak(features[rows])
 
@@ -128,7 +129,12 @@ class Evaluation:
             return None
         lesson = Lesson(learner.name, self.teacher.name, (COMMON,))
         still = Still(
-            [self.teacher, learner], [lesson], chunk=self.chunk, autocast=self.autocast, world=World(device=self.device)
+            [self.teacher, learner],
+            [lesson],
+            chunk=self.chunk,
+            autocast=self.autocast,
+            world=World(device=self.device),
+            balanced=False,
         )
         with without_gradients(learner):
             still.gradients([batch], Counts.of([batch]), step=0)

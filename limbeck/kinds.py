@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
 from limbeck.words import LAYER_MAPS, LOSSES, TAPS, nearest
@@ -14,7 +14,11 @@ from limbeck.words import LAYER_MAPS, LOSSES, TAPS, nearest
 
 def wrong(below: str, message: str) -> PydanticCustomError:
     """An error at a word (or a path of words) below the table that is being checked."""
-    return PydanticCustomError("wrong", "{message}", {"below": below.split(".") if below else [], "message": message})
+    return PydanticCustomError("wrong", "{message}", {"below": _path(below), "message": message})
+
+
+def _path(below: str) -> list[str | int]:
+    return [int(word) if word.isdigit() else word for word in below.split(".")] if below else []
 
 
 def known(what: str, words: Iterable[str]) -> Callable[[str], str]:
@@ -84,3 +88,16 @@ Loss = Annotated[
 ]
 Tap = Annotated[str, AfterValidator(known("tap", TAPS)), enum_of(TAPS)]
 Device = Annotated[str, AfterValidator(is_device)]
+
+
+class Strict(BaseModel):
+    """A table of a recipe: no unknown word, no number that is not finite, no change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError(f"{str(value).lower()} is no value here; write a number or text")
+        return value

@@ -39,6 +39,7 @@ class Term:
     needs: tuple[str, ...] = ("teacher", "mask")  # what the loss takes beside the student: teacher, labels, mask
     per: str = "token"  # what the loss gives one value for: token, row, batch
     aids: Mapping[str, Make] = field(default_factory=dict)  # the modules that its pairs name
+    teacher: str = "teacher"  # the role of who teaches it
 
     @property
     def on_logits(self) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from limbeck import build, custom, environment, students
+from limbeck import build, custom, designs, environment, students
+from limbeck.ensemble import Ensemble
 from limbeck.errors import UserError
 from limbeck.recipe import Recipe
 
@@ -22,6 +23,7 @@ HARMFUL = {
     "the held-out text": ("data", "heldout_sha256"),
     "the tokenizer": ("data", "tokenizer_sha256"),
     "the teacher": ("teacher", "sha256"),
+    "another teacher": ("teachers",),
     "the initial students": ("initial",),
     "the code of a loss": ("losses",),
 }
@@ -45,7 +47,7 @@ def dump(table: Recipe, exclude: Any = None) -> str:
 
 def of(study: build.Study, flops: Mapping[str, float]) -> Facts:
     """The manifest of a study that has not trained yet; `flops` are those of an update of each setting."""
-    table = study.design.recipe
+    table, (first, *others) = study.design.recipe, _teachers(study) or [None]
     return {
         "name": table.name,
         "question": table.question,
@@ -56,9 +58,10 @@ def of(study: build.Study, flops: Mapping[str, float]) -> Facts:
         "machine": environment.machine(),
         "processes": study.world.size,
         "device": str(study.world.device),
-        "teacher": _teacher(study),
+        "teacher": first,
+        "teachers": others,
         "data": study.corpus.facts,
-        "layers": build.facts(study.design),
+        "layers": designs.facts(study.design),
         "losses": _losses(table),
         "students": {
             learner.name: {
@@ -81,16 +84,22 @@ def _losses(table: Recipe) -> Facts:
     return {path: custom.source_sha256(path) for path in sorted(paths)}
 
 
-def _teacher(study: build.Study) -> Facts | None:
-    source, teacher = study.design.recipe.models.teacher, study.teacher
-    if source is None or teacher is None:
-        return None
-    return {
-        "source": source.source,
-        "revision": getattr(teacher.model.config, "_commit_hash", None),
-        "sha256": students.digest(teacher.model.named_parameters()),  # of the weights as the run holds them
-        "parameters": teacher.model.num_parameters(),
-    }
+def _teachers(study: build.Study) -> list[Facts]:
+    """What every pretrained model is, in the order of the recipe."""
+    actors = [
+        it for actor in study.teachers.values() for it in (actor.members if isinstance(actor, Ensemble) else [actor])
+    ]
+    said = designs.sources(study.design.recipe.models)
+    return [
+        {
+            "name": actor.name,
+            "source": said[actor.name].source,
+            "revision": getattr(actor.model.config, "_commit_hash", None),
+            "sha256": students.digest(actor.model.named_parameters()),  # of the weights as the run holds them
+            "parameters": actor.model.num_parameters(),
+        }
+        for actor in actors
+    ]
 
 
 def changes(began: Facts, goes_on: Facts, folder: Path) -> list[str]:
@@ -114,6 +123,8 @@ def changes(began: Facts, goes_on: Facts, folder: Path) -> list[str]:
 def _at(facts: Facts, path: tuple[str, ...]) -> Any:
     if path == ("initial",):
         return {name: student["initial_sha256"] for name, student in facts["students"].items()}
+    if path == ("teachers",):
+        return [teacher["sha256"] for teacher in facts.get("teachers", [])]
     value: Any = facts
     for word in path:
         value = value and value.get(word)

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from limbeck import bridges, build, costs, models
+from limbeck import bridges, build, costs, designs, models, terms
 from limbeck.feeds.corpora import each, find_files
 from limbeck.feeds.readers import hub_name
 from limbeck.feeds.tokenise import Encoder
-from limbeck.recipe import Recipe, Term
+from limbeck.recipe import Recipe
+from limbeck.settings import Term
 from limbeck.words import LAYERED_TAPS
 
 Row = Sequence[object]
@@ -30,11 +31,11 @@ def lines(table: Recipe) -> list[str]:
     title = [f"{table.name}: {table.question}" if table.question else table.name, ""]
     away = _far_corpora(table)
     try:
-        plan = build.design(table, offline=True)
+        plan = designs.design(table, offline=True)
     except models.NotDownloaded:
-        teacher = [f"hub: {table.models.teacher.source}"] if table.models.teacher else []
-        return [*title, *_settings(table, None), "", *_downloads([*teacher, *away])]
-    build.weights_fit(plan, offline=True)
+        teachers = [f"hub: {source.source}" for source in designs.sources(table.models).values()]
+        return [*title, *_settings(table, None), "", *_downloads([*teachers, *away])]
+    designs.weights_fit(plan, offline=True)
     Encoder(plan.teacher_tokenizer, plan.student_tokenizer)
     text = [] if away else _text(plan)
     body = [*_models(plan), "", *_settings(table, plan), "", *_cost(plan)]
@@ -56,7 +57,7 @@ def _downloads(names: list[str]) -> list[str]:
     return _aligned([*rows, ("ok", "checked up to the download")])
 
 
-def _text(plan: build.Design) -> list[Row]:
+def _text(plan: designs.Design) -> list[Row]:
     notes: list[str] = []
     corpus = build.text(plan, notes.append)
     build.feed(plan, corpus, seed=0)
@@ -68,19 +69,20 @@ def _text(plan: build.Design) -> list[Row]:
     return [*rows, *(("" if i else "note", note) for i, note in enumerate(facts["notes"]))]
 
 
-def _models(plan: build.Design) -> list[str]:
+def _models(plan: designs.Design) -> list[str]:
     cost = costs.of_study(plan)
     rows: list[Row] = [("models", "family", "layers", "width", "heads", "vocabulary", "parameters")]
-    for who, config, size in (("teacher", plan.teacher, cost.teacher), ("student", plan.student, cost.student)):
-        if config is not None and size is not None:
+    sizes = {name: (config, cost.teachers[name]) for name, config in plan.teachers.items()}
+    for who, (config, size) in {**sizes, "student": (plan.student, cost.student)}.items():
+        if config is not None:
             shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.vocab_size)
             rows.append((f"  {who}", config.model_type, *shape, size.parameters))
     return _aligned(rows)
 
 
-def _settings(table: Recipe, plan: build.Design | None) -> list[str]:
+def _settings(table: Recipe, plan: designs.Design | None) -> list[str]:
     rows: list[Row] = [("settings", "term", "loss", "weight", "modules", "layers, student<-teacher")]
-    maps = build.facts(plan) if plan else {}
+    maps = designs.facts(plan) if plan else {}
     for name, setting in table.chosen.items():
         for i, term in enumerate(setting.terms):
             layers = maps.get(name, {}).get(term.label, term.layers if set(term.taps) & set(LAYERED_TAPS) else "")
@@ -91,13 +93,14 @@ def _settings(table: Recipe, plan: build.Design | None) -> list[str]:
     return _aligned(rows)
 
 
-def _loss(term: Term, plan: build.Design | None, setting: str, number: int) -> str:
+def _loss(term: Term, plan: designs.Design | None, setting: str, number: int) -> str:
     """The loss with its hyper-parameters, and what becomes of heads and of batches."""
     words = [f"{name} {value}" for name, value in term.parameters.items()]
     if plan and plan.terms[setting][number].per == "batch":
         words.append(f"of {plan.recipe.train.batch_size // plan.recipe.train.accumulate} rows")
-    if plan and plan.teacher and {"scores", "probs"} & set(term.taps):
-        few, many = sorted((plan.student.num_attention_heads, plan.teacher.num_attention_heads))
+    teacher = terms.shape_of(term, plan.student, plan.roles) if plan else None
+    if plan and teacher and {"scores", "probs"} & set(term.taps):
+        few, many = sorted((plan.student.num_attention_heads, teacher.num_attention_heads))
         words += [f"{many} heads in {few} groups"] if many > few else []
     return ", ".join([term.loss, *words])
 
@@ -109,7 +112,7 @@ def _weight(term: Term) -> str:
     return f"{weight.start:g} to {weight.end:g} in {weight.steps:,}"
 
 
-def _aids(plan: build.Design, setting: str, number: int) -> str:
+def _aids(plan: designs.Design, setting: str, number: int) -> str:
     """The modules of a term: `2 of 192->384` for bridges, other kinds by their names."""
     with torch.device("meta"):
         made = bridges.build(plan.terms[setting][number].aids, bridges.Making(0))
@@ -126,7 +129,7 @@ def _kind(aid: torch.nn.Module) -> str:
     )
 
 
-def _cost(plan: build.Design) -> list[str]:
+def _cost(plan: designs.Design) -> list[str]:
     how, cost = plan.recipe.train, costs.of_study(plan)
     seconds = cost.total_flops / (costs.matrix_rate(how.precision) * costs.EFFICIENCY)
     cast = f"settings {len(plan.terms)} x seeds {len(plan.recipe.seeds)}"

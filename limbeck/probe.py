@@ -10,6 +10,7 @@ from torch import Tensor
 
 from limbeck.actors import Learner, gradients, norm
 from limbeck.balance import Probed
+from limbeck.lessons import Lesson
 from limbeck.reduce import Batch, Counts
 from limbeck.schedules import constant
 from limbeck.still import Micro, Still, Tally
@@ -22,11 +23,11 @@ def probe(still: Still, learner: Learner, batches: Sequence[Batch], counts: Coun
     learner is left as it was, without gradients.
     """
     mine = [replace(lesson, measured=False) for lesson in still.lessons if lesson.student == learner.name]
-    alone = {
-        term.name: still.only(replace(lesson, terms=(replace(term, weight=constant(1.0)),)))
-        for lesson in mine
-        for term in lesson.terms
-    }
+    parts: dict[str, list[Lesson]] = {}
+    for lesson in mine:
+        for term in lesson.terms:
+            parts.setdefault(term.name, []).append(replace(lesson, terms=(replace(term, weight=constant(1.0)),)))
+    alone = {name: still.only(*lessons) for name, lessons in parts.items()}
     reader, tally, sums = still.only(*mine), Tally(), {}
     for number, batch in enumerate(batches):
         micro = Micro(batch, number, step, counts, {learner.name: tally})

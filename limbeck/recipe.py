@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from limbeck.anatomy import FAMILIES
 from limbeck.kinds import (
     Device,
     LayerMap,
-    Loss,
     Name,
     Positive,
     Share,
-    Tap,
+    Strict,
     Text,
     enum_of,
     known,
@@ -25,20 +24,10 @@ from limbeck.kinds import (
     seed_list,
     wrong,
 )
-from limbeck.words import KINDS, LAYER_MAPS, LAYERED_TAPS, LOSSES, LossWords, nearest
+from limbeck.settings import Setting
+from limbeck.words import LOSSES, nearest
 
-
-class Strict(BaseModel):
-    """A table of a recipe: no unknown word, no number that is not finite, no change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError(f"{str(value).lower()} is no value here; write a number or text")
-        return value
+RESERVED = {"teacher", "peers", "ema"}  # roles that are no names of teachers
 
 
 class Source(Strict):
@@ -55,6 +44,22 @@ def _source(value: Any) -> Any:
         name, _, revision = value.partition("@")
         return {"source": name, "revision": revision or None}
     return value
+
+
+class Ensemble(Strict):
+    """Several pretrained models over one vocabulary, whose predictions are averaged."""
+
+    ensemble: Annotated[tuple[Annotated[Source, BeforeValidator(_source)], ...], Field(min_length=2)]
+    average: Literal["logits", "probabilities", "log_probabilities"] = "probabilities"
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None, description="one for each member, in any scale; equal when left out"
+    )
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Ensemble:
+        if self.weights is not None and len(self.weights) != len(self.ensemble):
+            raise wrong("weights", f"{len(self.weights)} weights for {len(self.ensemble)} members; give one for each")
+        return self
 
 
 class Student(Strict):
@@ -85,8 +90,25 @@ class Student(Strict):
 class Models(Strict):
     """Who teaches and who learns."""
 
-    teacher: Annotated[Source | None, BeforeValidator(_source)] = None
+    teacher: Annotated[Source | Ensemble | None, BeforeValidator(_source)] = None
+    teachers: dict[Name, Annotated[Source, BeforeValidator(_source)]] = Field(
+        default={}, description="further teachers by name, for terms that say `teacher: NAME`"
+    )
     student: Student = Student()
+
+    @property
+    def members(self) -> tuple[Source, ...]:
+        """The models behind `teacher`: one, or those of an ensemble; the first gives students their shape and tokenizer."""
+        if self.teacher is None:
+            return ()
+        return self.teacher.ensemble if isinstance(self.teacher, Ensemble) else (self.teacher,)
+
+    @field_validator("teachers")
+    @classmethod
+    def _names_are_free(cls, teachers: dict[str, Source]) -> dict[str, Source]:
+        for name in sorted(RESERVED & set(teachers)):
+            raise wrong(name, f"{name} has a meaning of its own; give this teacher another name")
+        return teachers
 
 
 class Masking(Strict):
@@ -122,105 +144,6 @@ class Data(Strict):
     def _masked_positions(self) -> Data:
         if self.positions == "masked" and self.masking.mode == "none":
             raise wrong("positions", "masked needs masking; set masking.mode to dynamic or static, or positions to all")
-        return self
-
-
-class Ramp(Strict):
-    """A weight that goes from `start` to `end` in a straight line over `steps` updates."""
-
-    start: Annotated[float, Field(ge=0)]
-    end: Annotated[float, Field(ge=0)]
-    steps: Positive
-
-
-class Term(Strict):
-    """One weighted loss of a setting: `{loss: forward_kl, temperature: 2, weight: 0.5}`.
-
-    Words beyond those below are hyper-parameters of the loss.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    loss: Loss = Field(description="a loss of limbeck, or one's own by its import path, package.module:function")
-    name: Name | None = Field(default=None, description="its name in the metrics; the tap's name when left out")
-    tap: Tap | Annotated[tuple[Tap, ...], Field(min_length=2)] = Field(
-        default="logits", description="the place that is compared; a list for a loss that takes several at once"
-    )
-    layers: LayerMap = Field(default="uniform", description=f"{', '.join(LAYER_MAPS)}, or {{student: teacher}}")
-    bridge: Literal["auto", "each", "shared", "none"] = Field(
-        default="auto",
-        description="widens the student's tensor; auto: one linear layer for each pair where widths differ",
-    )
-    weight: Annotated[float, Field(ge=0)] | Ramp = 1.0
-
-    @property
-    def label(self) -> str:
-        """The term's name in the metrics."""
-        if self.name:
-            return self.name
-        return (
-            {"logits": "logit", "scores": "attention"}.get(self.taps[0], self.taps[0])
-            if len(self.taps) == 1
-            else "relation"
-        )
-
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """The places that it compares."""
-        return (self.tap,) if isinstance(self.tap, str) else self.tap
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The hyper-parameters of the loss."""
-        return dict(self.model_extra or {})
-
-    @model_validator(mode="after")
-    def _fits_its_loss(self) -> Term:
-        layered = [tap for tap in self.taps if tap in LAYERED_TAPS]
-        if self.layers != "uniform" and not layered:
-            raise wrong("layers", f"the tap {self.taps[0]} has no layers; leave the word out")
-        if len(self.taps) > 1 and len(layered) < len(self.taps):
-            raise wrong("tap", "several taps at once must all have layers; name one")
-        if self.loss in LOSSES:
-            self._fits(LOSSES[self.loss])
-        return self
-
-    def _fits(self, words: LossWords) -> None:
-        kinds = words.parameters | words.made
-        for name, value in self.parameters.items():
-            if name not in kinds:
-                near = nearest(name, (*type(self).model_fields, *kinds))
-                raise wrong(name, f"unknown word for the loss {self.loss}; {near}")
-            said, holds = KINDS[kinds[name]]
-            if not holds(value):
-                raise wrong(
-                    name, f"must be {said}, not {str(value).lower() if isinstance(value, bool) else repr(value)}"
-                )
-        for tap in self.taps:
-            if tap not in words.taps:
-                compared = " or ".join(words.taps)
-                raise wrong("tap", f"the loss {self.loss} compares {compared}, not {tap}; change tap or loss")
-        if len(self.taps) > 1 and not words.bundle:
-            raise wrong("tap", f"the loss {self.loss} compares one tap; name one, and write a term for each")
-        if self.bridge != "auto" and not words.same_width:
-            raise wrong("bridge", f"the loss {self.loss} needs no bridge; leave the word out")
-
-
-class Setting(Strict):
-    """One way of distilling: the terms that its student minimises."""
-
-    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
-    balance: Literal["none", "initial", "gradient", "uncertainty"] = Field(
-        default="none",
-        description="multiplies the weights: initial, by 1 / first value; gradient, to equal gradient norms; uncertainty, learned",
-    )
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Setting:
-        labels = [term.label for term in self.terms]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise wrong("terms", f"two terms are named '{label}'; give one of them another name")
         return self
 
 
@@ -290,12 +213,38 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _teachers_are_known(self) -> Recipe:
+        known = {*RESERVED, *self.models.teachers}
+        for name, setting in self.settings.items():
+            for number, term in enumerate(setting.terms):
+                if term.teacher not in known:
+                    raise wrong(
+                        f"settings.{name}.terms.{number}.teacher",
+                        f"there is no teacher '{term.teacher}'; {nearest(term.teacher, known)}",
+                    )
+                if isinstance(self.models.teacher, Ensemble) and term.teacher == "teacher" and term.taps != ("logits",):
+                    raise wrong(
+                        f"settings.{name}.terms.{number}.tap",
+                        "an ensemble has one voice, its logits; name a member in models.teachers, and say teacher: NAME",
+                    )
+        if self.models.teachers and self.models.teacher is None:
+            raise wrong("models.teacher", "missing; one of the teachers gives the measure and the shape; set it")
+        return self
+
+    @model_validator(mode="after")
+    def _peers_differ(self) -> Recipe:
+        if self.models.student.init == "teacher" and any(setting.peers > 1 for setting in self.settings.values()):
+            raise wrong("models.student.init", "peers that begin alike stay alike; set init to random")
+        return self
+
+    @model_validator(mode="after")
     def _teaches(self) -> Recipe:
         if self.models.teacher is not None:
             return self
         for setting, table in self.settings.items():
             for number, term in enumerate(table.terms):
-                if term.loss not in LOSSES or "teacher" in LOSSES[term.loss].needs:
+                needs = term.loss not in LOSSES or "teacher" in LOSSES[term.loss].needs
+                if needs and term.teacher == "teacher":
                     place = f"settings.{setting}.terms.{number}"
                     raise wrong("models.teacher", f"missing; {place} ({term.loss}) learns from a teacher; set it")
         for word in ("family", "tokenizer"):

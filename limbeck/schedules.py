@@ -18,6 +18,11 @@ def ramp(start: float, end: float, steps: int) -> Schedule:
     return lambda step: end if step >= steps else start + (end - start) * step / steps
 
 
+def scaled(schedule: Schedule, share: float) -> Schedule:
+    """A share of another schedule."""
+    return lambda step: share * schedule(step)
+
+
 def learning_rate(peak: float, steps: int, warmup: int, shape: str) -> Schedule:
     """Linear warm-up over `warmup` updates, then `constant`, or `linear` or `cosine` decay that reaches 0 at `steps`.
 

@@ -71,7 +71,7 @@ class Session:
 
     def _describe(self, learner: str) -> dict[str, Any]:
         setting = self.study.settings[learner]
-        seed = int(learner.rsplit("-seed", 1)[1])
+        seed = int(learner.removeprefix(f"{setting}-seed").split("-")[0])
         return {"stage": STAGE, "setting": setting, "seed": seed, "flops_per_step": self.flops[setting]}
 
     # what is written
@@ -108,7 +108,7 @@ class Session:
         found = checkpoint.newest(self.folder / rundir.CHECKPOINTS, self.tell)
         start = found[1]["step"] if found else 0
         if found:
-            checkpoint.restore(found[0], self.study.learners)
+            checkpoint.restore(found[0], self.study.changing)
             self.tokens.update(found[1]["tokens"])
         self.tell(f"{self.folder}: goes on after step {start}")
         self._status("running", time.time())
@@ -172,7 +172,7 @@ class Session:
             for name in (rundir.METRICS, rundir.EVALS):  # no line may be younger than a checkpoint that counts on it
                 checkpoint.sync(self.folder / name)
             facts = {"recipe_sha256": manifest.identity(self.table), "tokens": self.tokens}
-            checkpoint.save(self.folder / rundir.CHECKPOINTS, step, self.study.learners, facts)
+            checkpoint.save(self.folder / rundir.CHECKPOINTS, step, self.study.changing, facts)
         self.study.world.wait()
 
     def _finish(self, begin: float) -> None:

@@ -15,7 +15,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from limbeck.actors import Frozen, Learner, Norms
+from limbeck.actors import Ema, Frozen, Learner, Norms
+from limbeck.ensemble import Ensemble
 from limbeck.lessons import Lesson, Pair, Term
 from limbeck.losses import forward_kl
 from limbeck.reduce import Batch, Counts
@@ -23,7 +24,7 @@ from limbeck.schedules import constant
 from limbeck.taps import Readout
 from limbeck.world import World
 
-Actor = Frozen | Learner
+Actor = Frozen | Ensemble | Learner | Ema
 Readouts = Mapping[str, Readout]
 COMMON = Term("logit", forward_kl, (Pair("logits", "logits"),), constant(1.0))  # the logit loss that all settings share
 
@@ -69,6 +70,7 @@ class Still:
         autocast: dtype of matrix products, None for the parameters' own.
         world: the processes that share the work.
         balanced: whether the balances of the learners act on the weights.
+        turns: learner -> its turn in a step; those of a later turn read the batch after the earlier ones were updated.
     """
 
     def __init__(
@@ -80,16 +82,38 @@ class Still:
         autocast: torch.dtype | None = None,
         world: World = World(),  # noqa: B008 (a frozen value)
         balanced: bool = True,
+        turns: Mapping[str, int] | None = None,
     ) -> None:
         taking_part = {name for lesson in lessons for name in (lesson.student, lesson.teacher)}
         self.actors = {actor.name: actor for actor in actors if actor.name in taking_part}
         self.lessons, self.chunk, self.autocast, self.world = list(lessons), chunk, autocast, world
         self.balanced = balanced
-        self.learners = [actor for actor in self.actors.values() if isinstance(actor, Learner)]
+        students = {lesson.student for lesson in lessons}
+        self.learners = [it for it in self.actors.values() if isinstance(it, Learner) and it.name in students]
+        self.turns = sorted({(turns or {}).get(learner.name, 0) for learner in self.learners})
+        self._turn_of = dict(turns or {})
         self.seconds = dict.fromkeys(self.actors, 0.0)  # each actor's own, of the last step
 
     def step(self, batches: Sequence[Batch], counts: Counts, step: int, measure: bool = False) -> dict[str, Tally]:
         """One update of every learner from this process's micro-batches; `counts` are those of all processes."""
+        if len(self.turns) < 2:
+            tallies = self._update(batches, counts, step, measure)
+        else:
+            parts = [self._turn(turn) for turn in self.turns]
+            tallies = {
+                name: tally for part in parts for name, tally in part._update(batches, counts, step, measure).items()
+            }
+            self.seconds = {name: sum(part.seconds.get(name, 0.0) for part in parts) for name in self.actors}
+        for actor in self.actors.values():
+            actor.advance()
+        return tallies
+
+    def _turn(self, turn: int) -> Still:
+        lessons = [lesson for lesson in self.lessons if self._turn_of.get(lesson.student, 0) == turn]
+        how = {"chunk": self.chunk, "autocast": self.autocast, "world": self.world, "balanced": self.balanced}
+        return Still(list(self.actors.values()), lessons, **how)
+
+    def _update(self, batches: Sequence[Batch], counts: Counts, step: int, measure: bool) -> dict[str, Tally]:
         tallies = self.gradients(batches, counts, step)
         for learner in self.learners:
             tally = tallies[learner.name]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 from transformers import PretrainedConfig
 
-from limbeck import bridges, custom, factors, layers, lessons, memory, recipe, schedules
+from limbeck import bridges, custom, factors, layers, lessons, memory, schedules, settings
 from limbeck.anatomy import heads_of, width_of
 from limbeck.errors import UserError
 from limbeck.losses import LOSSES
@@ -15,24 +16,33 @@ from limbeck.words import LAYERED_TAPS
 from limbeck.words import LOSSES as WORDS
 
 PARAPHRASER_STEPS = 500
+Shapes = Mapping[str, PretrainedConfig]  # role -> shape of who plays it
 
 
 def of_setting(
-    setting: recipe.Setting, student: PretrainedConfig, teacher: PretrainedConfig | None, where: str
+    setting: settings.Setting, student: PretrainedConfig, teachers: Shapes, where: str
 ) -> tuple[lessons.Term, ...]:
     """The terms of a setting for models of these shapes.
 
     Raises:
         UserError: a term does not fit them; `where` is the setting's place in the recipe.
     """
-    return tuple(_Term(term, student, teacher, f"{where}.{term.label}").build() for term in setting.terms)
+    return tuple(
+        _Term(term, student, shape_of(term, student, teachers), f"{where}.{term.label}").build()
+        for term in setting.terms
+    )
+
+
+def shape_of(term: settings.Term, student: PretrainedConfig, teachers: Shapes) -> PretrainedConfig | None:
+    """The shape of who teaches a term: peers and averages have the student's."""
+    return student if term.teacher in ("peers", "ema") else teachers.get(term.teacher)
 
 
 class _Term:
     """One term of a recipe on its way; `aids` collects the modules that its pairs name."""
 
     def __init__(
-        self, said: recipe.Term, student: PretrainedConfig, teacher: PretrainedConfig | None, where: str
+        self, said: settings.Term, student: PretrainedConfig, teacher: PretrainedConfig | None, where: str
     ) -> None:
         self.said, self.student, self.teacher, self.where = said, student, teacher, where
         self.words = WORDS.get(said.loss) or custom.words(said, where)
@@ -44,7 +54,9 @@ class _Term:
         loss = (lambda **tensors: plain(**tensors, **given)) if given else plain
         needs = (*self.words.needs, "mask") if said.loss in LOSSES else self.words.needs
         pairs = self._pairs()
-        return lessons.Term(said.label, loss, pairs, _weight(said.weight), needs, self.words.per, self.aids)
+        return lessons.Term(
+            said.label, loss, pairs, _weight(said.weight), needs, self.words.per, self.aids, said.teacher
+        )
 
     def _pairs(self) -> tuple[lessons.Pair, ...]:
         said, teacher, label = self.said, self.teacher, self.said.label
@@ -138,8 +150,11 @@ class _Term:
                 )
 
 
-def layer_map(term: recipe.Term, student: PretrainedConfig, teacher: PretrainedConfig, where: str) -> dict[int, int]:
+def layer_map(
+    term: settings.Term, student: PretrainedConfig, teacher: PretrainedConfig | None, where: str
+) -> dict[int, int]:
     """The layers that a layered term compares: {student layer: teacher layer}."""
+    assert teacher is not None
     try:
         pairs = layers.resolve(term.layers, student.num_hidden_layers, teacher.num_hidden_layers)
     except UserError as error:
@@ -149,13 +164,13 @@ def layer_map(term: recipe.Term, student: PretrainedConfig, teacher: PretrainedC
     return pairs
 
 
-def reads_first_token(term: recipe.Term) -> bool:
+def reads_first_token(term: settings.Term) -> bool:
     """Whether a term reads the first token of a row alone."""
     return term.loss == "patient" and term.taps != ("pooled",) and term.parameters.get("position", "first") == "first"
 
 
-def _weight(weight: float | recipe.Ramp) -> schedules.Schedule:
-    if isinstance(weight, recipe.Ramp):
+def _weight(weight: float | settings.Ramp) -> schedules.Schedule:
+    if isinstance(weight, settings.Ramp):
         return schedules.ramp(weight.start, weight.end, weight.steps)
     return schedules.constant(weight)
 

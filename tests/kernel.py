@@ -11,11 +11,12 @@ import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from limbeck import bridges, seeds
+from limbeck import bridges, schemes, seeds
 from limbeck.actors import Frozen, Learner, Optimisation
 from limbeck.lessons import Pair, Term
 from limbeck.losses import attention_scores_mse, cross_entropy, forward_kl, mse
 from limbeck.schedules import Schedule, constant
+from limbeck.still import Still
 
 VOCABULARY, TEACHER_WIDTH, STUDENT_WIDTH, HEADS = 60, 24, 16, 4
 TEACHER_DEPTH, STUDENT_DEPTH = 4, 2
@@ -90,6 +91,12 @@ def learner(
         bridges=bridges.build(aids, bridges.Making(seed, BLOCKS)).to(dtype),
         optimisation=Optimisation(rate, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=clip),
     )
+
+
+def still_of(teacher: Frozen | None, students: Sequence[tuple[Learner, Sequence[Term]]], **how: Any) -> Still:
+    """A still in which everyone learns from one teacher, or from labels alone."""
+    teachers = {"teacher": teacher} if teacher else {}
+    return schemes.together([schemes.offline(one, teachers, terms) for one, terms in students], **how)
 
 
 def batch(seed: int = 0, rows: int = 3, length: int = 9, padded: bool = True) -> dict[str, Tensor]:

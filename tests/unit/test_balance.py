@@ -7,10 +7,10 @@ import math
 
 import pytest
 import torch
-from kernel import HIDDEN, LABEL, LOGIT, SCORES, batch, frozen, gradients_of, learner
+from kernel import HIDDEN, LABEL, LOGIT, SCORES, batch, frozen, gradients_of, learner, still_of
 from torch import Tensor
 
-from limbeck import checkpoint, schemes
+from limbeck import checkpoint
 from limbeck.actors import Learner, Optimisation
 from limbeck.balance import Balance, Probed, gradient_shares
 from limbeck.lessons import Term
@@ -201,7 +201,7 @@ def balanced(
 
 
 def cast(one: Learner, terms: tuple[Term, ...] = TERMS) -> Still:
-    return schemes.offline(frozen(), [(one, terms)], chunk=5)
+    return still_of(frozen(), [(one, terms)], chunk=5)
 
 
 def probed(values: list[float]) -> dict[str, Probed]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel import INSIDE, LOGIT, MULTI, batch, frozen, learner, parameters_of
+from kernel import INSIDE, LOGIT, MULTI, batch, frozen, learner, parameters_of, still_of
 from torch import Tensor
 
-from limbeck import checkpoint, schemes
+from limbeck import checkpoint
 from limbeck.actors import Learner
 from limbeck.lessons import Term
 from limbeck.reduce import Counts
@@ -23,7 +23,7 @@ TERMS: dict[str, tuple[Term, ...]] = {"logit-seed0": (LOGIT,), "inside-seed0": I
 
 def cast(seed: int = 0) -> tuple[list[Learner], Still]:
     learners = [learner(name, terms, seed=seed, dropout=0.1) for name, terms in TERMS.items()]
-    return learners, schemes.offline(frozen(), [(one, TERMS[one.name]) for one in learners], chunk=16)
+    return learners, still_of(frozen(), [(one, TERMS[one.name]) for one in learners], chunk=16)
 
 
 def train(still: Still, start: int, end: int) -> None:

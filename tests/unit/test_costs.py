@@ -10,7 +10,7 @@ from families import CONFIGS
 from kernel import lay_out, recipe
 from transformers import BertConfig
 
-from limbeck import build, costs, students
+from limbeck import costs, designs, students
 from limbeck.load import load
 
 V, P, H, L, M, T = 60, 32, 16, 2, 40, 10  # vocabulary, positions, width, layers, intermediate, tokens of a block
@@ -52,13 +52,13 @@ def test_every_family_is_counted_without_memory(name: str) -> None:
 
 
 def test_a_study_adds_up(tmp_path: Path) -> None:
-    plan = build.design(
+    plan = designs.design(
         load(recipe(lay_out(tmp_path), tmp_path / "run", train={"steps": 7, "batch_size": 4}) | {"seeds": [0, 1]})
     )
     cost = costs.of_study(plan)
-    assert cost.teacher is not None
+    assert cost.teachers["teacher"] is not None
     tokens, share = 4 * 10, plan.recipe.data.masking.probability
-    teacher = tokens * (cost.teacher.backbone_flops + share * cost.teacher.head_flops)
+    teacher = tokens * (cost.teachers["teacher"].backbone_flops + share * cost.teacher.head_flops)
     student = 3 * tokens * (cost.student.backbone_flops + share * cost.student.head_flops)
     bridges = 3 * tokens * 3 * 2 * 16 * 24  # of the embedding and two layers, forward and backward
     scores = tokens * 2 * 2 * 10 * (3 * 16 + 24)  # q.k of two layers: the student's three times, the teacher's once

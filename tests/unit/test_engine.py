@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from kernel import INSIDE, LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of
+from kernel import INSIDE, LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of, still_of
 
-from limbeck import schemes
 from limbeck.actors import Learner
 from limbeck.engine import Course, Record, fit, interruptible, micro_batches, require_finite
 from limbeck.errors import UserError
@@ -37,7 +36,7 @@ class Rows:
 
 
 def course(cast: Sequence[tuple[Learner, Terms]], *, steps: int = 4, feed: Any = None, **more: Any) -> Course:
-    still = schemes.offline(frozen(), cast, chunk=16)
+    still = still_of(frozen(), cast, chunk=16)
     said = {"stage": "train", "seed": 0, "flops_per_step": 10.0}
     plain = {
         "stills": {0: still},
@@ -104,7 +103,7 @@ def test_gradient_norms_are_those_before_clipping(terms: Terms) -> None:
     one, twin = learner("a", terms, clip=1e-3), learner("a", terms)
     row = trained(course([(one, terms)], steps=1, accumulate=4))[0].rows[0]
     whole = [Rows().batch(0)]
-    schemes.offline(frozen(), [(twin, terms)], chunk=10**6).gradients(whole, Counts.of(whole), 0)
+    still_of(frozen(), [(twin, terms)], chunk=10**6).gradients(whole, Counts.of(whole), 0)
     gradients = gradients_of(twin)
     model = [g for n, g in gradients.items() if n.startswith("model.")]
     bridges = [g for n, g in gradients.items() if n.startswith("bridges.")]
@@ -121,7 +120,7 @@ def test_the_update_is_adamw_on_the_clipped_gradient() -> None:
     before = parameters_of(one)
     trained(course([(one, MULTI)], steps=1))
     whole = [Rows().batch(0)]
-    schemes.offline(frozen(), [(twin, MULTI)], chunk=10**6).gradients(whole, Counts.of(whole), 0)
+    still_of(frozen(), [(twin, MULTI)], chunk=10**6).gradients(whole, Counts.of(whole), 0)
     gradients, after = gradients_of(twin), parameters_of(one)
     for part in ("model.", "bridges."):
         names = [n for n in gradients if n.startswith(part)]

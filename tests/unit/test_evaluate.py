@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel import LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of
+from kernel import LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of, still_of
 
-from limbeck import schemes
 from limbeck.actors import Frozen, Learner
 from limbeck.evaluate import SUMS, Evaluation, evaluating
 from limbeck.reduce import Batch, Counts
@@ -156,7 +155,7 @@ def test_company_changes_no_number(teacher: Frozen) -> None:
 def test_nobody_notices(teacher: Frozen) -> None:
     """Weights, gradients, modes, generator: as before; and training goes on with the same bits."""
     watched, plain = learner("a", MULTI, dropout=0.2), learner("a", MULTI, dropout=0.2)
-    still = {one: schemes.offline(teacher, [(one, MULTI)], chunk=9) for one in (watched, plain)}
+    still = {one: still_of(teacher, [(one, MULTI)], chunk=9) for one in (watched, plain)}
     before = parameters_of(teacher)
     for step in range(3):
         for one in (watched, plain):
@@ -174,7 +173,7 @@ def test_nobody_notices(teacher: Frozen) -> None:
 def test_gradients_that_were_there_stay(teacher: Frozen) -> None:
     """Asked between the micro-batches of a loop of one's own, it neither counts what is there nor takes it away."""
     one, fresh = learner("a", MULTI), learner("a", MULTI)
-    schemes.offline(teacher, [(one, MULTI)], chunk=9).gradients([batch()], Counts.of([batch()]), 0)
+    still_of(teacher, [(one, MULTI)], chunk=9).gradients([batch()], Counts.of([batch()]), 0)
     held = gradients_of(one)
     found = evaluate([one], teacher)["a", "test"]["logit_grad_norm_layers"]
     assert found == evaluate([fresh], teacher)["a", "test"]["logit_grad_norm_layers"]

@@ -14,11 +14,11 @@ import limbeck
 ROOT = Path(limbeck.__file__).parent
 FLOORS = [
     # 0: words, tensors, files, the machine
-    "errors words kinds recipe load layers schedules anatomy rundir losses reduce seeds environment",
+    "errors words kinds settings recipe load layers schedules anatomy rundir losses reduce seeds environment",
     # 1: models, and the processes
     "attention taps bridges students models world balance memory factors custom",
     # 2: who answers, and who learns from whom
-    "actors lessons",
+    "actors ensemble lessons",
     # 3: one training step
     "still",
     # 4: casts, and text
@@ -26,7 +26,7 @@ FLOORS = [
     # 5: the loop, what is kept of it, what is asked of it
     "probe engine checkpoint evaluate export",
     # 6: where words become objects, and what they cost
-    "terms build costs preview manifest",
+    "terms designs build costs preview manifest",
     # 7: what people touch
     "progress session api cli __main__",
 ]
@@ -36,6 +36,7 @@ TORCH_FREE = {
     "words",
     "kinds",
     "recipe",
+    "settings",
     "load",
     "layers",
     "schedules",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import limbeck
-from limbeck import build, checkpoint, students
+from limbeck import build, checkpoint, designs, students
 from limbeck.feeds.blocks import prepare
 from limbeck.load import load
 from limbeck.world import World
@@ -139,7 +139,7 @@ def test_the_exported_student_is_the_learner(finished: limbeck.Run, name: str) -
 
 
 def study_of(table: Any) -> build.Study:
-    plan = build.design(table)
+    plan = designs.design(table)
     corpus = prepare(table.data, plan.teacher_tokenizer, plan.student_tokenizer, tell=lambda line: None)
     return build.study(plan, World(), corpus)
 

@@ -25,10 +25,10 @@ from kernel import (
     gradients_of,
     learner,
     parameters_of,
+    still_of,
 )
 from torch import Tensor
 
-from limbeck import schemes
 from limbeck.actors import Frozen, Learner
 from limbeck.lessons import Lesson, Term
 from limbeck.losses import forward_kl
@@ -40,7 +40,7 @@ Gradients = dict[str, Tensor | None]
 
 
 def still(teacher: Frozen | None, students: Sequence[tuple[Learner, tuple[Term, ...]]], chunk: int = 7) -> Still:
-    return schemes.offline(teacher, students, chunk=chunk)
+    return still_of(teacher, students, chunk=chunk)
 
 
 def hand(one: Still, batches: Sequence[Batch], step: int = 0) -> dict[str, dict[str, Tensor]]:
@@ -252,7 +252,7 @@ def test_company_is_solo(autocast: torch.dtype | None) -> None:
 
     def train(names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         cast = [(learner(name, settings[name], dropout=0.1, dtype=dtype), settings[name]) for name in names]
-        together = schemes.offline(teacher, cast, chunk=5, autocast=autocast)
+        together = still_of(teacher, cast, chunk=5, autocast=autocast)
         for step in range(2):
             batches = [batch(2 * step), batch(2 * step + 1)]
             together.step(batches, Counts.of(batches), step)
@@ -356,7 +356,7 @@ def test_bf16_autocast_keeps_fp32_parameters_gradients_and_losses() -> None:
     batches, found = [batch()], []
     for autocast in (None, torch.bfloat16):
         one = learner("a", MULTI, dtype=torch.float32)
-        cast = schemes.offline(teacher, [(one, MULTI)], chunk=7, autocast=autocast)
+        cast = still_of(teacher, [(one, MULTI)], chunk=7, autocast=autocast)
         tally = cast.gradients(batches, Counts.of(batches), 0)["a"]
         assert all(value.dtype == torch.float32 for value in tally.terms.values())
         assert all(g is None or g.dtype == torch.float32 for g in gradients_of(one).values())

@@ -1,0 +1,147 @@
+"""Settings and their terms: the part of a recipe that says who learns what from whom. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from limbeck.kinds import LayerMap, Loss, Name, Positive, Strict, Tap, Text, wrong
+from limbeck.words import KINDS, LAYER_MAPS, LAYERED_TAPS, LOSSES, LossWords, nearest
+
+
+class Ramp(Strict):
+    """A weight that goes from `start` to `end` in a straight line over `steps` updates."""
+
+    start: Annotated[float, Field(ge=0)]
+    end: Annotated[float, Field(ge=0)]
+    steps: Positive
+
+
+class Term(Strict):
+    """One weighted loss of a setting: `{loss: forward_kl, temperature: 2, weight: 0.5}`.
+
+    Words beyond those below are hyper-parameters of the loss.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    loss: Loss = Field(description="a loss of limbeck, or one's own by its import path, package.module:function")
+    name: Name | None = Field(default=None, description="its name in the metrics; the tap's name when left out")
+    tap: Tap | Annotated[tuple[Tap, ...], Field(min_length=2)] = Field(
+        default="logits", description="the place that is compared; a list for a loss that takes several at once"
+    )
+    layers: LayerMap = Field(default="uniform", description=f"{', '.join(LAYER_MAPS)}, or {{student: teacher}}")
+    bridge: Literal["auto", "each", "shared", "none"] = Field(
+        default="auto",
+        description="widens the student's tensor; auto: one linear layer for each pair where widths differ",
+    )
+    weight: Annotated[float, Field(ge=0)] | Ramp = 1.0
+    teacher: Text = Field(
+        default="teacher",
+        description="who teaches it: models.teacher, a name of models.teachers, peers, or ema, the average of its own weights",
+    )
+
+    @property
+    def label(self) -> str:
+        """The term's name in the metrics."""
+        if self.name:
+            return self.name
+        return self._place if self.teacher == "teacher" else f"{self._place}-{self.teacher}"
+
+    @property
+    def _place(self) -> str:
+        return (
+            {"logits": "logit", "scores": "attention"}.get(self.taps[0], self.taps[0])
+            if len(self.taps) == 1
+            else "relation"
+        )
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The places that it compares."""
+        return (self.tap,) if isinstance(self.tap, str) else self.tap
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The hyper-parameters of the loss."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _fits_its_loss(self) -> Term:
+        layered = [tap for tap in self.taps if tap in LAYERED_TAPS]
+        if self.layers != "uniform" and not layered:
+            raise wrong("layers", f"the tap {self.taps[0]} has no layers; leave the word out")
+        if len(self.taps) > 1 and len(layered) < len(self.taps):
+            raise wrong("tap", "several taps at once must all have layers; name one")
+        if self.loss in LOSSES:
+            self._fits(LOSSES[self.loss])
+            if self.teacher != "teacher" and "teacher" not in LOSSES[self.loss].needs:
+                raise wrong("teacher", f"the loss {self.loss} learns from no teacher; leave the word out")
+            if self.teacher != "teacher" and self.loss == "factor_transfer":
+                raise wrong("teacher", "a paraphraser is trained before the student; it needs the fixed teacher")
+        return self
+
+    def _fits(self, words: LossWords) -> None:
+        kinds = words.parameters | words.made
+        for name, value in self.parameters.items():
+            if name not in kinds:
+                near = nearest(name, (*type(self).model_fields, *kinds))
+                raise wrong(name, f"unknown word for the loss {self.loss}; {near}")
+            said, holds = KINDS[kinds[name]]
+            if not holds(value):
+                raise wrong(
+                    name, f"must be {said}, not {str(value).lower() if isinstance(value, bool) else repr(value)}"
+                )
+        for tap in self.taps:
+            if tap not in words.taps:
+                compared = " or ".join(words.taps)
+                raise wrong("tap", f"the loss {self.loss} compares {compared}, not {tap}; change tap or loss")
+        if len(self.taps) > 1 and not words.bundle:
+            raise wrong("tap", f"the loss {self.loss} compares one tap; name one, and write a term for each")
+        if self.bridge != "auto" and not words.same_width:
+            raise wrong("bridge", f"the loss {self.loss} needs no bridge; leave the word out")
+
+
+class Setting(Strict):
+    """One way of distilling: the terms that its student minimises."""
+
+    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+    peers: Annotated[int, Field(ge=1, le=26)] = Field(
+        default=1, description="students that learn together, each from the others' terms `teacher: peers`"
+    )
+    alternate: bool = Field(
+        default=False, description="peers are updated one after another, each on the batch read anew"
+    )
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="decay of the average of the student's weights that teaches the terms `teacher: ema`"
+    )
+    balance: Literal["none", "initial", "gradient", "uncertainty"] = Field(
+        default="none",
+        description="multiplies the weights: initial, by 1 / first value; gradient, to equal gradient norms; uncertainty, learned",
+    )
+
+    @model_validator(mode="after")
+    def _roles_are_cast(self) -> Setting:
+        roles = {term.teacher for term in self.terms}
+        if "peers" in roles and self.peers < 2:
+            raise wrong("peers", "a term learns from peers, and there is one student; set peers to 2 or more")
+        if "peers" not in roles and self.peers > 1:
+            raise wrong("terms", f"{self.peers} peers, and none learns from the others; give a term teacher: peers")
+        if "ema" in roles and self.ema is None:
+            raise wrong("ema", "missing; a term learns from the average of the weights; set its decay, such as 0.999")
+        if "ema" not in roles and self.ema is not None:
+            raise wrong("terms", "the average of the weights teaches nobody; give a term teacher: ema")
+        if self.ema is not None and self.peers > 1:
+            raise wrong("ema", "peers have no averages; leave ema or peers out")
+        if self.alternate and self.peers < 2:
+            raise wrong("alternate", "one student has nobody to alternate with; set peers, or leave the word out")
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Setting:
+        labels = [term.label for term in self.terms]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise wrong("terms", f"two terms are named '{label}'; give one of them another name")
+        return self
