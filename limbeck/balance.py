@@ -81,7 +81,7 @@ class Balance(nn.Module):
         if self.how == "uncertainty":
             s = self.log_variances.detach()
             parts = torch.stack([values.get(term, s[0] * 0).to(s) for term in self.terms])
-            scale = torch.tensor([weights[term] for term in self.terms]).to(s)
+            scale = torch.tensor([weights[term] for term in self.terms], dtype=torch.float64).to(s)
             self.log_variances.grad = scale * (1 / processes - torch.exp(-s) * parts)
 
     @staticmethod
@@ -91,7 +91,7 @@ class Balance(nn.Module):
 
 
 def _inverse(value: float) -> float:
-    return 1 / value if value > 0 else 1.0
+    return 1 / value if 0 < value < math.inf else 1.0
 
 
 def gradient_shares(found: Mapping[str, Probed], weights: Mapping[str, float]) -> dict[str, float]:

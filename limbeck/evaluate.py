@@ -128,7 +128,12 @@ class Evaluation:
             return None
         lesson = Lesson(learner.name, self.teacher.name, (COMMON,))
         still = Still(
-            [self.teacher, learner], [lesson], chunk=self.chunk, autocast=self.autocast, world=World(device=self.device)
+            [self.teacher, learner],
+            [lesson],
+            chunk=self.chunk,
+            autocast=self.autocast,
+            world=World(device=self.device),
+            balanced=False,
         )
         with without_gradients(learner):
             still.gradients([batch], Counts.of([batch]), step=0)

@@ -210,7 +210,9 @@ class Tapped:
         """A hook that remembers what the feed-forward activation of a layer is applied to."""
 
         def returned(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            recorder.ffn[layer] = output.chunk(2, dim=-1)[0] if self.family.ffn_halves else output
+            here = output.chunk(2, dim=-1)[0] if self.family.ffn_halves else output
+            before = [recorder.ffn[layer]] if layer in recorder.ffn else []  # chunk_size_feed_forward: piece by piece
+            recorder.ffn[layer] = torch.cat([*before, here], dim=1) if before else here
 
         return self.layers[layer - 1].get_submodule(self.family.ffn).register_forward_hook(returned)
 
