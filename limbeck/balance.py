@@ -10,7 +10,8 @@ With raw losses one term can be 10,000 times another and silence it. A balance m
   arXiv 1705.07115, without the constant halves), which draws exp(-s_i) L_i towards 1. s_i begins at log L_i, where it is
   right: from 0 it would take thousands of updates to get there.
 
-A term whose value or gradient is 0 at a probe keeps the factor 1: there is nothing to balance.
+A term whose value is 0 at a probe, or whose gradient is below a millionth of the largest (rounding, in fp32), keeps the
+factor 1: there is nothing to balance.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+ROUNDING = 1e-6  # share of the largest gradient norm below which a gradient is none
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class Balance(nn.Module):
             self._set(self.log_variances, [-math.log(_inverse(value)) for value in values])
         if self.how == "gradient":
             norms = [found[term].gradient_norm for term in self.terms]
-            mean = sum(norms) / len(norms)
-            self._set(self.factors, [mean * _inverse(norm) if norm else 1.0 for norm in norms])
+            mean, least = sum(norms) / len(norms), ROUNDING * max(norms)
+            self._set(self.factors, [mean * _inverse(norm) if norm > least else 1.0 for norm in norms])
         self.probes += 1
 
     def differentiate(self, values: Mapping[str, Tensor], weights: Mapping[str, float], processes: int) -> None:
@@ -81,7 +84,7 @@ class Balance(nn.Module):
         if self.how == "uncertainty":
             s = self.log_variances.detach()
             parts = torch.stack([values.get(term, s[0] * 0).to(s) for term in self.terms])
-            scale = torch.tensor([weights[term] for term in self.terms]).to(s)
+            scale = torch.tensor([weights[term] for term in self.terms], dtype=torch.float64).to(s)
             self.log_variances.grad = scale * (1 / processes - torch.exp(-s) * parts)
 
     @staticmethod
@@ -91,7 +94,7 @@ class Balance(nn.Module):
 
 
 def _inverse(value: float) -> float:
-    return 1 / value if value > 0 else 1.0
+    return 1 / value if 0 < value < math.inf else 1.0
 
 
 def gradient_shares(found: Mapping[str, Probed], weights: Mapping[str, float]) -> dict[str, float]:

@@ -32,9 +32,12 @@ def linear(student_width: int, teacher_width: int) -> Make:
 
 
 def build(aids: Mapping[str, Make], making: Making) -> nn.ModuleDict:
-    """Every aid by its name; its parameters are a function of name and seed alone."""
+    """Every aid by its name; its parameters are a function of name and seed alone.
+
+    Names hold a colon (`hidden:2`, `:shared`), which keeps them apart from each other and from the dict's attributes.
+    """
     made = nn.ModuleDict()
     for name in sorted(aids):
-        with seeded(derive_seed(making.seed, "bridge", name), torch.device("cpu")):
+        with seeded(derive_seed(making.seed, "bridge", name.strip(":").replace(":", "-")), torch.device("cpu")):
             made[name] = aids[name](making)
     return made

@@ -22,7 +22,7 @@ from limbeck.losses import Loss
 from limbeck.words import LossWords, nearest
 
 TENSORS = ("teacher", "labels", "mask")
-B, T, D, h, V = 2, 3, 4, 2, 11  # the shapes on which a loss is tried out
+B, T, D, h, V = 2, 3, 4, 5, 11  # the shapes on which a loss is tried out
 GIVEN = {
     "logits": (B * T, V),
     "pooled": (B, D),
@@ -42,8 +42,8 @@ def load(path: str, where: str) -> Loss:
         UserError: there is none.
     """
     module, _, name = path.partition(":")
-    here = str(Path.cwd())
-    sys.path.append(here)
+    here = [str(Path.cwd())] if str(Path.cwd()) not in sys.path else []
+    sys.path.extend(here)
     try:
         found = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
@@ -55,8 +55,9 @@ def load(path: str, where: str) -> Loss:
             f"{where}.loss: {path}: importing it fails ({type(error).__name__}: {error}); mend it"
         ) from None
     finally:
-        sys.path.remove(here)
-    if not callable(found):
+        for added in here:
+            sys.path.remove(added)
+    if not inspect.isfunction(found):
         raise UserError(f"{where}.loss: {path}: {module} has no function {name}; write package.module:function")
     return found  # pyright: ignore[reportReturnType] (tried out in `words`)
 
@@ -68,13 +69,11 @@ def words(term: settings.Term, where: str) -> LossWords:
         UserError: it is no loss, it lacks a hyper-parameter, or it does not take one that the recipe states.
     """
     loss, where = load(term.loss, where), f"{where}.loss: {term.loss}"
-    try:
-        parameters = inspect.signature(loss).parameters
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: its signature cannot be read; give a plain function") from None
+    parameters = inspect.signature(loss).parameters
     if "student" not in parameters:
         raise UserError(f"{where}: it takes no `student`; see limbeck.losses for the form of a loss")
-    hyper = [name for name in parameters if name not in ("student", *TENSORS)]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    hyper = [name for name in parameters if name not in ("student", *TENSORS) and parameters[name].kind not in variadic]
     for name in term.parameters:
         if name not in hyper:
             raise UserError(f"{where}: takes no '{name}'; {nearest(name, (*type(term).model_fields, *hyper))}")

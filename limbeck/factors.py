@@ -67,6 +67,7 @@ class Paraphraser(nn.Module):
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
+        optimizer.zero_grad(set_to_none=True)
         self.requires_grad_(False)
         return losses[0], losses[-1]
 

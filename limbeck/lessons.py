@@ -55,7 +55,7 @@ class Term:
         given = {"student": student, "teacher": teacher, "labels": labels, "mask": None}
         values = self.loss(**{name: given[name] for name in ("student", *self.needs)})
         if values.dim() == 0:
-            return share_of_mean(values, None, counts.batches)
+            return share_of_mean(values, None, counts.spoken)
         if "labels" in self.needs:
             return share_of_mean(values, labels != -100, counts.labels)
         return share_of_mean(values, None, counts.selected)

@@ -42,24 +42,32 @@ class ContrastiveMemory(nn.Module):
         for side in ("student", "teacher"):
             self.register_buffer(f"{side}_bank", unit(torch.randn(max(2, making.blocks), width)))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
-        self._seen: dict[int, Side] = {}
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # of each micro-batch: blocks, embeddings of both sides
 
     def forward(self, student: Tensor, teacher: Tensor, blocks: Tensor) -> tuple[Side, Side]:
         """Pooled states `[B, H_s]`, `[B, H_t]` and block numbers `[B]` -> each side's `v [B, D]` and `[B, 1 + K, D]`."""
         own = unit(wide(self.student(student))), unit(wide(self.teacher(teacher)))
         drawn = torch.tensor([self._draw(int(block)) for block in blocks], device=blocks.device)
-        for block, v_s, v_t in zip(blocks.tolist(), own[0].detach(), own[1].detach(), strict=True):
-            self._seen[block] = (v_s, v_t)
+        self._seen.append((blocks, own[0].detach(), own[1].detach()))
         return (own[0], self.teacher_bank[drawn]), (own[1], self.student_bank[drawn])
 
     @torch.no_grad()
     def commit(self, world: World) -> None:
-        """Takes the embeddings of this update, of all processes, into the memory."""
-        blocks = world.gather(torch.tensor(list(self._seen), device=self.updates.device))
-        for bank, side in ((self.student_bank, 0), (self.teacher_bank, 1)):
-            vectors = world.gather(torch.stack([seen[side] for seen in self._seen.values()])).to(bank.dtype)
-            bank[blocks] = unit(self.momentum * bank[blocks] + (1 - self.momentum) * vectors)
+        """Takes the embeddings of this update into the memory, of all micro-batches and processes in the order of their rows.
+
+        Of a block that stands twice, the later row counts.
+        """
+        if self._seen:
+            blocks, *vectors = (_rows(world, parts) for parts in zip(*self._seen, strict=True))
+            last = list({block: row for row, block in enumerate(blocks.tolist())}.values())
+            for bank, vector in zip((self.student_bank, self.teacher_bank), vectors, strict=True):
+                old, new = bank[blocks[last]], vector[last].to(bank.dtype)
+                bank[blocks[last]] = unit(self.momentum * old + (1 - self.momentum) * new)
         self.updates += 1
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what was seen since the last commit: a probe reads batches that it does not learn from."""
         self._seen.clear()
 
     def _draw(self, block: int) -> list[int]:
@@ -67,6 +75,11 @@ class ContrastiveMemory(nn.Module):
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "negatives", int(self.updates), block))
         others = torch.randint(len(self.student_bank) - 1, (self.negatives,), generator=generator)
         return [block, *(others + (others >= block)).tolist()]
+
+
+def _rows(world: World, parts: tuple[Tensor, ...]) -> Tensor:
+    """Micro-batches `[B, ...]` of every process, as rows of the whole batch: micro-batch by micro-batch."""
+    return torch.cat([world.gather(part) for part in parts])
 
 
 def contrastive_memory(

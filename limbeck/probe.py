@@ -11,6 +11,7 @@ from torch import Tensor
 from limbeck.actors import Learner, gradients, norm
 from limbeck.balance import Probed
 from limbeck.lessons import Lesson
+from limbeck.memory import ContrastiveMemory
 from limbeck.reduce import Batch, Counts
 from limbeck.schedules import constant
 from limbeck.still import Micro, Still, Tally
@@ -35,6 +36,9 @@ def probe(still: Still, learner: Learner, batches: Sequence[Batch], counts: Coun
         for name, one in alone.items():
             one.pull(micro, readouts, one.speak(micro, readouts), keep=True)
             sums[name] = _add(sums.get(name), _taken(learner))
+    for aid in learner.bridges.values():
+        if isinstance(aid, ContrastiveMemory):
+            aid.forget()
     values = still.world.total([float(tally.terms.get(name, 0.0)) for name in sums])
     return {name: Probed(value, _norm(still, learner, sums[name])) for name, value in zip(sums, values, strict=True)}
 

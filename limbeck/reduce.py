@@ -24,11 +24,12 @@ class Counts:
     labels: int  # tokens that carry a label
     rows: int = 0  # rows with an attended token
     batches: int = 0  # micro-batches, of all processes, with an attended token
+    spoken: int = 0  # those with a selected token
 
     @staticmethod
     def of(batches: Iterable[Batch]) -> Counts:
         """The counts of some micro-batches."""
-        tokens = selected = labels = rows = micro = 0
+        tokens = selected = labels = rows = micro = spoken = 0
         for batch in batches:
             lengths = batch["attention_mask"].sum(1)
             tokens += int(lengths.sum())
@@ -36,7 +37,8 @@ class Counts:
             labels += int((batch["labels"] != -100).sum())
             rows += int((lengths > 0).sum())
             micro += int((lengths > 0).any())
-        return Counts(tokens, selected, labels, rows, micro)
+            spoken += int(batch["select"].any())
+        return Counts(tokens, selected, labels, rows, micro, spoken)
 
 
 def share_of_mean(values: Tensor, mask: Tensor | None, count: int) -> Tensor:

@@ -169,7 +169,7 @@ class Still:
         speakers = [name for name in self.actors if any(name in (it.student, it.teacher) for it in lessons)]
         inputs = {name: readouts[name].features.flatten(0, 1)[where] for name in speakers}
         slopes = {lesson.student: torch.zeros_like(inputs[lesson.student]) for lesson in lessons}
-        for parts, size in ((_portion(lessons, False), self.chunk), (_portion(lessons, True), len(where))):
+        for parts, size in ((_portion(lessons, False), self.chunk), (_portion(lessons, True), max(1, len(where)))):
             here = [name for name in speakers if any(name in (it.student, it.teacher) for it in parts)]
             for start in range(0, len(where), size) if parts else ():
                 chunk = slice(start, start + size)

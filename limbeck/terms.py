@@ -65,11 +65,11 @@ class _Term:
             return (lessons.Pair("logits", "logits"),)
         self._heads_fit(teacher)
         if said.loss == "contrastive":
-            made = self._made()
-            self.aids[label] = memory.contrastive_memory(*self._widths("pooled"), **made)
-            return (lessons.Pair("pooled", "pooled", memory=label),)
+            name = _key(label)
+            self.aids[name] = memory.contrastive_memory(*self._widths("pooled"), **self._made())
+            return (lessons.Pair("pooled", "pooled", memory=name),)
         if not set(taps) & set(LAYERED_TAPS):
-            return (lessons.Pair(taps[0], taps[0], self._bridge(label, taps[0])),)
+            return (lessons.Pair(taps[0], taps[0], self._bridge(_key(label), taps[0])),)
         mapped = layer_map(said, self.student, teacher, self.where)
         if said.loss == "flow":
             return self._flow(sorted(mapped.items()))
@@ -80,7 +80,7 @@ class _Term:
         tap, *more = taps
         if more:
             return lessons.Pair(tuple(f"{each}.{s}" for each in taps), tuple(f"{each}.{t}" for each in taps))
-        name = f"{self.said.label}-{s}"
+        name = _key(self.said.label, s)
         if self.said.loss == "factor_transfer":
             return self._factors(tap, s, t)
         return lessons.Pair(f"{tap}.{s}", f"{tap}.{t}", self._bridge(name, tap))
@@ -88,11 +88,11 @@ class _Term:
     def _factors(self, tap: str, s: int, t: int) -> lessons.Pair:
         made, (mine, theirs) = self._made(), self._widths(tap)
         count = max(1, round(made.get("rate", 0.5) * theirs))
-        name = _module_name(f"{self.said.label}-{s}")
+        name = _key(self.said.label, s)
         self.aids[name] = factors.translator(mine, count)
         steps = made.get("paraphraser_steps", PARAPHRASER_STEPS)
-        self.aids[f"{name}-paraphraser"] = factors.paraphraser(theirs, count, steps)
-        return lessons.Pair(f"{tap}.{s}", f"{tap}.{t}", name, lens=f"{name}-paraphraser")
+        self.aids[f"{name}:paraphraser"] = factors.paraphraser(theirs, count, steps)
+        return lessons.Pair(f"{tap}.{s}", f"{tap}.{t}", name, lens=f"{name}:paraphraser")
 
     def _flow(self, mapped: list[tuple[int, int]]) -> tuple[lessons.Pair, ...]:
         """Between each mapped layer and the next."""
@@ -100,7 +100,7 @@ class _Term:
             raise UserError(f"{self.where}: flow goes between mapped layers; map at least two, such as layers: uniform")
         found = []
         for (s, t), (s_next, t_next) in pairwise(mapped):
-            names = [self._bridge(f"{self.said.label}-{layer}", "hidden") for layer in (s, s_next)]
+            names = [self._bridge(_key(self.said.label, layer), "hidden") for layer in (s, s_next)]
             between = tuple(name for name in names if name)
             taps = [(f"hidden.{a}", f"hidden.{b}") for a, b in ((s, s_next), (t, t_next))]
             found.append(lessons.Pair(*taps, bridge=between or None))
@@ -123,8 +123,8 @@ class _Term:
             if mine != theirs and self.said.loss in LOSSES:
                 raise UserError(f"{self.where}: widths {mine} and {theirs} differ; set bridge to each or shared")
             return None
-        name = "shared" if how == "shared" else _module_name(name)
-        name = f"{name}-{tap}" if how == "shared" and tap == "ffn" else name  # another width: another layer
+        if how == "shared":
+            name = ":shared:ffn" if tap == "ffn" else ":shared"  # another width: another layer
         self.aids[name] = bridges.linear(mine, theirs)
         return name
 
@@ -175,5 +175,6 @@ def _weight(weight: float | settings.Ramp) -> schedules.Schedule:
     return schedules.constant(weight)
 
 
-def _module_name(name: str) -> str:
-    return name.replace(".", "_")
+def _key(label: str, layer: int | None = None) -> str:
+    """The name of a term's module, at a layer of the student; no two terms of a setting share one."""
+    return f"{label.replace('.', '::')}:{'' if layer is None else layer}"

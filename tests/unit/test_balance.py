@@ -165,6 +165,15 @@ def test_only_uncertainty_learns(how: str) -> None:
     assert not list(balance.parameters()) and balance.regulariser(ones) == 0.0
 
 
+@pytest.mark.parametrize("how", ["none", "initial", "gradient", "uncertainty"])
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_value_that_is_no_number_is_left_to_the_loop(how: str, bad: float) -> None:
+    """The loop ends such a run and names the term; a probe must let it get there."""
+    balance = Balance(how, NAMES)
+    balance.learn(found((bad, 4.0, 4.0), (bad, 4.0, 4.0)))
+    assert balance.probes == 1
+
+
 # shares
 
 

@@ -89,6 +89,99 @@ MISTAKES = [
     (["settings.multi.terms.2.layers=skip", "models.student.layers=3"], "4 layers over 3; use layers: uniform"),
     (["settings.multi.terms.1.bridge=none"], "settings.multi.embedding: widths 16 and 24 differ; set bridge to"),
     (["settings.multi.terms.1.loss=mes"], "unknown loss 'mes'; did you mean 'mse'?"),
+    # terms: what a loss compares, and where
+    (["settings.multi.terms.2.tap=scores"], "terms[2].tap: the loss mse compares embedding or hidden or ffn or pooled"),
+    (
+        ["settings.x={terms: [{loss: contrastive}]}"],
+        "tap: the loss contrastive compares pooled, not logits; change tap",
+    ),
+    (["settings.x={terms: [{loss: patient, tap: ffn}]}"], "compares hidden or embedding or pooled, not ffn; change"),
+    (["settings.x={terms: [{loss: relation_kl, tap: hidden}]}"], "compares query or key or value, not hidden; change"),
+    (["settings.x={terms: [{loss: mse, tap: hiden}]}"], "settings.x.terms[0].tap: unknown tap 'hiden'; did you mean"),
+    (
+        ["settings.x={terms: [{loss: mse, tap: [hidden, ffn]}]}"],
+        "compares one tap; name one, and write a term for each",
+    ),
+    (["settings.x={terms: [{loss: relation_kl, tap: [query, pooled]}]}"], "several taps at once must all have layers"),
+    (["settings.multi.terms.1.layers=last"], "layers: the tap embedding has no layers; leave the word out"),
+    (["settings.x={terms: [{loss: cka, tap: pooled, layers: last}]}"], "the tap pooled has no layers; leave the word"),
+    (
+        ["settings.x={terms: [{loss: cka, tap: ffn, layers: all-to-on}]}"],
+        "layers: unknown layer map 'all-to-on'; did you",
+    ),
+    (["settings.x={terms: [{loss: cka, tap: ffn, layers: {0: 1}}]}"], "layer 0 is the embedding and has no ffn; count"),
+    (["settings.x={terms: [{loss: flow, tap: hidden, layers: last}]}"], "map at least two, such as layers: uniform"),
+    (
+        ["settings.x={terms: [{loss: mse, tap: hidden}, {loss: cka, tap: hidden}]}"],
+        "two terms are named 'hidden'; give",
+    ),
+    # terms: widths and heads
+    (
+        ["settings.x={terms: [{loss: mse, tap: ffn, bridge: none}]}"],
+        "settings.x.ffn: widths 32 and 48 differ; set bridge",
+    ),
+    (
+        ["settings.x={terms: [{loss: flow, tap: hidden, bridge: none}]}"],
+        "widths 16 and 24 differ; set bridge to each or",
+    ),
+    (
+        ["settings.x={terms: [{loss: cka, tap: hidden, bridge: each}]}"],
+        "bridge: the loss cka needs no bridge; leave the",
+    ),
+    (
+        [
+            "models.student.hidden=18",
+            "models.student.heads=3",
+            "settings={x: {terms: [{loss: attention_mse, tap: probs}]}}",
+        ],
+        "settings.x.probs: 3 student heads and 4 teacher heads cannot be grouped; set models.student.heads to a divisor",
+    ),
+    (
+        [
+            "models.student.hidden=18",
+            "models.student.heads=3",
+            "settings={x: {terms: [{loss: relation_kl, tap: query}]}}",
+        ],
+        "4 relation heads do not divide the widths of query, 18 (student) and 24 (teacher); set relation_heads to one of "
+        "1, 2, 3, 6",
+    ),
+    (
+        ["settings.x={terms: [{loss: relation_kl, tap: [query, key], relation_heads: 3}]}"],
+        "settings.x.relation: 3 relation heads do not divide the widths of query, 16 (student) and 24 (teacher); set "
+        "relation_heads to one of 1, 2, 4, 8",
+    ),
+    # terms: hyper-parameters (values of the wrong kind: test_terms)
+    (
+        ["settings.logit.terms.0.temprature=2"],
+        "temprature: unknown word for the loss forward_kl; did you mean 'temperature'?",
+    ),
+    (
+        ["settings.multi.terms.2.temperature=2"],
+        "temperature: unknown word for the loss mse; known words: bridge, layers",
+    ),
+    (["settings.multi.terms.2.relation_heads=4"], "relation_heads: unknown word for the loss mse; known words: bridge"),
+    # terms: labels
+    (
+        ["data.masking.mode=none", "data.positions=all", "settings={x: {terms: [{loss: decoupled_kl}]}}"],
+        "settings.x: without masking there are no labels to learn; set data.masking.mode to dynamic or static",
+    ),
+    (
+        ["data.masking.mode=none", "data.positions=all", "settings.x={terms: [{loss: cross_entropy}]}"],
+        "settings.x: without masking there are no labels to learn; set data.masking.mode to dynamic or static",
+    ),
+    # terms: losses of one's own
+    (["settings.logit.terms.0={loss: 'nowhere:f'}"], "nowhere:f: there is no module nowhere; run from its folder"),
+    (
+        ["settings.logit.terms.0={loss: 'json:f'}"],
+        "settings.logit.logit.loss: json:f: json has no plain function f; write",
+    ),
+    (["settings.logit.terms.0={loss: 'json:dumps'}"], "json:dumps: it takes no `student`; see limbeck.losses"),
+    (["settings.logit.terms.0={loss: 'my/losses.py:f'}"], "'my/losses.py:f' is no import path; write package.module:f"),
+    (["settings.logit.terms.0={loss: 'json:'}"], "loss: 'json:' is no import path; write package.module:function"),
+    (["settings.logit.terms.0={loss: my.losses.f}"], "unknown loss 'my.losses.f'; "),
+    (["settings.logit.terms.0={loss: 'limbeck.losses:mse', strength: 2}"], "limbeck.losses:mse: takes no 'strength'; "),
+    (["settings.x={terms: [{loss: 'limbeck.losses:attention_mse', tap: pooled}]}"], "a trial on random tensors fails"),
+    (["settings.x={terms: [{loss: 'limbeck.losses:mse', tap: pooled, layers: last}]}"], "the tap pooled has no layers"),
     (["out=a-file"], "a-file: is there and is no run, or a damaged one; choose another folder"),
     (["out=a-file/run"], "a-file/run: no folder can be made in"),
     (["out=taken"], "taken: is there and is no run, or a damaged one; choose another folder"),

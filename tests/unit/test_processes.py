@@ -123,3 +123,62 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(world: Path, monkeyp
     with pytest.raises(UserError, match=r"train\.batch_size: 6 blocks .*make it a multiple of 4"):
         limbeck.run(odd, quiet=True)
     assert not (world / "odd").exists()
+
+
+# settings that remember
+
+CONTRAST = {"loss": "contrastive", "tap": "pooled", "negatives": 6, "width": 8}
+STATEFUL = {
+    "gradient": {
+        "balance": "gradient",
+        "terms": [
+            {"loss": "forward_kl"},
+            CONTRAST,
+            {"loss": "relation_kl", "tap": ["query", "key", "value"]},
+            {"loss": "factor_transfer", "tap": "hidden", "layers": "last", "paraphraser_steps": 3, "name": "factors"},
+        ],
+    },
+    "uncertainty": {
+        "balance": "uncertainty",
+        "terms": [
+            {"loss": "decoupled_kl"},
+            CONTRAST,
+            {"loss": "relation_kl", "tap": ["query", "key", "value"], "layers": "last"},
+            {"loss": "patient", "tap": "hidden"},
+        ],
+    },
+}
+SPY = """
+from safetensors.torch import save_file
+from limbeck import checkpoint, cli, session
+from limbeck.lab import report
+report.write = lambda folder: folder
+plain = session.Session._finish
+def kept(self, begin):
+    for learner in self.study.learners:
+        save_file(checkpoint.state(learner), f"{self.folder}-{self.study.world.rank}-{learner.name}.safetensors")
+    plain(self, begin)
+session.Session._finish = kept
+cli.main()
+"""
+
+
+def test_two_processes_remember_the_same(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory banks, balances and paraphrasers: the same bits in both processes, and what one process alone ends with."""
+    monkeypatch.setattr(report, "write", lambda folder: folder)
+    how = {"precision": "fp64", "batch_size": 8, "probe_every": 2, "steps": 4, "eval_every": 4}
+    solo = limbeck.run(recipe(world, world / "one", settings=STATEFUL, train=how), quiet=True)
+    (world / "spy.py").write_text(SPY)
+    launch([*TORCHRUN[:-2], str(world / "spy.py")], recipe(world, world / "two", settings=STATEFUL, train=how), world)
+    both = limbeck.Run(world / "two")
+    assert both.manifest["processes"] == 2 and both.manifest["students"] == solo.manifest["students"]
+    for name in solo.students:
+        first, second = (load_file(world / f"two-{rank}-{name}.safetensors") for rank in (0, 1))
+        expected = load_file(solo.folder / "checkpoints" / "step-000004" / f"{name}.safetensors")
+        assert first.keys() == second.keys() == expected.keys()
+        assert sum(key.endswith("_bank") for key in expected) == 2 and "balance.probes" in expected
+        for key, tensor in first.items():
+            assert torch.equal(tensor, second[key]), key
+            torch.testing.assert_close(tensor, expected[key], rtol=1e-9, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+    close(both.metrics, solo.metrics)
+    close(both.evals, solo.evals)

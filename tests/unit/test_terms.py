@@ -1,0 +1,572 @@
+"""From a term of a recipe to a term of a lesson: layers, bridges and other aids, heads; and losses of one's own."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from families import CONFIGS, tiny
+from kernel import recipe, tokenizer
+from torch import nn
+
+import limbeck
+from limbeck import api, bridges, build, students, terms
+from limbeck.anatomy import heads_of, width_of
+from limbeck.errors import UserError
+from limbeck.factors import Paraphraser
+from limbeck.lessons import Term, each
+from limbeck.load import load
+from limbeck.memory import ContrastiveMemory
+from limbeck.recipe import Setting
+from limbeck.taps import Tapped
+
+
+def shape(width: int = 16, depth: int = 2, heads: int = 4, inner: int = 32) -> tf.PretrainedConfig:
+    return tf.BertConfig(
+        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=inner, vocab_size=60
+    )
+
+
+STUDENT, TEACHER = shape(), shape(24, 4, 4, 48)
+
+
+def made(
+    *said: dict[str, Any], student: tf.PretrainedConfig = STUDENT, teacher: tf.PretrainedConfig = TEACHER
+) -> tuple[Term, ...]:
+    return terms.of_setting(Setting.model_validate({"terms": said}), student, teacher, "settings.a")
+
+
+def refusal(*said: dict[str, Any], **configs: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        made(*said, **configs)
+    assert str(caught.value).startswith("settings.a.") and ";" in str(caught.value), "a place and a remedy"
+    return str(caught.value)
+
+
+def aids(term: Term) -> nn.ModuleDict:
+    return bridges.build(term.aids, bridges.Making(0, blocks=12))
+
+
+def sizes(module: Any) -> tuple[int, int]:
+    return module.in_features, module.out_features
+
+
+# layers
+
+
+@pytest.mark.parametrize(
+    ("layers", "pairs"),
+    [
+        ("uniform", [(1, 2), (2, 4)]),
+        ("skip", [(1, 2), (2, 4)]),
+        ("last", [(2, 4)]),
+        ("top", [(1, 3), (2, 4)]),
+        ("all-to-one", [(1, 4), (2, 4)]),
+        ({1: 3, "last": -1}, [(1, 3), (2, 4)]),
+        ({2: 1}, [(2, 1)]),
+    ],
+)
+@pytest.mark.parametrize(("loss", "tap"), [("mse", "hidden"), ("attention_kl", "scores"), ("relation_kl", "value")])
+def test_layer_maps(loss: str, tap: str, layers: Any, pairs: list[tuple[int, int]]) -> None:
+    (term,) = made({"loss": loss, "tap": tap, "layers": layers})
+    assert [(pair.student, pair.teacher) for pair in term.pairs] == [(f"{tap}.{s}", f"{tap}.{t}") for s, t in pairs]
+
+
+@pytest.mark.parametrize("tap", ["embedding", "pooled", "logits"])
+def test_taps_without_layers(tap: str) -> None:
+    (term,) = made({"loss": "forward_kl" if tap == "logits" else "mse", "tap": tap})
+    assert [(pair.student, pair.teacher) for pair in term.pairs] == [(tap, tap)]
+
+
+def test_layer_0_is_the_embedding() -> None:
+    (term,) = made({"loss": "cka", "tap": "hidden", "layers": {0: 0, 2: 4}})
+    assert [(pair.student, pair.teacher) for pair in term.pairs] == [("hidden.0", "hidden.0"), ("hidden.2", "hidden.4")]
+    for loss, tap in (("cka", "ffn"), ("attention_kl", "scores"), ("relation_kl", ["query", "key"])):
+        said = refusal({"loss": loss, "tap": tap, "layers": {0: 0}})
+        assert "layer 0 is the embedding and has no" in said
+
+
+def test_several_taps_are_one_pair_a_layer() -> None:
+    (term,) = made({"loss": "relation_kl", "tap": ["query", "key", "value"]})
+    assert term.name == "relation" and not term.aids
+    assert [pair.student for pair in term.pairs] == [(f"query.{n}", f"key.{n}", f"value.{n}") for n in (1, 2)]
+    assert [pair.teacher for pair in term.pairs] == [(f"query.{n}", f"key.{n}", f"value.{n}") for n in (2, 4)]
+
+
+def test_a_tap_named_twice_is_refused() -> None:
+    """As a layer that stands twice is; it would count twice."""
+    with pytest.raises(ValueError, match=r"(?i)twice|once"):
+        Setting.model_validate({"terms": [{"loss": "relation_kl", "tap": ["query", "query"]}]})
+
+
+def test_a_list_of_one_tap_is_not_called_empty() -> None:
+    table = {"name": "a", "models": {"teacher": "embedded"}}
+    with pytest.raises(UserError) as caught:
+        load(table | {"settings": {"a": {"terms": [{"loss": "relation_kl", "tap": ["query"]}]}}})
+    assert "tap" in str(caught.value) and "empty" not in str(caught.value)
+
+
+# bridges
+
+
+@pytest.mark.parametrize(
+    ("tap", "widths"), [("embedding", (16, 24)), ("pooled", (16, 24)), ("hidden", (16, 24)), ("ffn", (32, 48))]
+)
+def test_bridges_are_as_wide_as_their_tap(tap: str, widths: tuple[int, int]) -> None:
+    for how in ("auto", "each"):
+        (term,) = made({"loss": "mse", "tap": tap, "bridge": how})
+        assert set(term.aids) == {pair.bridge for pair in term.pairs}
+        assert len(term.aids) == len(term.pairs), "one for each pair"
+        assert {sizes(module) for module in aids(term).values()} == {widths}
+
+
+@pytest.mark.parametrize("tap", ["embedding", "hidden", "ffn", "pooled"])
+def test_equal_widths_need_no_bridge(tap: str) -> None:
+    equal = shape(24, 2, 4, 48)
+    for how, bridged in (("auto", False), ("none", False), ("each", True), ("shared", True)):
+        (term,) = made({"loss": "mse", "tap": tap, "bridge": how}, student=equal)
+        assert bool(term.aids) == bridged and all(bool(pair.bridge) == bridged for pair in term.pairs)
+    assert "widths 16 and 24 differ; set bridge to each or shared" in refusal(
+        {"loss": "mse", "tap": "hidden", "bridge": "none"}
+    )
+
+
+def test_equal_states_and_other_inner_widths() -> None:
+    near = shape(24, 2, 4, 32)
+    hidden, ffn = made({"loss": "mse", "tap": "hidden"}, {"loss": "mse", "tap": "ffn"}, student=near)
+    assert not hidden.aids and {sizes(module) for module in aids(ffn).values()} == {(32, 48)}
+    assert "widths 32 and 48 differ" in refusal({"loss": "mse", "tap": "ffn", "bridge": "none"}, student=near)
+
+
+def test_a_shared_bridge_is_one() -> None:
+    """Of all terms that say so and have the widths of hidden states; pre-activations are wider and have their own."""
+    found = made(
+        {"loss": "mse", "tap": "hidden", "bridge": "shared"},
+        {"loss": "cosine", "tap": "embedding", "bridge": "shared"},
+        {"loss": "mse", "tap": "ffn", "bridge": "shared"},
+    )
+    hidden, embedding, ffn = ({pair.bridge for pair in term.pairs} for term in found)
+    assert hidden == embedding and len(hidden) == len(ffn) == 1 and not ffn & hidden
+    for term, widths in zip(found, [(16, 24), (16, 24), (32, 48)], strict=True):
+        assert [sizes(module) for module in aids(term).values()] == [widths]
+
+
+@pytest.mark.parametrize(("loss", "tap"), [("attention_transfer", "hidden"), ("cka", "pooled"), ("similarity", "ffn")])
+def test_losses_without_widths_have_no_bridge(loss: str, tap: str) -> None:
+    (term,) = made({"loss": loss, "tap": tap})
+    assert not term.aids and not any(pair.bridge for pair in term.pairs)
+    with pytest.raises(ValueError, match="needs no bridge; leave the word out"):
+        made({"loss": loss, "tap": tap, "bridge": "each"})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"loss": "mse", "tap": "embedding", "name": "a.b"}, {"loss": "mse", "tap": "embedding", "name": "a_b"}),
+        ({"loss": "mse", "tap": "embedding", "name": "hidden-1"}, {"loss": "mse", "tap": "hidden"}),
+        ({"loss": "mse", "tap": "embedding", "name": "a-1"}, {"loss": "mse", "tap": "ffn", "name": "a"}),
+        ({"loss": "mse", "tap": "pooled", "name": "shared"}, {"loss": "mse", "tap": "hidden", "bridge": "shared"}),
+    ],
+    ids=["dot", "layer", "other widths", "shared"],
+)
+def test_terms_do_not_take_each_others_bridges(first: dict[str, Any], second: dict[str, Any]) -> None:
+    one, other = made(first, second)
+    assert not set(one.aids) & set(other.aids)
+
+
+@pytest.mark.parametrize("name", ["a.b", "values", "train", "type"])
+@pytest.mark.parametrize(("loss", "tap"), [("mse", "pooled"), ("mse", "hidden"), ("contrastive", "pooled")])
+def test_a_term_may_have_any_name(name: str, loss: str, tap: str) -> None:
+    """Names are those of metrics; that torch's containers have attributes of their own is no concern of a recipe."""
+    (term,) = made({"loss": loss, "tap": tap, "name": name})
+    built = aids(term)
+    for pair in term.pairs:
+        assert (pair.bridge or pair.memory) in built
+
+
+# modules of losses
+
+
+def test_flow_goes_from_each_mapped_layer_to_the_next() -> None:
+    (term,) = made({"loss": "flow", "tap": "hidden", "layers": {3: 4, 1: 1, 2: 3}}, student=shape(depth=3))
+    assert [pair.student for pair in term.pairs] == [("hidden.1", "hidden.2"), ("hidden.2", "hidden.3")]
+    assert [pair.teacher for pair in term.pairs] == [("hidden.1", "hidden.3"), ("hidden.3", "hidden.4")]
+    (first, second), (same, third) = (each(pair.bridge or ()) for pair in term.pairs)
+    assert second == same and {first, second, third} == set(term.aids), "one for each layer"
+    assert [sizes(module) for module in aids(term).values()] == [(16, 24)] * 3
+    (term,) = made({"loss": "flow", "tap": "hidden", "bridge": "shared"})
+    (name,) = term.aids
+    assert [pair.bridge for pair in term.pairs] == [(name, name)]
+    (term,) = made({"loss": "flow", "tap": "hidden"}, student=shape(24))
+    assert [pair.bridge for pair in term.pairs] == [None] and not term.aids
+
+
+@pytest.mark.parametrize("layers", ["last", {1: 2}])
+def test_flow_needs_two_layers(layers: Any) -> None:
+    said = refusal({"loss": "flow", "tap": "hidden", "layers": layers})
+    assert "map at least two, such as layers: uniform" in said
+
+
+@pytest.mark.parametrize(("rate", "factors"), [(None, 12), (0.25, 6), (2.0, 48), (1e-3, 1)])
+def test_factor_transfer_has_a_translator_and_a_paraphraser_a_pair(rate: float | None, factors: int) -> None:
+    said = {"loss": "factor_transfer", "tap": "hidden", "paraphraser_steps": 7} | ({"rate": rate} if rate else {})
+    (term,) = made(said)
+    built = aids(term)
+    assert len(built) == 4
+    for pair in term.pairs:
+        assert isinstance(pair.bridge, str) and pair.lens
+        translator, paraphraser = built[pair.bridge], built[pair.lens]
+        assert translator(torch.zeros(2, 3, 16)).shape == paraphraser(torch.zeros(2, 3, 24)).shape == (2, 3, factors)
+        assert isinstance(paraphraser, Paraphraser) and paraphraser.steps == 7
+        assert not any(p.requires_grad for p in paraphraser.parameters())
+
+
+def test_contrastive_has_a_memory() -> None:
+    (term,) = made({"loss": "contrastive", "tap": "pooled", "width": 8, "negatives": 3, "momentum": 0.9})
+    (pair,), (memory,) = term.pairs, aids(term).values()
+    assert (pair.student, pair.teacher, pair.bridge) == ("pooled", "pooled", None) and {pair.memory} == set(term.aids)
+    assert isinstance(memory, ContrastiveMemory)
+    assert (sizes(memory.student), sizes(memory.teacher)) == ((16, 8), (24, 8))
+    assert memory.student_bank.shape == memory.teacher_bank.shape == (12, 8)
+    assert (memory.negatives, memory.momentum) == (3, 0.9)
+
+
+# heads
+
+
+ATTENTION = [("attention_scores_mse", "scores"), ("attention_kl", "scores"), ("attention_mse", "probs")]
+
+
+@pytest.mark.parametrize(("loss", "tap"), ATTENTION)
+def test_maps_are_compared_where_heads_can_be_grouped(loss: str, tap: str) -> None:
+    for mine, theirs in ((4, 4), (2, 4), (1, 4), (8, 4), (6, 2)):
+        (term,) = made({"loss": loss, "tap": tap}, student=shape(48, heads=mine), teacher=shape(24, 4, theirs))
+        assert len(term.pairs) == 2
+    for mine, theirs in ((3, 4), (4, 3), (6, 4)):
+        said = refusal({"loss": loss, "tap": tap}, student=shape(48, heads=mine), teacher=shape(24, 4, theirs))
+        assert f"{mine} student heads and {theirs} teacher heads cannot be grouped" in said
+        assert f"set models.student.heads to a divisor of {theirs}, or use relation_kl" in said
+
+
+@pytest.mark.parametrize("tap", ["query", ["query", "key", "value"]])
+def test_relation_heads_that_do_not_divide(tap: Any) -> None:
+    """The message offers what both widths can be cut into, all of it and nothing else."""
+    student = shape(18, heads=3)
+    for said in ({"relation_heads": 5}, {}):  # left out: the teacher's 4 heads
+        message = refusal({"loss": "relation_kl", "tap": tap} | said, student=student)
+        assert f"{said.get('relation_heads', 4)} relation heads do not divide the widths of query, 18" in message
+        assert offered(message) == [1, 2, 3, 6]
+    for count in offered(message):
+        (term,) = made({"loss": "relation_kl", "tap": tap, "relation_heads": count}, student=student)
+        assert len(term.pairs) == 2
+
+
+def offered(message: str) -> list[int]:
+    found = re.search(r"set relation_heads to one of ([\d, ]+)$", message)
+    assert found, message
+    return [int(number) for number in found[1].split(", ")]
+
+
+def llama(width: int, heads: int, shared: int, **more: Any) -> tf.PretrainedConfig:
+    sizes = {"hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": shared}
+    return tf.LlamaConfig(**sizes, num_hidden_layers=2, intermediate_size=24, vocab_size=60, **more)
+
+
+def test_grouped_queries_have_narrow_keys() -> None:
+    """Query 32 and 32, key and value 8 and 16 wide: what divides the queries need not divide the keys."""
+    student, teacher = llama(32, 4, 1), llama(32, 4, 2)
+    said = {"loss": "relation_kl", "tap": "query", "relation_heads": 16}
+    assert len(made(said, student=student, teacher=teacher)[0].pairs) == 2
+    for tap in ("key", "value", ["query", "key"]):
+        message = refusal(said | {"tap": tap}, student=student, teacher=teacher)
+        assert re.search(r"the widths of (key|value), 8 \(student\) and 16 \(teacher\)", message)
+        assert offered(message) == [1, 2, 4, 8]
+    narrow = llama(12, 2, 1)  # keys 6 wide: the teacher's 2 heads of keys divide them, its 4 heads of queries do not
+    (term,) = made({"loss": "relation_kl", "tap": "key"}, student=narrow, teacher=teacher)
+    assert len(term.pairs) == 2
+
+
+def test_what_is_offered_for_several_taps_fits_all_of_them() -> None:
+    student, teacher = llama(32, 4, 1), llama(32, 4, 2)
+    said = {"loss": "relation_kl", "tap": ["query", "key", "value"]}
+    for count in offered(refusal(said | {"relation_heads": 5}, student=student, teacher=teacher)):
+        made(said | {"relation_heads": count}, student=student, teacher=teacher)
+
+
+WIDE = {"llama-wide": lambda: llama(32, 4, 2, head_dim=16, pad_token_id=0), "bert-narrow": lambda: shape(32, 2, 4, 12)}
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *WIDE])
+def test_widths_and_heads_are_those_of_the_tensors(name: str) -> None:
+    """What is said of a config is what its model gives."""
+    config = WIDE[name]() if name in WIDE else CONFIGS[name]()
+    model = students.build(config, seed=0)
+    layered = ("hidden", "query", "key", "value", "ffn")
+    taps = {tap: f"{tap}.1" for tap in layered} | {"embedding": "embedding", "pooled": "pooled"}
+    ids = torch.arange(3, 11).view(2, 4)
+    readout = Tapped(model, taps.values())({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    for tap, place in taps.items():
+        tensor = readout[place]
+        if tap in ("query", "key", "value"):
+            assert tensor.shape[1] == heads_of(config, tap), tap
+            assert tensor.shape[1] * tensor.shape[3] == width_of(config, tap), tap
+        else:
+            assert tensor.shape[-1] == width_of(config, tap), tap
+
+
+# hyper-parameters
+
+
+@pytest.mark.parametrize(
+    ("said", "word", "message"),
+    [
+        ({"loss": "forward_kl", "temperature": 0}, "temperature", "a number above 0, not 0"),
+        ({"loss": "topk_kl", "temperature": True}, "temperature", "a number above 0, not true"),
+        ({"loss": "jensen_shannon", "beta": 2}, "beta", "a number from 0 to 1, not 2"),
+        ({"loss": "topk_jensen_shannon", "beta": -0.1}, "beta", "a number from 0 to 1, not -0.1"),
+        ({"loss": "skew_reverse_kl", "alpha": 1}, "alpha", "a number, at least 0 and below 1, not 1"),
+        ({"loss": "decoupled_kl", "beta": -1}, "beta", "a number, at least 0, not -1"),
+        ({"loss": "pearson", "inter": "much"}, "inter", "a number, at least 0, not 'much'"),
+        ({"loss": "topk_kl", "tail": 3}, "tail", "true or false, not 3"),
+        ({"loss": "topk_kl", "k": True}, "k", "a whole number above 0, not true"),
+        ({"loss": "topk_reverse_kl", "k": 2.0}, "k", "a whole number above 0, not 2.0"),
+        ({"loss": "relation_kl", "tap": "key", "relation_heads": 0}, "relation_heads", "a whole number above 0, not 0"),
+        ({"loss": "patient", "tap": "hidden", "position": "middle"}, "position", "first or last, not 'middle'"),
+        ({"loss": "patient", "tap": "hidden", "position": 0}, "position", "first or last, not 0"),
+        ({"loss": "activation_boundary", "tap": "ffn", "margin": 0}, "margin", "a number above 0, not 0"),
+        ({"loss": "factor_transfer", "tap": "hidden", "rate": 0}, "rate", "a number above 0, not 0"),
+        ({"loss": "factor_transfer", "tap": "hidden", "paraphraser_steps": 0}, "paraphraser_steps", "a whole number above 0"),
+        ({"loss": "contrastive", "tap": "pooled", "momentum": 1}, "momentum", "a number, at least 0 and below 1, not 1"),
+        ({"loss": "contrastive", "tap": "pooled", "negatives": 0}, "negatives", "a whole number above 0, not 0"),
+        ({"loss": "contrastive", "tap": "pooled", "log_partition": float("inf")}, "log_partition", "a finite number, not inf"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_of_the_wrong_kind(said: dict[str, Any], word: str, message: str, tmp_path: Path, world: Path) -> None:
+    """One line: the place, what may stand there, what does. Without the word the term is sound."""
+
+    def table(term: dict[str, Any]) -> dict[str, Any]:
+        return recipe(world, tmp_path / "run", settings={"a": {"terms": [term]}})
+
+    build.design(load(table({key: value for key, value in said.items() if key != word})))
+    with pytest.raises(UserError) as caught:
+        api.check(table(said))
+    assert str(caught.value).startswith(f"recipe: settings.a.terms[0].{word}: must be {message}")
+
+
+# causal models
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
+    """A world whose teacher predicts the next token, with grouped queries."""
+    folder = tmp_path_factory.mktemp("causal")
+    (folder / "corpus.txt").write_text((world / "corpus.txt").read_text())
+    tiny("llama", dtype=torch.float32).save_pretrained(folder / "teacher")
+    tokenizer().save_pretrained(folder / "teacher")
+    return folder
+
+
+def of_causal(folder: Path, out: Path, *said: dict[str, Any], **train: Any) -> dict[str, Any]:
+    """A recipe with a setting for each term."""
+    settings = {f"{term['loss']}-{i}": {"terms": [term]} for i, term in enumerate(said)}
+    table = recipe(folder, out, settings=settings, train=train)
+    table["models"]["student"] = {"layers": 2, "hidden": 16, "heads": 2, "kv_heads": 1, "intermediate": 32}
+    table["data"] |= {"positions": "all", "heldout": 0.9, "max_length": 20}
+    return table
+
+
+def test_a_causal_student_reads_its_last_token(causal: Path, tmp_path: Path) -> None:
+    patient = {"loss": "patient", "tap": "hidden"}
+    for said in (patient, patient | {"position": "first"}, patient | {"tap": "embedding"}):
+        with pytest.raises(UserError, match=r"settings\.patient-0: patient reads the first .*; set position: last"):
+            build.design(load(of_causal(causal, tmp_path / "run", said)))
+    for said in (patient | {"position": "last"}, patient | {"tap": "pooled"}):
+        assert build.design(load(of_causal(causal, tmp_path / "run", said))).causal
+
+
+def test_a_grouped_query_student_learns_every_part(causal: Path, tmp_path: Path, fast: None) -> None:
+    """Query 16 and 32, key and value 8 and 16 wide; 2 and 4 heads; a gated feed-forward layer. Always the same batch."""
+    said: list[dict[str, Any]] = [
+        {"loss": "forward_kl"},
+        {"loss": "relation_kl", "tap": ["query", "key", "value"], "layers": "last"},
+        {"loss": "relation_kl", "tap": "key", "layers": "all-to-one", "relation_heads": 4},
+        {"loss": "attention_kl", "tap": "scores"},
+        {"loss": "attention_mse", "tap": "probs"},
+        {"loss": "activation_boundary", "tap": "ffn", "bridge": "shared"},
+        {"loss": "patient", "tap": "hidden", "position": "last"},
+        {"loss": "contrastive", "tap": "pooled", "negatives": 50, "width": 8, "temperature": 1.0},
+    ]
+    blocks = len(build.text(build.design(load(of_causal(causal, tmp_path, *said))), lambda line: None).train)
+    how = {"steps": 4, "probe_every": 1, "batch_size": blocks, "lr": 2e-3, "warmup": 0, "eval_every": 4}
+    run = limbeck.run(of_causal(causal, tmp_path / "run", *said, **how), quiet=True)
+    for i, term in enumerate(said):
+        rows = [row for row in run.metrics if row["setting"] == f"{term['loss']}-{i}"]
+        values = [row["loss"] for row in rows]
+        assert len(values) == 4 and values[-1] < values[0], term
+        assert all(list(row["gradient_share"].values()) == [1.0] for row in rows)
+
+
+# losses of one's own
+
+
+OWN = '''
+"""Losses of somebody else."""
+import torch
+import torch.nn.functional as F
+
+def tokens(*, student, teacher):
+    return (student - teacher).square().mean(-1)
+
+def rows(*, student, teacher, mask, power=2.0):
+    return (student - teacher).abs().pow(power).mean((1, 2))
+
+def batch(student, teacher):
+    return (student - teacher).square().mean()
+
+def lengths(*, student, teacher):
+    return (student.norm(dim=-1) - teacher.norm(dim=-1)).square()
+
+def logits(*, student, teacher, temperature):
+    p, q = (teacher / temperature).softmax(-1), (student / temperature).log_softmax(-1)
+    return (p * (p.log() - q)).sum(-1) * temperature**2
+
+def labels(*, student, labels):
+    return F.cross_entropy(student, labels, reduction="none")
+
+def relations(*, student, teacher, mask):
+    return sum((s.mean((1, 3)) - t.mean((1, 3))).square() for s, t in zip(student, teacher, strict=True))
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Writes a module into the working directory and gives its name, which no other test has."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(source: str) -> str:
+        name = f"own_{hashlib.sha256(str((tmp_path, source)).encode()).hexdigest()[:12]}"
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return name
+
+    return write
+
+
+def test_a_loss_of_ones_own_trains(own: Callable[[str], str], world: Path, tmp_path: Path, fast: None) -> None:
+    """By token, row and batch, on features, logits and labels: the same numbers as the built-in twin."""
+    name = own(OWN)
+    twins: dict[str, list[dict[str, Any]]] = {
+        "hidden": [
+            {"loss": "mse", "tap": "hidden"},
+            {"loss": f"{name}:tokens", "tap": "hidden"},
+            {"loss": f"{name}:rows", "tap": "hidden"},
+            {"loss": f"{name}:batch", "tap": "hidden"},
+        ],
+        "shared": [
+            {"loss": "mse", "tap": "hidden", "bridge": "shared"},
+            {"loss": f"{name}:tokens", "tap": "hidden", "bridge": "shared"},
+        ],
+        "pooled": [{"loss": "mse", "tap": "pooled"}, {"loss": f"{name}:tokens", "tap": "pooled"}],
+        "logits": [{"loss": "forward_kl", "temperature": 2.0}, {"loss": f"{name}:logits", "temperature": 2.0}],
+        "labels": [{"loss": "cross_entropy"}, {"loss": f"{name}:labels"}],
+    }
+    said = {f"{what}-{i}": {"terms": [term]} for what, some in twins.items() for i, term in enumerate(some)}
+    said["unlike"] = {"terms": [{"loss": f"{name}:lengths", "tap": "hidden", "bridge": "none"}]}
+    said["relations"] = {"terms": [{"loss": f"{name}:relations", "tap": ["query", "value"], "name": "r"}]}
+    path = list(sys.path)
+    table = recipe(world, tmp_path / "run", settings=said, train={"steps": 3, "eval_every": 3})
+    limbeck.check(table)
+    run = limbeck.run(table, quiet=True)
+    assert sys.path == path
+    found = {setting: [row for row in run.metrics if row["setting"] == setting] for setting in said}
+    for what, some in twins.items():
+        for i in range(1, len(some)):
+            for mine, built_in in zip(found[f"{what}-{i}"], found[f"{what}-0"], strict=True):
+                assert mine["loss"] == pytest.approx(built_in["loss"], rel=1e-4)
+                assert mine["grad_norm_layers"] == pytest.approx(built_in["grad_norm_layers"], rel=1e-3)
+    for setting in ("unlike", "relations"):
+        assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in found[setting])
+    source = hashlib.sha256((tmp_path / f"{name}.py").read_bytes()).hexdigest()
+    paths = {term["loss"] for some in said.values() for term in some["terms"] if ":" in term["loss"]}
+    assert run.manifest["losses"] == dict.fromkeys(sorted(paths), source)
+
+
+def test_the_source_of_a_loss_is_part_of_the_run(
+    own: Callable[[str], str], world: Path, tmp_path: Path, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = own(OWN)
+    table = recipe(world, tmp_path / "run", settings={"a": {"terms": [{"loss": f"{name}:tokens", "tap": "hidden"}]}})
+    table["train"] |= {"steps": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr("limbeck.session.Session._finish", lambda self, begin: None)
+        limbeck.run(table, quiet=True)
+        place = tmp_path / f"{name}.py"
+        place.write_text(OWN + "# a second thought\n")
+        with pytest.raises(UserError, match=r"the code of a loss changed since this run began; put it back, or choose"):
+            limbeck.run(table, quiet=True)
+        place.write_text(OWN)
+    assert limbeck.run(table, quiet=True).manifest["status"] == "done"
+
+
+BROKEN = """
+import torch
+number = 3
+def no_student(*, teacher): return teacher.sum(-1)
+def needs_more(*, student, teacher, strength): return (student - teacher).square().mean(-1) * strength
+def raises(*, student, teacher): raise ValueError("two\\nlines")
+def reduced(*, student, teacher): return (student - teacher).square().mean(-1).mean(0)
+def a_number(*, student, teacher): return 1.0
+def constant(*, student, teacher): return (student.detach() - teacher).square().mean(-1)
+"""
+FAILINGS = [
+    ("number", {}, "has no plain function number; write package.module:function"),
+    ("nothing", {}, "has no plain function nothing; write package.module:function"),
+    ("no_student", {}, "takes no `student`; see limbeck.losses"),
+    ("needs_more", {}, "needs the hyper-parameter 'strength'; state it in the term, or give it a default"),
+    ("needs_more", {"strenth": 2}, "takes no 'strenth'; did you mean 'strength'?"),
+    ("needs_more", {"strength": "much"}, "a trial on random tensors fails"),
+    ("raises", {}, "a trial on random tensors fails (ValueError: two); mend it"),
+    ("reduced", {}, "gives (3,); it must give one value for each token, row or batch, unreduced"),
+    ("a_number", {}, "gives float; it must give one value for each token, row or batch"),
+    ("constant", {}, "its value does not depend on the student's tensor"),
+]
+
+
+@pytest.mark.parametrize(("function", "more", "message"), FAILINGS, ids=[f"{f} {m}" for f, m, _ in FAILINGS])
+def test_a_loss_that_is_none(
+    own: Callable[[str], str], world: Path, tmp_path: Path, function: str, more: dict[str, Any], message: str
+) -> None:
+    said = {"loss": f"{own(BROKEN)}:{function}", "tap": "hidden"} | more
+    with pytest.raises(UserError) as caught:
+        api.check(recipe(world, tmp_path / "run", settings={"a": {"terms": [said]}}))
+    assert message in str(caught.value)
+    assert ";" in str(caught.value), "a remedy"
+    assert str(caught.value).startswith("settings.a.hidden.loss: ") and "\n" not in str(caught.value)
+
+
+def test_a_loss_is_tried_out_on_the_widths_that_it_gets(own: Callable[[str], str], world: Path, tmp_path: Path) -> None:
+    """Without a bridge it is given 16 and 24: what cannot be subtracted must not be found out by the run."""
+    said = {"loss": f"{own(OWN)}:tokens", "tap": "hidden", "bridge": "none"}
+    with pytest.raises(UserError, match="bridge"):
+        api.check(recipe(world, tmp_path / "run", settings={"a": {"terms": [said]}}))
+
+
+def test_a_loss_of_ones_own_and_a_teacher_that_is_far(
+    own: Callable[[str], str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    table = recipe(
+        world, tmp_path / "run", settings={"a": {"terms": [{"loss": f"{own(OWN)}:tokens", "tap": "hidden"}]}}
+    )
+    table["models"]["teacher"] = "nobody/has-this-model"
+    lines = api.check(table)
+    assert any(line.split()[-1:] == ["nobody/has-this-model"] for line in lines)
+    assert lines[-1].split()[0] == "ok"
