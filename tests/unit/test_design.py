@@ -8,7 +8,7 @@ import pytest
 from families import CONFIGS, tiny
 from kernel import lay_out, recipe, tokenizer
 
-from limbeck import build, designs
+from limbeck import designs
 from limbeck.errors import UserError
 from limbeck.load import load
 

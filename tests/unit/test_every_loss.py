@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from kernel import batch, bert, recipe, with_dropout
+from kernel import batch, bert, recipe, still_of, with_dropout
 from runfiles import same_run, tensors, untimed, weights
 from safetensors.torch import load_file
 from torch import Tensor
 
 import limbeck
-from limbeck import api, bridges, build, schemes, terms
+from limbeck import api, bridges, build, terms
 from limbeck.actors import Frozen, Learner, Optimisation
 from limbeck.engine import to_device
 from limbeck.errors import Interrupted
@@ -220,7 +220,7 @@ def test_padding_counts_in_no_loss() -> None:
     taps = {side: sorted({tap for term in made for tap in term.taps(side)}) for side in ("student", "teacher")}
     aids = bridges.build({n: m for term in made for n, m in term.aids.items()}, bridges.Making(0, BLOCKS)).double()
     one = Learner("a", student, taps["student"], seed=0, bridges=aids, optimisation=PLAINLY)
-    still: Still = schemes.offline(Frozen("teacher", teacher, taps["teacher"]), [(one, made)], chunk=7)
+    still: Still = still_of(Frozen("teacher", teacher, taps["teacher"]), [(one, made)], chunk=7)
     short = batch()
     fill = {"labels": -100, "documents": -1}
     longer = {

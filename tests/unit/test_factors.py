@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel import STUDENT_WIDTH, TEACHER_WIDTH, batch, frozen, gradients_of, learner
+from kernel import STUDENT_WIDTH, TEACHER_WIDTH, batch, frozen, gradients_of, learner, still_of
 from torch import Tensor, nn
 
-from limbeck import schemes
 from limbeck.bridges import Making, build
 from limbeck.errors import Interrupted
 from limbeck.factors import RATE, Paraphraser, paraphraser, translator
@@ -210,7 +209,7 @@ def test_a_step_teaches_the_translator_and_leaves_the_paraphraser() -> None:
     lens = one.bridges["hidden-paraphraser"]
     assert isinstance(lens, Paraphraser)
     lens.fit(((teacher.read(each)["hidden.4"], each["attention_mask"].bool()) for each in batches), never)
-    before, still = bits(lens), schemes.offline(teacher, [(one, (FACTORS,))], chunk=5)
+    before, still = bits(lens), still_of(teacher, [(one, (FACTORS,))], chunk=5)
     value = still.gradients(batches, Counts.of(batches), 0)["a"].terms["hidden"]
 
     rows = []

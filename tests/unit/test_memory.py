@@ -8,10 +8,21 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from kernel import BLOCKS, LOGIT, STUDENT_WIDTH, TEACHER_WIDTH, batch, frozen, gradients_of, learner, parameters_of
+from kernel import (
+    BLOCKS,
+    LOGIT,
+    STUDENT_WIDTH,
+    TEACHER_WIDTH,
+    batch,
+    frozen,
+    gradients_of,
+    learner,
+    parameters_of,
+    still_of,
+)
 from torch import Tensor
 
-from limbeck import checkpoint, schemes
+from limbeck import checkpoint
 from limbeck.bridges import Making, build
 from limbeck.lessons import Pair, Term
 from limbeck.losses import contrastive
@@ -317,7 +328,7 @@ def test_a_step_splits_into_micro_batches(rows: int) -> None:
     found = []
     for batches in ([whole], parts):
         one, teacher = learner("a", (CONTRAST,)), frozen()
-        still = schemes.offline(teacher, [(one, (CONTRAST,))], chunk=5)
+        still = still_of(teacher, [(one, (CONTRAST,))], chunk=5)
         value = still.gradients(batches, Counts.of(batches), 0)["a"].terms["pooled"]
         gradients = gradients_of(one)
         one.optimizer.zero_grad(set_to_none=True)
@@ -360,19 +371,19 @@ def test_the_step_is_the_loss_of_the_means_by_hand() -> None:
                 log_c = (weights * density * (angle.cos() / 0.07).exp()).sum().log() - (weights * density).sum().log()
             h = torch.sigmoid(u - log_c - torch.tensor(float(NEGATIVES)).double().log())
             total = total - h[0].log() - (1 - h[1:]).log().sum()
-    tally = schemes.offline(teacher, [(one, (CONTRAST,))], chunk=5).gradients([inputs], Counts.of([inputs]), 0)["a"]
+    tally = still_of(teacher, [(one, (CONTRAST,))], chunk=5).gradients([inputs], Counts.of([inputs]), 0)["a"]
     torch.testing.assert_close(tally.terms["pooled"], total.detach() / 3, rtol=1e-7, atol=1e-9)
 
 
 def test_a_checkpoint_holds_the_memory() -> None:
     terms = (LOGIT, CONTRAST)
     one, other, teacher = learner("a", terms), learner("a", terms), frozen()
-    still = schemes.offline(teacher, [(one, terms)], chunk=5)
+    still = still_of(teacher, [(one, terms)], chunk=5)
     for step in range(2):
         still.step([batch(step)], Counts.of([batch(step)]), step)
     checkpoint.load_state(other, {name: tensor.clone() for name, tensor in checkpoint.state(one).items()})
     for each in (one, other):
-        schemes.offline(teacher, [(each, terms)], chunk=5).step([batch(2)], Counts.of([batch(2)]), 2)
+        still_of(teacher, [(each, terms)], chunk=5).step([batch(2)], Counts.of([batch(2)]), 2)
     mine, theirs = checkpoint.state(one), checkpoint.state(other)
     assert mine["bridges.pooled.updates"] == 3 and len(mine["bridges.pooled.student_bank"]) == BLOCKS
     assert all(torch.equal(theirs[name], tensor) for name, tensor in mine.items())

@@ -22,11 +22,12 @@ from kernel import (
     batch,
     frozen,
     learner,
+    still_of,
 )
 from test_still import plain_terms
 from torch import Tensor, nn
 
-from limbeck import checkpoint, schemes
+from limbeck import checkpoint
 from limbeck.actors import Frozen, Learner, Optimisation
 from limbeck.balance import Balance, Probed
 from limbeck.lessons import Lesson, Pair, Term
@@ -53,7 +54,7 @@ TERMS = (LOGIT, LABEL, PEARSON, EMBEDDING, HIDDEN, SCORES, POOLED)
 
 
 def still(teacher: Frozen, *cast: tuple[Learner, tuple[Term, ...]], chunk: int = 4, **how: object) -> Still:
-    return schemes.offline(teacher, cast, chunk=chunk, **how)
+    return still_of(teacher, cast, chunk=chunk, **how)
 
 
 def find(
@@ -251,7 +252,7 @@ def test_a_peer_that_teaches_is_left_alone() -> None:
 
 def test_labels_alone_need_no_teacher() -> None:
     one, batches = learner("a", (LABEL,)), [batch(1)]
-    found = probe(schemes.offline(None, [(one, (LABEL,))], chunk=4), one, batches, Counts.of(batches), 0)
+    found = probe(still_of(None, [(one, (LABEL,))], chunk=4), one, batches, Counts.of(batches), 0)
     close(found["label"], plain(frozen(), one, "label", batches))
 
 
