@@ -527,8 +527,8 @@ def a_number(*, student, teacher): return 1.0
 def constant(*, student, teacher): return (student.detach() - teacher).square().mean(-1)
 """
 FAILINGS = [
-    ("number", {}, "has no plain function number; write package.module:function"),
-    ("nothing", {}, "has no plain function nothing; write package.module:function"),
+    ("number", {}, " function number; write package.module:function"),
+    ("nothing", {}, " function nothing; write package.module:function"),
     ("no_student", {}, "takes no `student`; see limbeck.losses"),
     ("needs_more", {}, "needs the hyper-parameter 'strength'; state it in the term, or give it a default"),
     ("needs_more", {"strenth": 2}, "takes no 'strenth'; did you mean 'strength'?"),
@@ -536,7 +536,7 @@ FAILINGS = [
     ("raises", {}, "a trial on random tensors fails (ValueError: two); mend it"),
     ("reduced", {}, "gives (3,); it must give one value for each token, row or batch, unreduced"),
     ("a_number", {}, "gives float; it must give one value for each token, row or batch"),
-    ("constant", {}, "its value does not depend on the student's tensor"),
+    ("constant", {}, "its value has no gradient in the student's tensor"),
 ]
 
 
