@@ -295,7 +295,7 @@ def test_a_term_passes_the_hyper_parameters_on(write: Write) -> None:
     assert (term.name, term.needs, term.per, term.weight(0)) == ("hidden", ("teacher", "mask"), "token", 0.5)
     (pair,) = term.pairs
     assert (pair.student, pair.teacher, pair.bridge) == ("hidden.1", "hidden.2", "hidden:1")
-    assert set(term.aids) == {"hidden-1"}
+    assert set(term.aids) == {"hidden:1"}
     assert term.loss(student=torch.ones(1, 2), teacher=torch.zeros(1, 2), mask=None).tolist() == [3.0]
 
 
