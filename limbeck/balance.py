@@ -10,8 +10,8 @@ With raw losses one term can be 10,000 times another and silence it. A balance m
   arXiv 1705.07115, without the constant halves), which draws exp(-s_i) L_i towards 1. s_i begins at log L_i, where it is
   right: from 0 it would take thousands of updates to get there.
 
-A term whose value is 0 at a probe, or whose gradient is below a millionth of the largest (rounding, in fp32), keeps the
-factor 1: there is nothing to balance.
+A term whose gradient is below a millionth of the largest at a probe (rounding, in fp32), or whose value is 0, keeps the factor
+1: there is nothing to balance.
 """
 
 from __future__ import annotations
@@ -68,15 +68,22 @@ class Balance(nn.Module):
 
     def learn(self, found: Mapping[str, Probed]) -> None:
         """Sets the factors from a probe."""
-        values = [found[term].value for term in self.terms]
+        if not self.terms:
+            return
+        values, norms = zip(*((found[term].value, found[term].gradient_norm) for term in self.terms), strict=True)
+        alive = [norm > ROUNDING * max(norms) for norm in norms]
         if self.how == "initial" and not self.probes:
-            self._set(self.factors, [_inverse(value) for value in values])
+            self._set(
+                self.factors, [_inverse(value) if here else 1.0 for value, here in zip(values, alive, strict=True)]
+            )
         if self.how == "uncertainty" and not self.probes:
-            self._set(self.log_variances, [-math.log(_inverse(value)) for value in values])
+            begin = [-math.log(_inverse(value)) if here else 0.0 for value, here in zip(values, alive, strict=True)]
+            self._set(self.log_variances, begin)
         if self.how == "gradient":
-            norms = [found[term].gradient_norm for term in self.terms]
-            mean, least = sum(norms) / len(norms), ROUNDING * max(norms)
-            self._set(self.factors, [mean * _inverse(norm) if norm > least else 1.0 for norm in norms])
+            mean = sum(norms) / len(norms)
+            self._set(
+                self.factors, [mean * _inverse(norm) if here else 1.0 for norm, here in zip(norms, alive, strict=True)]
+            )
         self.probes += 1
 
     def differentiate(self, values: Mapping[str, Tensor], weights: Mapping[str, float], processes: int) -> None:

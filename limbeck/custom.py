@@ -62,8 +62,13 @@ def load(path: str, where: str) -> Loss:
     return found  # pyright: ignore[reportReturnType] (tried out in `words`)
 
 
-def words(term: settings.Term, where: str) -> LossWords:
+def words(term: settings.Term, where: str, widths: tuple[int, int] = (D, D)) -> LossWords:
     """What the signature of a term's loss says of it, and the shape that it gives.
+
+    Args:
+        term: the term of a recipe.
+        where: its place there.
+        widths: of the student's and of the teacher's tensor, as the loss will get them.
 
     Raises:
         UserError: it is no loss, it lacks a hyper-parameter, or it does not take one that the recipe states.
@@ -74,6 +79,9 @@ def words(term: settings.Term, where: str) -> LossWords:
         raise UserError(f"{where}: it takes no `student`; see limbeck.losses for the form of a loss")
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     hyper = [name for name in parameters if name not in ("student", *TENSORS) and parameters[name].kind not in variadic]
+    for name in hyper:
+        if name in type(term).model_fields:
+            raise UserError(f"{where}: its argument '{name}' is a word of every term; give it another name")
     for name in term.parameters:
         if name not in hyper:
             raise UserError(f"{where}: takes no '{name}'; {nearest(name, (*type(term).model_fields, *hyper))}")
@@ -82,7 +90,7 @@ def words(term: settings.Term, where: str) -> LossWords:
         if name not in term.parameters:
             raise UserError(f"{where}: needs the hyper-parameter '{name}'; state it in the term, or give it a default")
     needs = tuple(name for name in TENSORS if name in parameters)
-    per = _tried(loss, term, needs, where)
+    per = _tried(loss, term, needs, where, widths)
     return LossWords(term.taps, dict.fromkeys(hyper, "any"), needs=needs, per=per, same_width=_has_width(term))
 
 
@@ -97,29 +105,37 @@ def _has_width(term: settings.Term) -> bool:
     return not set(term.taps) & set(GIVEN) or term.taps == ("pooled",)
 
 
-def _tried(loss: Loss, term: settings.Term, needs: tuple[str, ...], where: str) -> str:
+def _tried(loss: Loss, term: settings.Term, needs: tuple[str, ...], where: str, widths: tuple[int, int]) -> str:
     """What a loss gives one value for, from a trial on random tensors."""
-    shape = GIVEN.get(term.taps[0], (B, T, D))
+    mine, theirs = (_shape(term, width) for width in widths)
     several = len(term.taps) if len(term.taps) > 1 else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        student, teacher = _tensors(shape, several, True), _tensors(shape, several, False)
+        student, teacher = _tensors(mine, several, True), _tensors(theirs, several, False)
         labels = torch.randint(min(V, D), (B * T,) if term.taps == ("logits",) else (B, T))
     given = {"teacher": teacher, "labels": labels, "mask": None}
     try:
         values = loss(student=student, **{name: given[name] for name in needs}, **term.parameters)
     except Exception as error:  # whatever somebody else's function does
         line = str(error).splitlines()[0] if str(error) else ""
-        raise UserError(f"{where}: a trial on random tensors fails ({type(error).__name__}: {line}); mend it") from None
+        apart = f"of widths {widths[0]} and {widths[1]} (bridge: none) " if widths[0] != widths[1] else ""
+        raise UserError(
+            f"{where}: a trial on random tensors {apart}fails ({type(error).__name__}: {line}); mend it"
+        ) from None
     expected = (B * T,) if term.taps == ("logits",) else (B, T)
     if not isinstance(values, Tensor) or tuple(values.shape) not in (expected, expected[:1], ()):
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise UserError(f"{where}: gives {found}; it must give one value for each token, row or batch, unreduced")
     if not values.requires_grad:
         raise UserError(
-            f"{where}: its value does not depend on the student's tensor in a way that can be differentiated"
+            f"{where}: its value has no gradient in the student's tensor; compute it with torch's operations"
         )
     return "token" if tuple(values.shape) == expected else PER[values.dim()]
+
+
+def _shape(term: settings.Term, width: int) -> tuple[int, ...]:
+    *axes, last = GIVEN.get(term.taps[0], (B, T, D))
+    return (*axes, width if _has_width(term) else last)
 
 
 def _tensors(shape: tuple[int, ...], several: int, learns: bool) -> Tensor | tuple[Tensor, ...]:

@@ -46,6 +46,8 @@ def is_name(value: str) -> str:
 
 def is_loss(value: str) -> str:
     """A loss by its name, or by an import path."""
+    if "." in value and ":" not in value:
+        raise ValueError(f"{value[:80]!r} is no loss; one's own is named package.module:function")
     if ":" not in value:
         return known("loss", LOSSES)(value)
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):

@@ -243,7 +243,7 @@ class Recipe(Strict):
             return self
         for setting, table in self.settings.items():
             for number, term in enumerate(table.terms):
-                needs = term.loss not in LOSSES or "teacher" in LOSSES[term.loss].needs
+                needs = term.loss in LOSSES and "teacher" in LOSSES[term.loss].needs
                 if needs and term.teacher == "teacher":
                     place = f"settings.{setting}.terms.{number}"
                     raise wrong("models.teacher", f"missing; {place} ({term.loss}) learns from a teacher; set it")

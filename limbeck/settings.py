@@ -28,7 +28,7 @@ class Term(Strict):
 
     loss: Loss = Field(description="a loss of limbeck, or one's own by its import path, package.module:function")
     name: Name | None = Field(default=None, description="its name in the metrics; the tap's name when left out")
-    tap: Tap | Annotated[tuple[Tap, ...], Field(min_length=2)] = Field(
+    tap: Tap | Annotated[tuple[Tap, ...], Field(min_length=1)] = Field(
         default="logits", description="the place that is compared; a list for a loss that takes several at once"
     )
     layers: LayerMap = Field(default="uniform", description=f"{', '.join(LAYER_MAPS)}, or {{student: teacher}}")
@@ -72,6 +72,10 @@ class Term(Strict):
         layered = [tap for tap in self.taps if tap in LAYERED_TAPS]
         if self.layers != "uniform" and not layered:
             raise wrong("layers", f"the tap {self.taps[0]} has no layers; leave the word out")
+        if not isinstance(self.tap, str) and len(self.taps) == 1:
+            raise wrong("tap", f"a list of one; write {self.taps[0]}")
+        if len(set(self.taps)) < len(self.taps):
+            raise wrong("tap", f"one place stands twice in {', '.join(self.taps)}; name each once")
         if len(self.taps) > 1 and len(layered) < len(self.taps):
             raise wrong("tap", "several taps at once must all have layers; name one")
         if self.loss in LOSSES:

@@ -45,13 +45,15 @@ class _Term:
         self, said: settings.Term, student: PretrainedConfig, teacher: PretrainedConfig | None, where: str
     ) -> None:
         self.said, self.student, self.teacher, self.where = said, student, teacher, where
-        self.words = WORDS.get(said.loss) or custom.words(said, where)
+        self.words = WORDS.get(said.loss) or custom.words(said, where, self._tried_on())
         self.aids: dict[str, bridges.Make] = {}
 
     def build(self) -> lessons.Term:
         said, given = self.said, {k: v for k, v in self.said.parameters.items() if k in self.words.parameters}
         plain = LOSSES.get(said.loss) or custom.load(said.loss, self.where)
         loss = (lambda **tensors: plain(**tensors, **given)) if given else plain
+        if self.teacher is None and "teacher" in self.words.needs:
+            raise UserError(f"{self.where}: {said.loss} learns from a teacher; set models.teacher")
         needs = (*self.words.needs, "mask") if said.loss in LOSSES else self.words.needs
         pairs = self._pairs()
         return lessons.Term(
@@ -113,11 +115,21 @@ class _Term:
         assert self.teacher is not None
         return width_of(self.student, tap), width_of(self.teacher, tap)
 
+    def _tried_on(self) -> tuple[int, int]:
+        """The widths of what a loss of one's own is given: the teacher's on both sides where a bridge may stand between."""
+        tap, *more = self.said.taps
+        if self.teacher is None or more or tap in ("logits", "scores", "probs"):
+            return custom.D, custom.D
+        mine, theirs = self._widths(tap)
+        return (mine if self.said.bridge == "none" else theirs), theirs
+
     def _bridge(self, name: str, tap: str) -> str | None:
         """The name of the linear layer that widens the student's tensor, None where there is none."""
         mine, theirs = self._widths(tap)
         how = self.said.bridge
         if not self.words.same_width:
+            if how != "auto":
+                raise UserError(f"{self.where}: bridge: {how} has nothing to widen; leave the word out")
             return None
         if how == "none" or (how == "auto" and mine == theirs):
             if mine != theirs and self.said.loss in LOSSES:
@@ -139,11 +151,12 @@ class _Term:
             )
         if self.said.loss != "relation_kl":
             return
+        every = [width for tap in taps for width in self._widths(tap)]
+        common = [n for n in range(1, min(every) + 1) if not any(width % n for width in every)]
         for tap in taps:
             widths = self._widths(tap)
             count = self.said.parameters.get("relation_heads") or heads_of(teacher, tap)
             if any(width % count for width in widths):
-                common = [n for n in range(1, min(widths) + 1) if not (widths[0] % n or widths[1] % n)]
                 raise UserError(
                     f"{self.where}: {count} relation heads do not divide the widths of {tap}, {widths[0]} (student) and "
                     f"{widths[1]} (teacher); set relation_heads to one of {', '.join(map(str, common))}"
@@ -160,7 +173,9 @@ def layer_map(
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     if term.taps != ("hidden",) and 0 in (*pairs, *pairs.values()):
-        raise UserError(f"{where}: layer 0 is the embedding and has no {term.taps[0]}; count layers from 1")
+        raise UserError(
+            f"{where}: layer 0 is the embedding and has no {term.taps[0]}; map layers from 1 on, such as layers: {{1: 1}}"
+        )
     return pairs
 
 

@@ -109,7 +109,7 @@ MISTAKES = [
         ["settings.x={terms: [{loss: cka, tap: ffn, layers: all-to-on}]}"],
         "layers: unknown layer map 'all-to-on'; did you",
     ),
-    (["settings.x={terms: [{loss: cka, tap: ffn, layers: {0: 1}}]}"], "layer 0 is the embedding and has no ffn; count"),
+    (["settings.x={terms: [{loss: cka, tap: ffn, layers: {0: 1}}]}"], "layer 0 is the embedding and has no ffn; map"),
     (["settings.x={terms: [{loss: flow, tap: hidden, layers: last}]}"], "map at least two, such as layers: uniform"),
     (
         ["settings.x={terms: [{loss: mse, tap: hidden}, {loss: cka, tap: hidden}]}"],
@@ -171,14 +171,14 @@ MISTAKES = [
     ),
     # terms: losses of one's own
     (["settings.logit.terms.0={loss: 'nowhere:f'}"], "nowhere:f: there is no module nowhere; run from its folder"),
-    (
-        ["settings.logit.terms.0={loss: 'json:f'}"],
-        "settings.logit.logit.loss: json:f: json has no plain function f; write",
-    ),
+    (["settings.logit.terms.0={loss: 'json:f'}"], " function f; write package.module:function"),
     (["settings.logit.terms.0={loss: 'json:dumps'}"], "json:dumps: it takes no `student`; see limbeck.losses"),
     (["settings.logit.terms.0={loss: 'my/losses.py:f'}"], "'my/losses.py:f' is no import path; write package.module:f"),
     (["settings.logit.terms.0={loss: 'json:'}"], "loss: 'json:' is no import path; write package.module:function"),
-    (["settings.logit.terms.0={loss: my.losses.f}"], "unknown loss 'my.losses.f'; "),
+    (
+        ["settings.logit.terms.0={loss: my.losses.f}"],
+        "'my.losses.f' is no loss; one's own is named package.module:function",
+    ),
     (["settings.logit.terms.0={loss: 'limbeck.losses:mse', strength: 2}"], "limbeck.losses:mse: takes no 'strength'; "),
     (["settings.x={terms: [{loss: 'limbeck.losses:attention_mse', tap: pooled}]}"], "a trial on random tensors fails"),
     (["settings.x={terms: [{loss: 'limbeck.losses:mse', tap: pooled, layers: last}]}"], "the tap pooled has no layers"),

@@ -58,7 +58,7 @@ def test_a_study_adds_up(tmp_path: Path) -> None:
     cost = costs.of_study(plan)
     assert cost.teachers["teacher"] is not None
     tokens, share = 4 * 10, plan.recipe.data.masking.probability
-    teacher = tokens * (cost.teachers["teacher"].backbone_flops + share * cost.teacher.head_flops)
+    teacher = tokens * (cost.teachers["teacher"].backbone_flops + share * cost.teachers["teacher"].head_flops)
     student = 3 * tokens * (cost.student.backbone_flops + share * cost.student.head_flops)
     bridges = 3 * tokens * 3 * 2 * 16 * 24  # of the embedding and two layers, forward and backward
     scores = tokens * 2 * 2 * 10 * (3 * 16 + 24)  # q.k of two layers: the student's three times, the teacher's once

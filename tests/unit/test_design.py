@@ -48,4 +48,4 @@ def test_embedding_terms_have_bridges_of_their_own(tmp_path: Path) -> None:
         {"loss": "cosine", "tap": "embedding", "name": "turned"},
     ]
     plan = designs.design(load(recipe(lay_out(tmp_path), tmp_path / "run", settings={"a": {"terms": terms}})))
-    assert [pair.bridge for term in plan.terms["a"] for pair in term.pairs] == ["near", "turned"]
+    assert [pair.bridge for term in plan.terms["a"] for pair in term.pairs] == ["near:", "turned:"]

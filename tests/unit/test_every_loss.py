@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import limbeck
-from limbeck import api, bridges, build, terms
+from limbeck import api, bridges, build, designs, terms
 from limbeck.actors import Frozen, Learner, Optimisation
 from limbeck.engine import to_device
 from limbeck.errors import Interrupted
@@ -97,7 +97,7 @@ def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Everything
 
 
 def study_of(table: dict[str, Any]) -> build.Study:
-    plan = build.design(load(table))
+    plan = designs.design(load(table))
     corpus = prepare(plan.recipe.data, plan.teacher_tokenizer, plan.student_tokenizer, tell=lambda line: None)
     study = build.study(plan, World(), corpus)
     build.first_stages(study, lambda: False, lambda line: None)
@@ -269,11 +269,12 @@ def test_a_balance_changes_no_evaluation(train: Callable[..., limbeck.Run], name
             assert mine["logit_loss"] == pytest.approx(theirs["logit_loss"], rel=1e-6)
 
 
-def test_rounding_is_not_balanced(train: Callable[..., limbeck.Run]) -> None:
-    """Two examples have no angle: what the gradient of that term is, is rounding, and must not get half of the whole."""
+@pytest.mark.parametrize("balance", ["initial", "gradient", "uncertainty"])
+def test_rounding_is_not_balanced(train: Callable[..., limbeck.Run], balance: str) -> None:
+    """Two examples have no angle: what the gradient of that term is, is rounding, and must not rule the whole."""
     said = [{"loss": "forward_kl"}, {"loss": "rkd_angle", "tap": "pooled"}]
     how = {"batch_size": 2, "steps": 3, "probe_every": 1, "eval_every": 3}
-    run = train("noise", settings={"a": {"terms": said, "balance": "gradient"}}, train=how)
+    run = train("noise", settings={"a": {"terms": said, "balance": balance}}, train=how)
     assert all(row["terms"]["pooled"] < 1e-12 for row in run.metrics)
     assert all(row["weights"]["pooled"] < 1e6 and row["gradient_share"]["pooled"] < 0.01 for row in run.metrics)
 

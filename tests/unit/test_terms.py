@@ -17,7 +17,7 @@ from kernel import recipe, tokenizer
 from torch import nn
 
 import limbeck
-from limbeck import api, bridges, build, students, terms
+from limbeck import api, bridges, build, designs, students, terms
 from limbeck.anatomy import heads_of, width_of
 from limbeck.errors import UserError
 from limbeck.factors import Paraphraser
@@ -355,7 +355,7 @@ def test_values_of_the_wrong_kind(said: dict[str, Any], word: str, message: str,
     def table(term: dict[str, Any]) -> dict[str, Any]:
         return recipe(world, tmp_path / "run", settings={"a": {"terms": [term]}})
 
-    build.design(load(table({key: value for key, value in said.items() if key != word})))
+    designs.design(load(table({key: value for key, value in said.items() if key != word})))
     with pytest.raises(UserError) as caught:
         api.check(table(said))
     assert str(caught.value).startswith(f"recipe: settings.a.terms[0].{word}: must be {message}")
@@ -387,9 +387,9 @@ def test_a_causal_student_reads_its_last_token(causal: Path, tmp_path: Path) -> 
     patient = {"loss": "patient", "tap": "hidden"}
     for said in (patient, patient | {"position": "first"}, patient | {"tap": "embedding"}):
         with pytest.raises(UserError, match=r"settings\.patient-0: patient reads the first .*; set position: last"):
-            build.design(load(of_causal(causal, tmp_path / "run", said)))
+            designs.design(load(of_causal(causal, tmp_path / "run", said)))
     for said in (patient | {"position": "last"}, patient | {"tap": "pooled"}):
-        assert build.design(load(of_causal(causal, tmp_path / "run", said))).causal
+        assert designs.design(load(of_causal(causal, tmp_path / "run", said))).causal
 
 
 def test_a_grouped_query_student_learns_every_part(causal: Path, tmp_path: Path, fast: None) -> None:
@@ -404,7 +404,7 @@ def test_a_grouped_query_student_learns_every_part(causal: Path, tmp_path: Path,
         {"loss": "patient", "tap": "hidden", "position": "last"},
         {"loss": "contrastive", "tap": "pooled", "negatives": 50, "width": 8, "temperature": 1.0},
     ]
-    blocks = len(build.text(build.design(load(of_causal(causal, tmp_path, *said))), lambda line: None).train)
+    blocks = len(build.text(designs.design(load(of_causal(causal, tmp_path, *said))), lambda line: None).train)
     how = {"steps": 4, "probe_every": 1, "batch_size": blocks, "lr": 2e-3, "warmup": 0, "eval_every": 4}
     run = limbeck.run(of_causal(causal, tmp_path / "run", *said, **how), quiet=True)
     for i, term in enumerate(said):
@@ -527,8 +527,8 @@ def a_number(*, student, teacher): return 1.0
 def constant(*, student, teacher): return (student.detach() - teacher).square().mean(-1)
 """
 FAILINGS = [
-    ("number", {}, "has no plain function number; write package.module:function"),
-    ("nothing", {}, "has no plain function nothing; write package.module:function"),
+    ("number", {}, " function number; write package.module:function"),
+    ("nothing", {}, " function nothing; write package.module:function"),
     ("no_student", {}, "takes no `student`; see limbeck.losses"),
     ("needs_more", {}, "needs the hyper-parameter 'strength'; state it in the term, or give it a default"),
     ("needs_more", {"strenth": 2}, "takes no 'strenth'; did you mean 'strength'?"),
@@ -536,7 +536,7 @@ FAILINGS = [
     ("raises", {}, "a trial on random tensors fails (ValueError: two); mend it"),
     ("reduced", {}, "gives (3,); it must give one value for each token, row or batch, unreduced"),
     ("a_number", {}, "gives float; it must give one value for each token, row or batch"),
-    ("constant", {}, "its value does not depend on the student's tensor"),
+    ("constant", {}, "its value has no gradient in the student's tensor"),
 ]
 
 
