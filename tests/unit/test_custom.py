@@ -291,7 +291,7 @@ def test_a_term_passes_the_hyper_parameters_on(write: Write) -> None:
         BertConfig(hidden_size=width, num_hidden_layers=2, num_attention_heads=HEADS)
         for width in (STUDENT_WIDTH, TEACHER_WIDTH)
     )
-    (term,) = terms.of_setting(setting, student, teacher, "settings.a")
+    (term,) = terms.of_setting(setting, student, {"teacher": teacher} if teacher else {}, "settings.a")
     assert (term.name, term.needs, term.per, term.weight(0)) == ("hidden", ("teacher", "mask"), "token", 0.5)
     (pair,) = term.pairs
     assert (pair.student, pair.teacher, pair.bridge) == ("hidden.1", "hidden.2", "hidden:1")

@@ -27,9 +27,9 @@ from limbeck.feeds.blocks import prepare
 from limbeck.lab import report
 from limbeck.load import _parse, load
 from limbeck.losses import LOSSES
-from limbeck.recipe import Setting, Term
 from limbeck.reduce import Counts
 from limbeck.schedules import constant
+from limbeck.settings import Setting, Term
 from limbeck.still import Still
 from limbeck.words import LOSSES as WORDS
 from limbeck.world import World
@@ -216,7 +216,9 @@ def test_all_losses_in_one_setting(train: Callable[..., limbeck.Run], world: Pat
 def test_padding_counts_in_no_loss() -> None:
     """Longer padding, and other tokens in it, change no value and no gradient."""
     teacher, student = bert(24, 4, seed=99), bert(16, 2, seed=0)
-    made = terms.of_setting(Setting.model_validate({"terms": named_terms()}), student.config, teacher.config, "a")
+    made = terms.of_setting(
+        Setting.model_validate({"terms": named_terms()}), student.config, {"teacher": teacher.config}, "a"
+    )
     taps = {side: sorted({tap for term in made for tap in term.taps(side)}) for side in ("student", "teacher")}
     aids = bridges.build({n: m for term in made for n, m in term.aids.items()}, bridges.Making(0, BLOCKS)).double()
     one = Learner("a", student, taps["student"], seed=0, bridges=aids, optimisation=PLAINLY)

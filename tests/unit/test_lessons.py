@@ -24,6 +24,7 @@ from kernel import (
     gradients_of,
     learner,
     parameters_of,
+    still_of,
 )
 from kernel import batch as kernel_batch
 from torch import Tensor, nn
@@ -47,7 +48,6 @@ from limbeck.losses import (
 )
 from limbeck.reduce import Counts
 from limbeck.schedules import constant
-from limbeck.schemes import offline
 from limbeck.taps import Readout, Tapped
 
 
@@ -351,7 +351,7 @@ def test_losses_of_a_batch_see_all_selected_tokens(chunk: int) -> None:
     teacher, terms = frozen_teacher(), (LOGIT, PEARSON)
     batches = [kernel_batch(1), kernel_batch(2, rows=2)]
     one = learner("a", terms)
-    tally = offline(teacher, [(one, terms)], chunk=chunk).gradients(batches, Counts.of(batches), 0)["a"]
+    tally = still_of(teacher, [(one, terms)], chunk=chunk).gradients(batches, Counts.of(batches), 0)["a"]
     expected = plain_logits(one, teacher, batches)
     for name in ("logit", "pearson"):
         torch.testing.assert_close(tally.terms[name], expected[name].detach(), rtol=1e-9, atol=1e-11)
@@ -365,7 +365,7 @@ def test_losses_of_a_batch_see_all_selected_tokens(chunk: int) -> None:
 def test_the_common_logit_loss_is_noted_once(terms: tuple[Term, ...]) -> None:
     """Forward KL at temperature 1, also where only a loss of the whole batch is taught."""
     teacher, batches, one = frozen_teacher(), [kernel_batch(1), kernel_batch(2)], learner("a", terms)
-    tally = offline(teacher, [(one, terms)], chunk=4).gradients(batches, Counts.of(batches), 0)["a"]
+    tally = still_of(teacher, [(one, terms)], chunk=4).gradients(batches, Counts.of(batches), 0)["a"]
     assert tally.logit_loss is not None
     torch.testing.assert_close(
         tally.logit_loss, plain_logits(one, teacher, batches)["logit"].detach(), rtol=1e-10, atol=1e-12
@@ -383,7 +383,7 @@ def test_a_whole_batch_loss_leaves_the_other_learners_bits(chunk: int) -> None:
         if company:
             whole = (PEARSON, LOGIT)
             cast.insert(0, (learner("whole", whole, seed=4, dropout=0.1, dtype=torch.float32), whole))
-        together = offline(teacher, cast, chunk=chunk)
+        together = still_of(teacher, cast, chunk=chunk)
         for step in range(2):
             batches = [kernel_batch(2 * step), kernel_batch(2 * step + 1)]
             together.step(batches, Counts.of(batches), step)
@@ -402,7 +402,7 @@ def test_a_whole_batch_loss_of_no_token_adds_zero() -> None:
         values = []
         for batches in ([full], [full, empty], [empty, full], [empty]):
             one = learner("a", terms)
-            tally = offline(teacher, [(one, terms)], chunk=4).gradients(batches, Counts.of([full]), 0)["a"]
+            tally = still_of(teacher, [(one, terms)], chunk=4).gradients(batches, Counts.of([full]), 0)["a"]
             values.append(float(tally.terms.get("pearson", torch.zeros(()))))
             assert all(g is None or g.isfinite().all() for g in gradients_of(one).values())
         assert values[0] > 0 and values[1:] == pytest.approx([values[0], values[0], 0.0], abs=1e-12)

@@ -24,7 +24,7 @@ from limbeck.factors import Paraphraser
 from limbeck.lessons import Term, each
 from limbeck.load import load
 from limbeck.memory import ContrastiveMemory
-from limbeck.recipe import Setting
+from limbeck.settings import Setting
 from limbeck.taps import Tapped
 
 
@@ -40,7 +40,9 @@ STUDENT, TEACHER = shape(), shape(24, 4, 4, 48)
 def made(
     *said: dict[str, Any], student: tf.PretrainedConfig = STUDENT, teacher: tf.PretrainedConfig = TEACHER
 ) -> tuple[Term, ...]:
-    return terms.of_setting(Setting.model_validate({"terms": said}), student, teacher, "settings.a")
+    return terms.of_setting(
+        Setting.model_validate({"terms": said}), student, {"teacher": teacher} if teacher else {}, "settings.a"
+    )
 
 
 def refusal(*said: dict[str, Any], **configs: Any) -> str:
