@@ -21,9 +21,9 @@ from limbeck.world import World
 class Frozen:
     """A model that only answers: in evaluation mode, without gradients, never changed."""
 
-    def __init__(self, name: str, model: PreTrainedModel, taps: list[str]) -> None:
+    def __init__(self, name: str, model: PreTrainedModel, taps: list[str], columns: int | None = None) -> None:
         self.name, self.model = name, model.eval().requires_grad_(False)
-        self.tapped = Tapped(self.model, taps)
+        self.tapped = Tapped(self.model, taps, columns)
 
     @property
     def width(self) -> int:
@@ -79,10 +79,11 @@ class Learner:
         bridges: nn.ModuleDict,
         optimisation: Optimisation,
         balance: Balance | None = None,
+        columns: int | None = None,
     ) -> None:
         self.name, self.seed, self.model, self.bridges = name, seed, model.train(), bridges
         self.balance = balance or Balance()
-        self.tapped = Tapped(model, taps)
+        self.tapped = Tapped(model, taps, columns)
         self.optimisation = optimisation
         self.layers = [list(layer.parameters()) for layer in self.tapped.layers]
         self.optimizer = self._adamw()
@@ -161,7 +162,7 @@ class Ema:
     def __init__(self, name: str, learner: Learner, taps: list[str], decay: float) -> None:
         self.name, self.learner, self.decay = name, learner, decay
         self.model = copy.deepcopy(learner.model).eval().requires_grad_(False)
-        self.tapped = Tapped(self.model, taps)
+        self.tapped = Tapped(self.model, taps, learner.tapped.columns)
 
     @torch.no_grad()
     def read(self, batch: Batch) -> Readout:

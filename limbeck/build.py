@@ -137,7 +137,7 @@ def _teachers(plan: Design, world: World) -> dict[str, Frozen | Ensemble]:
     for name, source in sources(said).items():
         model = models.model_of(source, DTYPES[plan.recipe.train.precision])
         torch.nn.Module.to(model, world.device)
-        made[name] = Frozen(name, model, _read_of(name, learned))
+        made[name] = Frozen(name, model, _read_of(name, learned), plan.columns)
     if isinstance(said.teacher, recipe.Ensemble):
         members = [made.pop(name) for name in list(made) if name not in said.teachers]
         made = {"teacher": Ensemble("teacher", members, said.teacher.average, said.teacher.weights), **made}
@@ -182,6 +182,7 @@ def _learner(
         bridges=built,
         optimisation=_optimisation(how),
         balance=balance,
+        columns=plan.columns,
     )
 
 

@@ -37,6 +37,12 @@ class Design:
         return {"teacher": self.teacher, **named} if self.teacher else {}
 
     @property
+    def columns(self) -> int | None:
+        """The columns that all logits share, where embeddings are padded to different sizes; None where all are alike."""
+        sizes = {config.vocab_size for config in (*self.teachers.values(), self.student)}
+        return min(sizes) if len(sizes) > 1 else None
+
+    @property
     def causal(self) -> bool:
         """Whether the student predicts the next token."""
         return family(self.student.model_type).causal

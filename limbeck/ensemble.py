@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -68,7 +69,7 @@ class Ensemble:
         if self.average != "logits":
             logits = [z.log_softmax(-1) for z in logits]
         if self.average == "probabilities":
-            shifted = [z + torch.tensor(weight).log().to(z) for z, weight in zip(logits, self.weights, strict=True)]
+            shifted = [z + math.log(weight) for z, weight in zip(logits, self.weights, strict=True)]
             return torch.logsumexp(torch.stack(shifted), dim=0)
         return torch.stack([weight * z for z, weight in zip(logits, self.weights, strict=True)]).sum(0)
 

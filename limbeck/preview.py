@@ -12,8 +12,8 @@ from limbeck import bridges, build, costs, designs, models, terms
 from limbeck.feeds.corpora import each, find_files
 from limbeck.feeds.readers import hub_name
 from limbeck.feeds.tokenise import Encoder
-from limbeck.recipe import Recipe
-from limbeck.settings import Term
+from limbeck.recipe import Ensemble, Recipe
+from limbeck.settings import Setting, Term
 from limbeck.words import LAYERED_TAPS
 
 Row = Sequence[object]
@@ -77,6 +77,9 @@ def _models(plan: designs.Design) -> list[str]:
         if config is not None:
             shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.vocab_size)
             rows.append((f"  {who}", config.model_type, *shape, size.parameters))
+    average = plan.recipe.models.teacher
+    if isinstance(average, Ensemble):
+        rows.append(("", f"an ensemble of {len(average.ensemble)}, averaging {average.average.replace('_', '-')}"))
     return _aligned(rows)
 
 
@@ -88,9 +91,20 @@ def _settings(table: Recipe, plan: designs.Design | None) -> list[str]:
             layers = maps.get(name, {}).get(term.label, term.layers if set(term.taps) & set(LAYERED_TAPS) else "")
             aids = _aids(plan, name, i) if plan else ""
             rows.append(("" if i else f"  {name}", term.label, _loss(term, plan, name, i), _weight(term), aids, layers))
-        if setting.balance != "none":
-            rows.append(("", "", f"balance {setting.balance}, probed every {table.train.probe_every:,} updates"))
+        rows += [("", "", note) for note in _notes(setting, table)]
     return _aligned(rows)
+
+
+def _notes(setting: Setting, table: Recipe) -> list[str]:
+    """What a setting says beside its terms."""
+    notes = []
+    if setting.peers > 1:
+        notes.append(f"{setting.peers} peers, {'one after the other' if setting.alternate else 'together'}")
+    if setting.ema is not None:
+        notes.append(f"average of decay {setting.ema:g}")
+    if setting.balance != "none":
+        notes.append(f"balance {setting.balance}, probed every {table.train.probe_every:,} updates")
+    return notes
 
 
 def _loss(term: Term, plan: designs.Design | None, setting: str, number: int) -> str:

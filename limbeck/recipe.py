@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from limbeck.anatomy import FAMILIES
 from limbeck.kinds import (
@@ -62,6 +62,13 @@ class Ensemble(Strict):
         return self
 
 
+def _kind(value: Any) -> str:
+    return "several" if isinstance(value, Ensemble) or (isinstance(value, dict) and "ensemble" in value) else "one"
+
+
+Teacher = Annotated[Annotated[Source, Tag("one")] | Annotated[Ensemble, Tag("several")], Discriminator(_kind)]
+
+
 class Student(Strict):
     """The student's shape. What is left out is taken from the teacher."""
 
@@ -90,7 +97,7 @@ class Student(Strict):
 class Models(Strict):
     """Who teaches and who learns."""
 
-    teacher: Annotated[Source | Ensemble | None, BeforeValidator(_source)] = None
+    teacher: Annotated[Teacher | None, BeforeValidator(_source)] = None
     teachers: dict[Name, Annotated[Source, BeforeValidator(_source)]] = Field(
         default={}, description="further teachers by name, for terms that say `teacher: NAME`"
     )

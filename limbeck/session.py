@@ -133,7 +133,8 @@ class Session:
     def _silent_terms(self, record: Record) -> None:
         """Names each term, once, whose share of the gradient is below 1 % at a probe."""
         for row in record.rows:
-            for term, share in (row["gradient_share"] or {}).items():
+            shares = row["gradient_share"] if record.step > 1 else None  # at first, an average teaches nothing yet
+            for term, share in (shares or {}).items():
                 who = f"{row['setting']}: the term {term}"
                 if share < SILENT and row["weights"][term] and who not in self.silent:
                     self.silent.add(who)

@@ -143,12 +143,15 @@ class Tapped:
         taps: names such as `embedding`, `hidden.3`, `query.-1`, `scores.2`, `probs.2`, `ffn.2` (what the feed-forward
             activation is applied to), `pooled` (the mean of the last states over the attended tokens), `logits`.
 
+        columns: how many columns the logits have; all when left out. Models whose embeddings are padded to different
+            sizes over one tokenizer share the first ones.
+
     Raises:
         UserError: an unknown family, tap or layer; reentrant activation checkpointing.
     """
 
-    def __init__(self, model: PreTrainedModel, taps: Iterable[str] = ("logits",)) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, taps: Iterable[str] = ("logits",), columns: int | None = None) -> None:
+        self.model, self.columns = model, columns
         self.taps = tuple(dict.fromkeys(taps))
         self.family = family(model.config.model_type)
         self._base = model.get_submodule(self.family.base)
@@ -178,7 +181,7 @@ class Tapped:
         """The model's own head: `[..., H]` -> logits `[..., V]`."""
         for module in self._heads:
             features = module(features)
-        return features
+        return features if self.columns is None else features[..., : self.columns]
 
     @contextmanager
     def _recording(self, recorder: _Recorder) -> Iterator[None]:
