@@ -49,7 +49,7 @@ def _source(value: Any) -> Any:
 class Ensemble(Strict):
     """Several pretrained models over one vocabulary, whose predictions are averaged."""
 
-    ensemble: Annotated[tuple[Annotated[Source, BeforeValidator(_source)], ...], Field(min_length=2)]
+    ensemble: tuple[Annotated[Source, BeforeValidator(_source)], ...]
     average: Literal["logits", "probabilities", "log_probabilities"] = "probabilities"
     weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         default=None, description="one for each member, in any scale; equal when left out"
@@ -57,6 +57,8 @@ class Ensemble(Strict):
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Ensemble:
+        if len(self.ensemble) < 2:
+            raise wrong("ensemble", "an ensemble has two members or more; name a single model itself")
         if self.weights is not None and len(self.weights) != len(self.ensemble):
             raise wrong("weights", f"{len(self.weights)} weights for {len(self.ensemble)} members; give one for each")
         return self
