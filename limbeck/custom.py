@@ -12,6 +12,7 @@ import importlib
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ GIVEN = {
     "key": (B, h, T, D),
     "value": (B, h, T, D),
 }
+Given = Tensor | tuple[Tensor, ...]
 PER = {1: "row", 0: "batch", 2: "token"}
 
 
@@ -113,7 +115,7 @@ def _tried(loss: Loss, term: settings.Term, needs: tuple[str, ...], where: str, 
         torch.manual_seed(0)
         student, teacher = _tensors(mine, several, True), _tensors(theirs, several, False)
         labels = torch.randint(min(V, D), (B * T,) if term.taps == ("logits",) else (B, T))
-    given = {"teacher": teacher, "labels": labels, "mask": None}
+    given = {"teacher": teacher, "labels": labels, "mask": None, "needs": needs}
     try:
         values = loss(student=student, **{name: given[name] for name in needs}, **term.parameters)
     except Exception as error:  # whatever somebody else's function does
@@ -130,7 +132,47 @@ def _tried(loss: Loss, term: settings.Term, needs: tuple[str, ...], where: str, 
         raise UserError(
             f"{where}: its value has no gradient in the student's tensor; compute it with torch's operations"
         )
+    if "mask" in needs and term.taps not in (("logits",), ("pooled",)):
+        _masked(loss, term, given, student, where)
     return "token" if tuple(values.shape) == expected else PER[values.dim()]
+
+
+def _masked(loss: Loss, term: settings.Term, given: dict[str, Any], student: Given, where: str) -> None:
+    """Trials in which the last token of a row is padding: what stands there must not matter to the others.
+
+    Raises:
+        UserError: it does, or the loss does not take a mask of this shape.
+    """
+    kept = torch.ones(B, T, dtype=torch.bool)
+    kept[0, -1] = False
+    pairs = kept[:, None, None, :] & kept[:, None, :, None]
+    given = given | {"mask": pairs if term.taps[0] in ("scores", "probs") else kept}
+    found = []
+    for garbage in (3.0, -50.0):
+        tensors = tuple(_soiled(x, garbage) for x in (student if isinstance(student, tuple) else (student,)))
+        try:
+            values = loss(
+                student=tensors if isinstance(student, tuple) else tensors[0],
+                **{name: given[name] for name in given["needs"]},
+                **term.parameters,
+            )
+            counted = torch.where(kept, values, 0) if values.dim() == 2 else values
+            slopes = torch.autograd.grad(counted.sum(), tensors)
+        except Exception as error:  # whatever somebody else's function does
+            line = str(error).splitlines()[0] if str(error) else ""
+            raise UserError(f"{where}: a trial with a mask fails ({type(error).__name__}: {line}); mend it") from None
+        found.append([counted.detach(), *(_soiled(slope, 0.0) for slope in slopes)])
+    if not all(torch.allclose(one, other, rtol=1e-4, atol=1e-6) for one, other in zip(*found, strict=True)):
+        raise UserError(f"{where}: what stands where the mask is False changes its value or gradient; use the mask")
+
+
+def _soiled(x: Tensor, garbage: float) -> Tensor:
+    """A copy in which the last token of the first row is garbage: of `[B, T, D]`, or of every head, as query and as key."""
+    x = x.detach().clone()
+    x[(0, -1) if x.dim() == 3 else (0, slice(None), -1)] = garbage
+    if x.shape[-1] == x.shape[-2] == T:
+        x[0, :, :, -1] = garbage
+    return x.requires_grad_()
 
 
 def _shape(term: settings.Term, width: int) -> tuple[int, ...]:
@@ -138,6 +180,6 @@ def _shape(term: settings.Term, width: int) -> tuple[int, ...]:
     return (*axes, width if _has_width(term) else last)
 
 
-def _tensors(shape: tuple[int, ...], several: int, learns: bool) -> Tensor | tuple[Tensor, ...]:
+def _tensors(shape: tuple[int, ...], several: int, learns: bool) -> Given:
     made = tuple(torch.randn(shape, requires_grad=learns) for _ in range(max(1, several)))
     return made if several else made[0]

@@ -11,7 +11,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from limbeck import layers, lessons, models, recipe, students, terms
 from limbeck.anatomy import family
 from limbeck.errors import UserError
-from limbeck.words import LAYERED_TAPS
+from limbeck.words import LAYERED_TAPS, LOSSES
+
+PER_BATCH = {name for name, words in LOSSES.items() if words.per == "batch"}
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def design(table: recipe.Recipe, offline: bool = False) -> Design:
     for name, setting in table.chosen.items():
         plan.terms[name] = terms.of_setting(setting, student, plan.roles, f"settings.{name}")
     _has_targets(table, plan.terms, plan.causal)
+    _sees_enough(table)
     return plan
 
 
@@ -148,6 +151,20 @@ def weights_fit(plan: Design, offline: bool = False) -> None:
         with torch.device("meta"):
             student = students.build(plan.student, seed=0)
         students.copy_layers(student, found[0], wanted.from_layers)
+
+
+def _sees_enough(table: recipe.Recipe) -> None:
+    """Whether losses between rows see more than one of them."""
+    rows = table.train.batch_size // table.train.accumulate
+    for name, setting in table.chosen.items():
+        for term in setting.terms:
+            least = 3 if term.loss == "rkd_angle" else 2
+            between_rows = term.loss == "similarity" or (term.loss in PER_BATCH and term.taps == ("pooled",))
+            if between_rows and rows < least:
+                raise UserError(
+                    f"settings.{name}.{term.label}: {term.loss} compares rows, and a micro-batch has {rows}; "
+                    f"raise train.batch_size or lower train.accumulate, to {least} rows or more"
+                )
 
 
 def facts(plan: Design) -> dict[str, Any]:

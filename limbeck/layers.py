@@ -18,7 +18,7 @@ def resolve(spec: LayerMap, student: int, teacher: int) -> dict[int, int]:
 
     - `uniform`: i -> round(i * teacher / student), Python's rounding (halves go to the even layer); in a
       student twice as deep as its teacher or deeper the first layers get 0, the embedding;
-    - `skip`: i -> i * teacher / student, as in TinyBERT (arXiv 1909.10351) and PKD-skip (arXiv 1908.09355);
+    - `skip`: i -> i * teacher / student, as in TinyBERT (arXiv 1909.10351);
       the student's depth must divide the teacher's;
     - `last`: the last student layer from the last teacher layer;
     - `top`: the student's layers from the teacher's topmost ones, in order;

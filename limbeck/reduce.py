@@ -47,5 +47,6 @@ def share_of_mean(values: Tensor, mask: Tensor | None, count: int) -> Tensor:
     >>> share_of_mean(torch.tensor([1.0, 5.0, float("nan")]), torch.tensor([True, True, False]), 4)
     tensor(1.5000)
     """
+    values = values if values.dtype == torch.float64 else values.float()
     kept = values if mask is None else torch.where(mask, values, 0)
     return kept.sum() / max(count, 1)

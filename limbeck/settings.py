@@ -126,6 +126,16 @@ class Setting(Strict):
     )
 
     @model_validator(mode="after")
+    def _can_be_balanced(self) -> Setting:
+        for number, term in enumerate(self.terms):
+            unbounded = term.loss == "topk_reverse_kl" and term.parameters.get("tail") is False
+            if self.balance in ("initial", "uncertainty") and unbounded:
+                raise wrong(
+                    "balance", f"{self.balance} divides by values, and term {number} can be below 0; keep its tail"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _roles_are_cast(self) -> Setting:
         roles = {term.teacher for term in self.terms}
         if "peers" in roles and self.peers < 2:

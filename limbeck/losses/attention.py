@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from limbeck.losses.divergences import NEVER, kl
+from limbeck.losses.divergences import NEVER, dropped_columns, kl
 from limbeck.losses.tensors import product, silent, wide
 
 
@@ -105,7 +105,7 @@ def attention_kl(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None
     Recipe:
         {loss: attention_kl, tap: scores, layers: last, weight: 1.0}
     """
-    seen = _pairs(mask, student)
+    seen = _pairs(mask, student, teacher)
     log_s, log_t = _log_attention(student, seen), _log_attention(teacher.detach(), seen)
     heads = _common(log_s, log_t)
     log_s, log_t = (_mean_of_logs(x, heads) for x in (log_s, log_t))
@@ -123,7 +123,7 @@ def relation_kl(
 
     All heads are joined to one vector for each token and cut into A relation heads of width d = width / A;
     R = softmax(X X' / sqrt(d)) over the kept tokens; mean over A of KL(R_t || R_s) for each token, added up over the
-    relations given. Causal models too: relations reach forwards as in the paper, since they describe vectors and predict
+    relations given. The mean over tokens weighs all alike; the paper takes each sequence's first. Causal models too: relations reach forwards as in the paper, since they describe vectors and predict
     nothing. Taps are read after rotary embedding. Grouped-query models have narrower keys and values: A must divide each
     width. Source: Wang et al. 2020 (MiniLMv2), arXiv 2012.15828.
 
@@ -153,6 +153,8 @@ def relation_kl(
     """
     if isinstance(student, Tensor) and isinstance(teacher, Tensor):
         return _relation(student, teacher, mask, relation_heads)
+    if isinstance(student, Tensor) or isinstance(teacher, Tensor):
+        raise ValueError("relations of several kinds are tuples on both sides")
     pairs = zip(student, teacher, strict=True)
     return torch.stack([_relation(mine, theirs, mask, relation_heads) for mine, theirs in pairs]).sum(0)
 
@@ -172,12 +174,22 @@ def _common(student: Tensor, teacher: Tensor) -> int:
     return few
 
 
-def _pairs(mask: Tensor | None, maps: Tensor) -> Tensor | None:
-    """Which key each query sees: bool `[B, 1, T, S]`, None where every query sees every key."""
-    if mask is None or mask.dim() == 4:
-        return mask
-    queries, keys = maps.shape[-2:]
-    return mask[:, None, None, :] & mask[:, None, :, None] if queries == keys else mask[:, None, None, :]
+def _pairs(mask: Tensor | None, student: Tensor, teacher: Tensor) -> Tensor | None:
+    """Which key each query sees: bool `[B, 1, T, S]`, None where every query sees every key.
+
+    A key that is -inf on either side, in any head, is not seen: many maps carry their mask so.
+    """
+    if mask is not None and mask.dim() == 2:
+        queries, keys = student.shape[-2:]
+        mask = mask[:, None, None, :] & mask[:, None, :, None] if queries == keys else mask[:, None, None, :]
+    if mask is not None and mask.dim() != 4:
+        raise ValueError(f"a mask of attention is [B, 1, T, S] or [B, S], not {list(mask.shape)}")
+    out_s, out_t = (dropped_columns(x, x) for x in (student, teacher.detach()))
+    for out in (out_s, out_t):
+        if out is not None:
+            seen = ~out.any(1, keepdim=True)
+            mask = seen if mask is None else mask & seen
+    return mask
 
 
 def _of_queries(values: Tensor, seen: Tensor | None) -> Tensor:
@@ -186,12 +198,12 @@ def _of_queries(values: Tensor, seen: Tensor | None) -> Tensor:
 
 
 def _map_mse(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-    seen, heads = _pairs(mask, student), _common(student, teacher)
-    difference = grouped(wide(student), heads) - grouped(wide(teacher.detach()), heads)
+    seen, heads = _pairs(mask, student, teacher), _common(student, teacher)
     if seen is None:
-        return difference.square().mean(dim=(1, 3))
-    seen = seen.expand(-1, 1, *difference.shape[2:])
-    squares_BTS = torch.where(seen, difference, 0).square().mean(1)
+        return (grouped(wide(student), heads) - grouped(wide(teacher.detach()), heads)).square().mean(dim=(1, 3))
+    seen = seen.expand(-1, 1, *student.shape[2:])
+    mine, theirs = (grouped(torch.where(seen, wide(x), 0), heads) for x in (student, teacher.detach()))
+    squares_BTS = (mine - theirs).square().mean(1)
     return squares_BTS.sum(-1) / seen.squeeze(1).sum(-1).clamp(min=1)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.losses.tensors import blank, silent
+from limbeck.losses.tensors import both, silent
 
 NEVER = (
     -1e30
@@ -23,9 +23,12 @@ def log_probabilities(
     student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """log softmax(z / T) of both sides, the teacher's as a constant, dropped columns at `NEVER`."""
-    student, teacher = blank(mask, student), blank(mask, teacher.detach())
-    log_s, log_t = log_softmax(student, temperature), log_softmax(teacher, temperature)
+    student, teacher = both(mask, student, teacher)
     dropped = dropped_columns(student, teacher)
+    if dropped is not None:  # a row without any column left has no softmax
+        gone = dropped.all(-1, keepdim=True)
+        student, teacher = student.masked_fill(gone, 0), teacher.masked_fill(gone, 0)
+    log_s, log_t = log_softmax(student, temperature), log_softmax(teacher, temperature)
     if dropped is None:
         return log_s, log_t
     return log_s.masked_fill(dropped, NEVER), log_t.masked_fill(dropped, NEVER)

@@ -1,7 +1,7 @@
 """Losses on features: hidden states, embeddings, pre-activations, `[..., H]`.
 
 Unequal widths are a bridge's matter, except where a loss compares what has no width (`attention_transfer`,
-`neuron_selectivity`, `cka`). B rows, T tokens, H width.
+`neuron_selectivity`, `cka`) or brings its own modules (`factor_transfer`). B rows, T tokens, H width.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.losses.tensors import blank, product, silent, unit, whole
+from limbeck.losses.tensors import blank, both, product, silent, unit, whole
 
 
 def mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -40,7 +40,8 @@ def mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tens
     Recipe:
         {loss: mse, tap: hidden, layers: uniform, bridge: shared, weight: 1.0}
     """
-    return (blank(mask, student) - blank(mask, teacher.detach())).square().mean(-1)
+    student, teacher = both(mask, student, teacher)
+    return (student - teacher).square().mean(-1)
 
 
 def cosine(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -67,7 +68,7 @@ def cosine(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> T
     Recipe:
         {loss: cosine, tap: hidden, layers: last, weight: 1.0}
     """
-    student, teacher = blank(mask, student), blank(mask, teacher.detach())
+    student, teacher = both(mask, student, teacher)
     return silent(mask, 1 - (unit(student) * unit(teacher)).sum(-1))
 
 
@@ -80,8 +81,9 @@ def patient(
     over its M layers, where the pairs of a term add up: their beta is M times this weight. (Their paper sums over H
     and M.) Source: Sun et al. 2019 (PKD), arXiv 1908.09355.
 
-    When: sentence-level tasks, with layers: skip (PKD-Skip) or a map of the topmost layers (PKD-Last). In a causal model
-    the first token sees nothing: take position: last.
+    When: sentence-level tasks. The authors leave the last student layer out: 6 layers of 12 learn by {1: 2, 2: 4, 3: 6, 4: 8,
+    5: 10} (PKD-Skip) or {1: 7, 2: 8, 3: 9, 4: 10, 5: 11} (PKD-Last). In a causal model the first token sees nothing: take
+    position: last.
 
     Args:
         student: `[B, T, H]`, already bridged to the teacher's width; or `[B, H]`, one vector for each row.
@@ -105,8 +107,10 @@ def patient(
     """
     if position not in ("first", "last"):
         raise ValueError(f"position is first or last, not {position!r}")
-    student, teacher = blank(mask, student), blank(mask, teacher.detach())
+    student, teacher = both(mask, student, teacher)
     kept = whole(mask, student, student.dim() - 1)
+    if not kept.shape[-1]:
+        return student.flatten(1).sum(-1)
     if student.dim() == 3:
         order = kept.long() if position == "first" else kept.long().cumsum(1) * kept
         place = order.argmax(1)[:, None, None].expand(-1, 1, student.shape[-1])
@@ -153,7 +157,7 @@ def neuron_selectivity(*, student: Tensor, teacher: Tensor, mask: Tensor | None 
     norm of the difference of the two sides' Gram matrices over tokens, each divided by its number of channels: so it
     is computed, without a matrix of H_s x H_t. Source: Huang and Wang 2017 (NST), arXiv 1707.01219.
 
-    When: widths differ and no bridge is wanted; the authors' weight is 50. A row of one token gives 0.
+    When: widths differ and no bridge is wanted; the authors' weight is 50. A row of one token gives no signal.
 
     Args:
         student: `[B, T, H_s]`.
@@ -203,7 +207,7 @@ def activation_boundary(*, student: Tensor, teacher: Tensor, mask: Tensor | None
     Recipe:
         {loss: activation_boundary, tap: ffn, layers: uniform, margin: 1.0, weight: 1.0}
     """
-    student, teacher = blank(mask, student), blank(mask, teacher.detach())
+    student, teacher = both(mask, student, teacher)
     return silent(mask, F.relu(margin - torch.where(teacher > 0, student, -student)).square().mean(-1))
 
 
@@ -233,7 +237,7 @@ def factor_transfer(*, student: Tensor, teacher: Tensor, mask: Tensor | None = N
     Recipe:
         {loss: factor_transfer, tap: hidden, layers: last, rate: 0.5, paraphraser_steps: 200, weight: 500.0}
     """
-    student, teacher = blank(mask, student), blank(mask, teacher.detach())
+    student, teacher = both(mask, student, teacher)
     count = whole(mask, student, 2).sum(1).clamp(min=1) * student.shape[-1]
     return (unit(student.flatten(1)) - unit(teacher.flatten(1))).abs().sum(-1) / count
 
@@ -253,7 +257,7 @@ def cka(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tens
         mask: bool `[...]`, which positions are examples. None: all.
 
     Returns:
-        `[]` in [0, 1], fp32 or wider; 0 at equality and for fewer than two examples; 1 for a side that does not vary.
+        `[]` in [0, 1], fp32 or wider; 0 at equality and for fewer than two examples; 1 where a side does not vary.
 
     Example:
         >>> import torch

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.losses.divergences import NEVER, dropped_columns, kl, log_probabilities, log_softmax
-from limbeck.losses.tensors import blank, silent, whole
+from limbeck.losses.tensors import blank, both, silent, whole
 
 IGNORE = -100
 
@@ -101,7 +101,7 @@ def logit_mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -
     Recipe:
         {loss: logit_mse, weight: 1.0}
     """
-    student, teacher = blank(mask, student), blank(mask, teacher.detach())
+    student, teacher = both(mask, student, teacher)
     dropped = dropped_columns(student, teacher)
     if dropped is None:
         return silent(mask, (student - teacher).square().mean(-1))
@@ -184,7 +184,7 @@ def pearson(
         temperature: T > 0.
 
     Returns:
-        `[]`, fp32 or wider; 0 at equality, and for no example.
+        `[]`, fp32 or wider; 0 at equality where rows and columns vary, and for no example.
 
     Example:
         >>> import torch
@@ -212,7 +212,8 @@ def universal_logit(*, student: Tensor, teacher: Tensor, mask: Tensor | None = N
     every token costs the same. Two predictions that differ by a permutation of the vocabulary have distance 0.
     Source: Boizard et al. 2024 (ULD), arXiv 2402.12030.
 
-    When: teacher and student have different tokenizers. Positions are paired by index: align the texts first.
+    When: teacher and student have different tokenizers. Positions are paired by index: align the texts first. (Recipes
+    train on one tokenizer so far; this is for a loop of one's own.)
 
     Args:
         student: logits `[..., V_s]`.
@@ -257,6 +258,10 @@ def _correlation(x: Tensor, y: Tensor, used: Tensor, dim: int) -> Tensor:
 def _standard(x: Tensor, used: Tensor, dim: int) -> Tensor:
     """`x` less its mean, of length 1; 0 where what is left is no more than rounding."""
     x = torch.where(used, x, 0)
+    largest = (
+        x.detach().abs().amax(dim, keepdim=True)
+    )  # scale is no matter of correlation: small ones must not underflow
+    x = x / torch.where(largest > 0, largest, 1)
     count = used.sum(dim, keepdim=True).clamp(min=1)
     centred = torch.where(used, x - x.sum(dim, keepdim=True) / count, 0)
     squares, noise = centred.square().sum(dim, keepdim=True), 8 * torch.finfo(x.dtype).eps

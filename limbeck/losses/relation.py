@@ -1,6 +1,7 @@
 """Losses on relations: between two layers of a model, or between the examples of a batch.
 
-Losses between examples give one value `[]`: they see one micro-batch of one process, and are averaged over those.
+Losses between examples give one value `[]`: they see one micro-batch of one process, and are averaged over those
+(`contrastive` compares each row with a memory and gives `[B]`).
 N examples, H width.
 """
 
@@ -44,6 +45,9 @@ def flow(*, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mask
         {loss: flow, tap: hidden, layers: uniform, weight: 50.0}
     """
     count = whole(mask, student[0], 2).sum(1).clamp(min=1)[:, None, None]
+    for mine, theirs in zip(student, teacher, strict=True):
+        if mine.shape != theirs.shape:
+            raise ValueError(f"student and teacher differ in shape: {list(mine.shape)} and {list(theirs.shape)}")
     flow_s = product(blank(mask, student[0]).transpose(1, 2), blank(mask, student[1])) / count
     flow_t = product(blank(mask, teacher[0].detach()).transpose(1, 2), blank(mask, teacher[1].detach())) / count
     return (flow_s - flow_t).square().mean(dim=(1, 2))
@@ -203,10 +207,10 @@ def log_mean_exponential(width: int, temperature: float) -> float:
     True
     """
     terms, log_x, n = [0.0], -2 * math.log(2 * temperature), 0
-    while n < 10 or terms[-1] > max(terms) - 40:
+    top = 0.0
+    while n < 10 or terms[-1] > top - 40:
         terms.append(terms[-1] + log_x - math.log((n + 1) * (width / 2 + n)))
-        n += 1
-    top = max(terms)
+        top, n = max(top, terms[-1]), n + 1
     return top + math.log(math.fsum(math.exp(term - top) for term in terms))
 
 
@@ -220,9 +224,8 @@ def _examples(x: Tensor, mask: Tensor | None) -> Tensor:
 def _distances(x: Tensor, pairs: Tensor) -> Tensor:
     """Distances between examples `[N, N]` in units of their mean, 0 on the diagonal and for what is masked."""
     apart = pairs & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-    lengths = x.square().sum(-1)
-    squares = (lengths[:, None] + lengths - 2 * product(x, x.T)).clamp(min=1e-12)
-    distances = torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
+    exact = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")  # near ones cancel in x.x + y.y - 2 x.y
+    distances = torch.where(apart, exact.clamp(min=1e-6), 0)
     return distances / (distances.sum() / apart.sum().clamp(min=1)).clamp(min=1e-12)
 
 

@@ -6,6 +6,7 @@ teacher logits which are -inf outside of the k tokens: the teacher is renormalis
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,13 +15,21 @@ from torch import Tensor
 from limbeck.losses.divergences import NEVER, generalised_js, kl, log_softmax
 from limbeck.losses.tensors import blank, silent, wide
 
+ROUNDING = 64  # size of logits, of whose rounding a list of log-probabilities may suffer
+
 
 class TopK(NamedTuple):
-    """The k most probable tokens of a prediction."""
+    """The k most probable tokens of a prediction.
+
+    In half precision keep `rest` beside the list: one less a sum of rounded probabilities is off by up to 1 %, and a
+    temperature above 1 makes much of it.
+    """
 
     indices: Tensor  # int64 [..., k]
     logprobs: Tensor  # [..., k], log-probabilities under the whole vocabulary at T = 1; -inf pads a shorter list
-    rest: Tensor | None = None  # [...], log-probability of all other tokens together; None: 1 less the sum
+    rest: Tensor | None = (
+        None  # [...], log-probability of all other tokens together; None: 1 less the sum, as far as it tells
+    )
 
     @staticmethod
     def of(logits: Tensor, k: int) -> TopK:
@@ -176,7 +185,7 @@ def _buckets(
     inside = torch.zeros_like(log_s).scatter_add(-1, indices, entry.to(log_s.dtype)) > 0
     outside = ~inside & ~log_s.detach().isneginf()
     rest_s = torch.where(outside, log_s, NEVER).logsumexp(-1, keepdim=True)
-    rest_t = _rest(log_t) if rest is None else blank(mask, rest.detach()).unsqueeze(-1)
+    rest_t = _rest(log_t, rest_s.detach()) if rest is None else blank(mask, rest.detach()).unsqueeze(-1)
     rest_t = rest_t.masked_fill(inside.all(-1, keepdim=True), NEVER)  # a rounding error, where there is no rest
     there = torch.cat([entry, outside.any(-1, keepdim=True) & ~rest_t.isneginf()], -1)
     log_s, log_t = torch.cat([listed, rest_s], -1), torch.cat([log_t, rest_t], -1)
@@ -197,6 +206,11 @@ def _both(log_s: Tensor, log_t: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     return log_s.masked_fill(dropped, NEVER), log_t.masked_fill(dropped, NEVER)
 
 
-def _rest(log_t: Tensor) -> Tensor:
-    """log(1 - sum), `[..., 1]`; the logarithm of the smallest number where rounding leaves nothing."""
-    return torch.log(-torch.expm1(log_t.logsumexp(-1, keepdim=True).clamp(max=-torch.finfo(log_t.dtype).tiny)))
+def _rest(log_t: Tensor, like: Tensor) -> Tensor:
+    """log(1 - sum), `[..., 1]`, as far as log-probabilities tell.
+
+    A log-probability is a difference of logits: its rounding error is that of numbers of their size, up to ROUNDING eps. A rest
+    below that is unknown, and taken to be what the student has (`like`), or as near to it as can be.
+    """
+    left, slack = 1 - log_t.exp().sum(-1, keepdim=True), ROUNDING * torch.finfo(log_t.dtype).eps
+    return torch.where(left > slack, left.clamp(min=slack).log(), like.clamp(max=math.log(slack)))

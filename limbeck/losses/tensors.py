@@ -19,7 +19,22 @@ def blank(mask: Tensor | None, x: Tensor) -> Tensor:
     """`x`, wide, with 0 where the mask (over its leading axes) is False: what stood there reaches no value and no gradient."""
     if mask is None:
         return wide(x)
+    if mask.shape != x.shape[: mask.dim()] or mask.dtype != torch.bool:
+        raise ValueError(
+            f"a mask is bool and has the leading axes of what it masks: {list(mask.shape)} ({mask.dtype}) for {list(x.shape)}"
+        )
     return torch.where(mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim())), wide(x), 0)
+
+
+def both(mask: Tensor | None, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Student and teacher of one shape, blanked; the teacher as a constant.
+
+    Raises:
+        ValueError: the shapes differ: broadcasting would compare what does not belong together.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"student and teacher differ in shape: {list(student.shape)} and {list(teacher.shape)}")
+    return blank(mask, student), blank(mask, teacher.detach())
 
 
 def silent(mask: Tensor | None, values: Tensor) -> Tensor:
@@ -34,8 +49,9 @@ def whole(mask: Tensor | None, like: Tensor, axes: int) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """The matrix product in the operands' own precision, also where autocast would take a lower one."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
     with torch.autocast(a.device.type, enabled=False):
-        return a @ b
+        return a.to(dtype) @ b.to(dtype)
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:

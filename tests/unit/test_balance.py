@@ -277,3 +277,12 @@ def test_a_checkpoint_holds_the_balance(how: str) -> None:
         mine, theirs = (cast(it).step([batch(step)], Counts.of([batch(step)]), step)["a"] for it in (one, other))
         assert mine.weights == theirs.weights
         assert all(torch.equal(theirs.terms[name], value) for name, value in mine.terms.items())
+
+
+@pytest.mark.parametrize("how", ["initial", "gradient", "uncertainty"])
+def test_rounding_is_not_balanced(how: str) -> None:
+    """A term whose gradient is the rounding of another's gets no weight of a trillion."""
+    balance = Balance(how, ["sound", "noise"])
+    balance.learn({"sound": Probed(5.0, 2.0), "noise": Probed(7e-15, 1e-12)})
+    assert float(balance.factor("noise")) == 1.0
+    assert float(balance.factor("sound")) == pytest.approx({"gradient": 0.5}.get(how, 0.2), rel=1e-6)

@@ -343,3 +343,19 @@ def test_whatever_passes_the_trial_has_a_fingerprint(write: Write, tmp_path: Pat
         return
     expected = hashlib.sha256((tmp_path / f"{name}.py").read_bytes()).hexdigest()
     assert custom.source_sha256(path) == expected
+
+
+def test_what_the_mask_leaves_out_must_not_matter(write: Write) -> None:
+    """A mean over all tokens looks at padding; the same over kept ones does not; a token loss may leave the mask to us."""
+    leaky = write("def mine(student, teacher, mask=None):\n    return (student - teacher).square().mean((1, 2))")
+    refused(f"{leaky}:mine", "what stands where the mask is False changes its value or gradient; use the mask")
+    sound = write(
+        "import torch\n"
+        "def mine(student, teacher, mask=None):\n"
+        "    mask = torch.ones(student.shape[:2], dtype=torch.bool) if mask is None else mask\n"
+        "    kept = torch.where(mask[..., None], student - teacher, 0).square().mean(-1)\n"
+        "    return kept.sum(1) / mask.sum(1)"
+    )
+    assert custom.words(said(f"{sound}:mine"), "settings.a").per == "row"
+    tokens = write("def mine(student, teacher, mask=None):\n    return (student - teacher).square().mean(-1)")
+    assert custom.words(said(f"{tokens}:mine"), "settings.a").per == "token"

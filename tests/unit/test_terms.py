@@ -427,7 +427,7 @@ import torch.nn.functional as F
 def tokens(*, student, teacher):
     return (student - teacher).square().mean(-1)
 
-def rows(*, student, teacher, mask, power=2.0):
+def rows(*, student, teacher, power=2.0):
     return (student - teacher).abs().pow(power).mean((1, 2))
 
 def batch(student, teacher):
@@ -443,7 +443,7 @@ def logits(*, student, teacher, temperature):
 def labels(*, student, labels):
     return F.cross_entropy(student, labels, reduction="none")
 
-def relations(*, student, teacher, mask):
+def relations(*, student, teacher):
     return sum((s.mean((1, 3)) - t.mean((1, 3))).square() for s, t in zip(student, teacher, strict=True))
 '''
 
