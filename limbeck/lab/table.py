@@ -87,6 +87,7 @@ COLUMNS = (
     Column("equal_flops", "{loss}, test text, at equal compute ({flops} FLOPs)", number, -1),
     Column("equal_seconds", "{loss}, test text, at equal time ({seconds})", number, -1),
     Column("grad_norm_mean", "average gradient norm, last quarter of the steps", number),
+    Column("least_share", "smallest share of a term in the gradient, last probe", percent),
     Column("seconds", "time it would take alone", duration),
     Column("flops", "training compute (FLOPs)", flops),
 )
@@ -128,6 +129,7 @@ def _result(run: Run, setting: str, step: int, budgets: dict[str, float | None])
     }
     row |= {key: at_step(key, "test") for key in ("agreement", "label_loss", "label_accuracy")}
     row["grad_norm_mean"] = spread(lambda seed: _last_quarter(*run.series("grad_norm_mean", setting, seed)))
+    row["least_share"] = spread(lambda seed: _least_share(run, setting, seed))
     for by, budget in budgets.items():
         row[by] = spread(lambda seed, by=by: _cost_at(run, setting, seed, by, step))
         row[f"{by}_budget"] = budget
@@ -193,6 +195,12 @@ def _cost_at(run: Run, setting: str, seed: int, by: str, step: int) -> float | N
 def _last_quarter(steps: np.ndarray, values: np.ndarray) -> float | None:
     late = values[steps > 0.75 * steps[-1]] if len(steps) else values
     return float(late.mean()) if np.isfinite(values).any() else None
+
+
+def _least_share(run: Run, setting: str, seed: int) -> float | None:
+    """The smallest gradient share of a term at the last probe; None without a probe, or with a single term."""
+    probed = [row["gradient_share"] for row in run.metrics[setting, seed] if isinstance(row.get("gradient_share"), dict)]
+    return min(probed[-1].values()) if probed and len(probed[-1]) > 1 else None
 
 
 def cells(rows: list[dict[str, Any]]) -> list[tuple[Column, str, list[str]]]:

@@ -71,6 +71,15 @@ def test_metrics(finished: limbeck.Run) -> None:
     assert flops["multi"] > flops["logit"] > 0
 
 
+def test_the_table_shows_the_smallest_share_of_the_gradient(finished: limbeck.Run) -> None:
+    """Of the last probe, the mean over the seeds; a setting of one term has none."""
+    probed = {row["learner"]: row["gradient_share"] for row in finished.metrics if row["gradient_share"]}
+    assert all(shares == {"logit": 1.0} for name, shares in probed.items() if name.startswith("logit"))
+    least = [min(shares.values()) for name, shares in probed.items() if name.startswith("multi")]
+    (line,) = [line for line in finished.table().splitlines() if line.startswith("smallest share")]
+    assert f"{100 * sum(least) / len(least):#.3g}".rstrip(".") in line
+
+
 def test_evals_and_their_documents(finished: limbeck.Run) -> None:
     rows = finished.evals
     assert len(rows) == 3 * 4 * 2 and {row["step"] for row in rows} == {0, 3, 6}
