@@ -106,7 +106,7 @@ class Still:
             self.seconds = {name: sum(part.seconds.get(name, 0.0) for part in parts) for name in self.actors}
         for actor in self.actors.values():
             actor.advance()
-        return tallies
+        return {learner.name: tallies[learner.name] for learner in self.learners}
 
     def _turn(self, turn: int) -> Still:
         lessons = [lesson for lesson in self.lessons if self._turn_of.get(lesson.student, 0) == turn]

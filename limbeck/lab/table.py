@@ -199,7 +199,9 @@ def _last_quarter(steps: np.ndarray, values: np.ndarray) -> float | None:
 
 def _least_share(run: Run, setting: str, seed: int) -> float | None:
     """The smallest gradient share of a term at the last probe; None without a probe, or with a single term."""
-    probed = [row["gradient_share"] for row in run.metrics[setting, seed] if isinstance(row.get("gradient_share"), dict)]
+    probed = [
+        row["gradient_share"] for row in run.metrics[setting, seed] if isinstance(row.get("gradient_share"), dict)
+    ]
     return min(probed[-1].values()) if probed and len(probed[-1]) > 1 else None
 
 
