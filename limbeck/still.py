@@ -96,22 +96,16 @@ class Still:
 
     def step(self, batches: Sequence[Batch], counts: Counts, step: int, measure: bool = False) -> dict[str, Tally]:
         """One update of every learner from this process's micro-batches; `counts` are those of all processes."""
-        if len(self.turns) < 2:
-            tallies = self._update(batches, counts, step, measure)
-        else:
-            parts = [self._turn(turn) for turn in self.turns]
-            tallies = {
-                name: tally for part in parts for name, tally in part._update(batches, counts, step, measure).items()
-            }
-            self.seconds = {name: sum(part.seconds.get(name, 0.0) for part in parts) for name in self.actors}
+        parts = [self._turn(turn) for turn in self.turns] if len(self.turns) > 1 else [self]
+        tallies = {name: it for part in parts for name, it in part._update(batches, counts, step, measure).items()}
+        self.seconds = {name: sum(part.seconds.get(name, 0.0) for part in parts) for name in self.actors}
         for actor in self.actors.values():
             actor.advance()
         return {learner.name: tallies[learner.name] for learner in self.learners}
 
     def _turn(self, turn: int) -> Still:
         lessons = [lesson for lesson in self.lessons if self._turn_of.get(lesson.student, 0) == turn]
-        how = {"chunk": self.chunk, "autocast": self.autocast, "world": self.world, "balanced": self.balanced}
-        return Still(list(self.actors.values()), lessons, **how)
+        return self.only(*lessons, balanced=self.balanced)
 
     def _update(self, batches: Sequence[Batch], counts: Counts, step: int, measure: bool) -> dict[str, Tally]:
         tallies = self.gradients(batches, counts, step)
@@ -125,10 +119,10 @@ class Still:
                 tally.norms = learner.update(step, self.world, measure)
         return tallies
 
-    def only(self, *lessons: Lesson) -> Still:
-        """The same cast and manner with other lessons, and with the weights that these state."""
-        how = {"chunk": self.chunk, "autocast": self.autocast, "world": self.world}
-        return Still(list(self.actors.values()), lessons, **how, balanced=False)
+    def only(self, *lessons: Lesson, balanced: bool = False) -> Still:
+        """The same cast and manner with other lessons; unless `balanced`, with the weights that these state."""
+        how = {"chunk": self.chunk, "autocast": self.autocast, "world": self.world, "balanced": balanced}
+        return Still(list(self.actors.values()), lessons, **how)
 
     def _weight(self, learner: Learner, term: Term, step: int) -> float | Tensor:
         """The weight of a term at a step: the recipe's, times the factor of the learner's balance."""
