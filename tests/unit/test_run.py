@@ -80,6 +80,14 @@ def test_the_table_shows_the_smallest_share_of_the_gradient(finished: limbeck.Ru
     assert f"{100 * sum(least) / len(least):#.3g}".rstrip(".") in line
 
 
+def test_a_student_teaches_the_next_run(finished: limbeck.Run, train: Callable[..., limbeck.Run]) -> None:
+    """An assistant, or a generation born again: its folder is a teacher like any other."""
+    said = {"teacher": str(finished.students["multi-seed0"]), "student": {"layers": 1, "intermediate": 16}}
+    run = train("next", models=said, settings={"next": {"terms": [{"loss": "forward_kl"}]}}, train={"steps": 12})
+    assert run.manifest["teacher"]["source"] == said["teacher"]
+    assert run.metrics[-1]["terms"]["logit"] < 0.9 * run.metrics[0]["terms"]["logit"]
+
+
 def test_evals_and_their_documents(finished: limbeck.Run) -> None:
     rows = finished.evals
     assert len(rows) == 3 * 4 * 2 and {row["step"] for row in rows} == {0, 3, 6}
