@@ -112,6 +112,8 @@ def _loss(term: Term, plan: designs.Design | None, setting: str, number: int) ->
     words = [f"{name} {value}" for name, value in term.parameters.items()]
     if plan and plan.terms[setting][number].per == "batch":
         words.append(f"of {plan.recipe.train.batch_size // plan.recipe.train.accumulate} rows")
+    if plan and plan.terms[setting][number].per != "token" and "mask" not in plan.terms[setting][number].needs:
+        words.append("takes no mask: padding counts")
     teacher = terms.shape_of(term, plan.student, plan.roles) if plan else None
     if plan and teacher and {"scores", "probs"} & set(term.taps):
         few, many = sorted((plan.student.num_attention_heads, teacher.num_attention_heads))

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from kernel import HEADS, STUDENT_WIDTH, TEACHER_WIDTH
+from kernel import HEADS, STUDENT_WIDTH, TEACHER_WIDTH, lay_out
+from kernel import recipe as tiny
 from transformers import BertConfig
 
+import limbeck
 from limbeck import custom, recipe, settings, terms
 from limbeck.errors import UserError
 
@@ -359,3 +361,12 @@ def test_what_the_mask_leaves_out_must_not_matter(write: Write) -> None:
     assert custom.words(said(f"{sound}:mine"), "settings.a").per == "row"
     tokens = write("def mine(student, teacher, mask=None):\n    return (student - teacher).square().mean(-1)")
     assert custom.words(said(f"{tokens}:mine"), "settings.a").per == "token"
+
+
+def test_check_says_that_a_loss_of_rows_takes_no_mask(write: Write, tmp_path: Path) -> None:
+    name = write("def rows(student, teacher):\n    return (student - teacher).square().mean((1, 2))")
+    own = {"terms": [{"loss": f"{name}:rows", "tap": "hidden", "layers": "last"}, {"loss": "forward_kl"}]}
+    lines = limbeck.check(tiny(lay_out(tmp_path / "world"), tmp_path / "run", settings={"a": own}))
+    assert [line for line in lines if "takes no mask: padding counts" in line] == [
+        line for line in lines if f"{name}:rows" in line
+    ]
