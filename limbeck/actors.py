@@ -161,18 +161,16 @@ class Ema:
 
     def __init__(self, name: str, learner: Learner, taps: list[str], decay: float) -> None:
         self.name, self.learner, self.decay = name, learner, decay
-        self.model = copy.deepcopy(learner.model).eval().requires_grad_(False)
-        self.tapped = Tapped(self.model, taps, learner.tapped.columns)
+        self._answers = Frozen(name, copy.deepcopy(learner.model), taps, learner.tapped.columns)
+        self.model = self._answers.model
 
-    @torch.no_grad()
     def read(self, batch: Batch) -> Readout:
         """Answers a batch."""
-        return self.tapped(batch)
+        return self._answers.read(batch)
 
-    @torch.no_grad()
     def speak(self, features: Tensor) -> Tensor:
         """Features of some tokens `[n, H]` -> logits `[n, V]`."""
-        return self.tapped.head(features)
+        return self._answers.speak(features)
 
     @torch.no_grad()
     def advance(self) -> None:

@@ -101,7 +101,8 @@ def _read(plan: designs.Design, costs: dict[str, ModelCost], terms: Sequence[Ter
     total = 0.0
     for role in plan.roles:
         taught = [term for term in terms if "teacher" in term.needs and term.teacher == role]
-        members = [name for name in costs if name == role or (role == "teacher" and name.startswith("teacher-"))]
+        named = plan.recipe.models.teachers
+        members = [role] if role in named else [name for name in costs if name not in named]
         for name in members if taught else ():
             total += _forward(costs[name], share) + _maps(plan.teachers[name], taught, "teacher", length)
     return total

@@ -5,6 +5,7 @@ Precedence: defaults < YAML < command line (`key=value`). An unknown word stops 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
@@ -115,8 +116,9 @@ class Models(Strict):
     @field_validator("teachers")
     @classmethod
     def _names_are_free(cls, teachers: dict[str, Source]) -> dict[str, Source]:
-        for name in sorted(RESERVED & set(teachers)):
-            raise wrong(name, f"{name} has a meaning of its own; give this teacher another name")
+        for name in teachers:
+            if name in RESERVED or re.fullmatch(r"teacher-\d+|.+-seed\d+.*", name):  # members of an ensemble, students
+                raise wrong(name, f"{name} has a meaning of its own; give this teacher another name")
         return teachers
 
 

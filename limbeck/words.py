@@ -94,7 +94,6 @@ LOSSES: dict[str, LossWords] = {
 LAYERED_TAPS = ("hidden", "query", "key", "value", "scores", "probs", "ffn")
 TAPS = ("embedding", *LAYERED_TAPS, "pooled", "logits")
 LAYER_MAPS = ("uniform", "skip", "last", "top", "all-to-one")
-BALANCES = ("none", "initial", "gradient", "uncertainty")
 
 
 # What newcomers from elsewhere write, and what it is called here.

@@ -115,6 +115,8 @@ def test_teachers_by_name_and_padded_vocabularies(several: Path, tmp_path: Path)
         ({"teacher": {"ensemble": ["a", "b"], "weights": [1.0]}}, "1 weights for 2 members; give one for each"),
         ({"teacher": {"ensemble": ["a", "b"], "average": "mean"}}, "models.teacher.average"),
         ({"teacher": "a", "teachers": {"peers": "b"}}, "peers has a meaning of its own"),
+        ({"teacher": "a", "teachers": {"teacher-1": "b"}}, "teacher-1 has a meaning of its own"),
+        ({"teacher": "a", "teachers": {"multi-seed0": "b"}}, "multi-seed0 has a meaning of its own"),
         ({"teachers": {"b": "b"}}, "models.teacher: missing"),
     ],
 )

@@ -1,0 +1,45 @@
+"""What a probe costs, in steps: `quickstart`'s two settings, one thread, probe and step alternating, medians.
+
+python benchmarks/probe.py [repetitions]
+"""
+
+from __future__ import annotations
+
+import sys
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from limbeck import build, designs
+from limbeck.engine import Course, micro_batches
+from limbeck.load import load
+from limbeck.probe import probe
+from limbeck.reduce import Counts
+from limbeck.world import World
+
+REPETITIONS = int(sys.argv[1]) if len(sys.argv) > 1 else 6
+
+
+def main() -> None:
+    """Measures, and prints one line."""
+    torch.set_num_threads(1)
+    plan, world = designs.design(load("quickstart", ["seeds=[0]"])), World()
+    study = build.study(plan, world, build.text(plan, print))
+    still, probes, steps = study.stills[0], [], []
+    course = Course(study.stills, study.feeds, REPETITIONS, 1, lambda learner: {}, lambda step: False, world)
+    for step in range(REPETITIONS + 1):
+        batches = micro_batches(course, 0, step)
+        counts, begin = Counts.of(batches), perf_counter()
+        for learner in still.learners:
+            probe(still, learner, batches, counts, step)
+        middle = perf_counter()
+        still.step(batches, counts, step)
+        probes.append(middle - begin)
+        steps.append(perf_counter() - middle)
+    cost = median(probes[1:]) / median(steps[1:])
+    print(f"a probe takes {cost:.2f} steps: {cost / plan.recipe.train.probe_every:.1%} of a run at the default")
+
+
+if __name__ == "__main__":
+    main()
