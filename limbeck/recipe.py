@@ -25,6 +25,7 @@ from limbeck.kinds import (
     seed_list,
     wrong,
 )
+from limbeck.material import Data
 from limbeck.settings import Setting
 from limbeck.words import LOSSES, nearest
 
@@ -73,7 +74,7 @@ Teacher = Annotated[Annotated[Source, Tag("one")] | Annotated[Ensemble, Tag("sev
 
 
 class Student(Strict):
-    """The student's shape. What is left out is taken from the teacher."""
+    """The student's shape. What is left out is taken from the model that it begins as, or else from the teacher."""
 
     family: Annotated[str, AfterValidator(known("model family", FAMILIES)), enum_of(FAMILIES)] | None = Field(
         default=None, description="bert, roberta, ...; the teacher's when left out"
@@ -83,11 +84,14 @@ class Student(Strict):
     heads: Positive | None = None
     kv_heads: Positive | None = Field(default=None, description="heads of keys and values (grouped-query attention)")
     intermediate: Positive | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    init: Literal["random", "teacher"] = Field(
-        default="random", description="teacher: copy the weights of teacher layers"
+    embedding: Positive | None = Field(
+        default=None, description="width of the token embedding, in families where it has one of its own (electra)"
     )
-    from_layers: LayerMap = Field(default="uniform", description="which teacher layers `init: teacher` copies")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    init: Text = Field(
+        default="random", description="random; teacher, or a model of one's own: a folder, a Hub id, a finished $STAGE"
+    )
+    from_layers: LayerMap = Field(default="uniform", description="which layers of that model the student takes")
     tokenizer: Text | None = Field(default=None, description="folder or Hub id; the teacher's when left out")
 
     @model_validator(mode="after")
@@ -95,6 +99,12 @@ class Student(Strict):
         if self.hidden and self.heads and self.hidden % self.heads:
             raise wrong("heads", f"{self.heads} heads do not divide the width {self.hidden}; choose heads that do")
         return self
+
+
+    @property
+    def origin(self) -> Source | None:
+        """The model that the student begins as, where it is not the teacher."""
+        return None if self.init in ("random", "teacher") else Source(**_source(self.init))
 
 
 class Models(Strict):
@@ -120,42 +130,6 @@ class Models(Strict):
             if name in RESERVED or re.fullmatch(r"teacher-\d+|.+-seed\d+.*", name):  # members of an ensemble, students
                 raise wrong(name, f"{name} has a meaning of its own; give this teacher another name")
         return teachers
-
-
-class Masking(Strict):
-    """BERT's masking of the input (masked language models only): of the chosen tokens 80 % become [MASK], 10 % another."""
-
-    mode: Literal["dynamic", "static", "none"] = Field(
-        default="dynamic", description="static: the same masks in every epoch"
-    )
-    probability: Share = 0.15
-
-
-class Data(Strict):
-    """The text and how it becomes batches."""
-
-    corpus: Text = Field(
-        default="docs",
-        description="docs, a file, folder or glob, or hub:ID[:CONFIG][@REVISION]; several joined by ' + '",
-    )
-    heldout: Share | Text = Field(default=0.02, description="share of the documents, or a corpus of its own")
-    field: Text = Field(default="text", description="column of .jsonl and .parquet files")
-    separator: Text = Field(default="\n\n", description="what stands between the documents of a .txt file")
-    max_bytes: Positive | None = Field(
-        default=None, description="stop reading the training corpus after so many bytes of text"
-    )
-    max_length: Annotated[int, Field(ge=4)] = Field(
-        default=128, description="tokens of a block, special tokens included"
-    )
-    masking: Masking = Masking()
-    positions: Literal["all", "masked"] = Field(default="all", description="the tokens on which logit losses are taken")
-    cache: Text | None = Field(default=None, description="folder of the token cache; ~/.cache/limbeck when left out")
-
-    @model_validator(mode="after")
-    def _masked_positions(self) -> Data:
-        if self.positions == "masked" and self.masking.mode == "none":
-            raise wrong("positions", "masked needs masking; set masking.mode to dynamic or static, or positions to all")
-        return self
 
 
 class Train(Strict):

@@ -23,7 +23,7 @@ from limbeck.feeds.store import Facts, Tell, cache_folder, json_sha256, open_or_
 from limbeck.feeds.tokenise import Encoder, Special
 
 if TYPE_CHECKING:
-    from limbeck.recipe import Data
+    from limbeck.material import Data
 
 LAYOUT = 2  # of the files; a new number leaves older entries unread
 PARTS = ("train", "heldout")

@@ -17,7 +17,7 @@ from limbeck.errors import UserError
 from limbeck.feeds.readers import SUPPORTED, Document, hub_commit, hub_name, kind_of, read_file, read_hub
 
 if TYPE_CHECKING:
-    from limbeck.recipe import Data
+    from limbeck.material import Data
 
 Split = Literal["train", "heldout"]
 

@@ -14,7 +14,7 @@ from limbeck.feeds.masking import IGNORED, mask_tokens
 from limbeck.feeds.order import block_indices, derive_seed, uniform
 
 if TYPE_CHECKING:
-    from limbeck.recipe import Masking
+    from limbeck.material import Masking
 
 Batch = dict[str, torch.Tensor]
 EVALUATION = derive_seed(0, "evaluation")  # the key of its masks: one for all seeds

@@ -13,7 +13,8 @@ from limbeck import models
 from limbeck.feeds.blocks import prepare
 from limbeck.feeds.feed import Feed
 from limbeck.losses import cross_entropy
-from limbeck.recipe import Data, Masking, Source
+from limbeck.material import Data, Masking
+from limbeck.recipe import Source
 from limbeck.taps import Tapped
 
 WIKI, MINILM = SHARED / "data" / "enwiki-2014", SHARED / "models" / "wiki-minilm-mlm"

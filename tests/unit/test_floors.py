@@ -35,6 +35,7 @@ TORCH_FREE = {
     "errors",
     "words",
     "kinds",
+    "material",
     "recipe",
     "settings",
     "load",

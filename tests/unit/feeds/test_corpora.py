@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from limbeck.errors import UserError
 from limbeck.feeds import docs, readers
 from limbeck.feeds.corpora import find_files, fingerprint, heldout_source, read_documents, separate
-from limbeck.recipe import Data
+from limbeck.material import Data
 
 TEXTS = ["one spirit", "zwei Geister\nund Ärger", "three \u2028 stills"]
 PACK: dict[str, Callable[[bytes], bytes]] = {

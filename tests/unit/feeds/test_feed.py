@@ -11,7 +11,7 @@ from limbeck.errors import UserError
 from limbeck.feeds.blocks import Blocks, Corpus, prepare
 from limbeck.feeds.feed import Feed
 from limbeck.feeds.order import derive_seed, uniform
-from limbeck.recipe import Masking
+from limbeck.material import Masking
 
 Build = Callable[..., Any]
 

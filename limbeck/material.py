@@ -1,0 +1,92 @@
+"""The part of a recipe that says what is read: the text or the task, its labels, its masking. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from limbeck.kinds import Positive, Share, Strict, Text, wrong
+
+Column = Text | Annotated[int, Field(ge=0)]
+
+
+class Masking(Strict):
+    """BERT's masking of the input (masked language models only): of the chosen tokens 80 % become [MASK], 10 % another."""
+
+    mode: Literal["dynamic", "static", "none"] = Field(
+        default="dynamic", description="static: the same masks in every epoch"
+    )
+    probability: Share = 0.15
+
+
+class Task(Strict):
+    """Rows of one or two texts and what is to be predicted of them, from .tsv, .csv, .jsonl, .parquet or the Hub."""
+
+    kind: Literal["classification", "regression"]
+    text: Column = Field(
+        default="sentence", description="column of the text; a number (from 0) where files have no line of names"
+    )
+    pair: Column | None = Field(default=None, description="column of the second text, for tasks on pairs")
+    label: Column | None = Field(
+        default="label", description="column of the class or the score; null where nothing is labelled"
+    )
+    classes: Annotated[tuple[Text, ...], Field(min_length=2)] | None = Field(
+        default=None, description="labels in the order of their logits; those of the training rows, sorted, when left out"
+    )
+
+    @property
+    def columns(self) -> dict[str, str | int]:
+        """What is read of a row: `text`, `pair`, `label` -> column."""
+        said = {"text": self.text, "pair": self.pair, "label": self.label}
+        return {what: column for what, column in said.items() if column is not None}
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Task:
+        if len({isinstance(column, int) for column in self.columns.values()}) > 1:
+            raise wrong("text", "some columns have names and others numbers; give all by name, or all by number")
+        if len(set(self.columns.values())) < len(self.columns):
+            raise wrong("text", "one column stands twice; text, pair and label are different ones")
+        if self.classes and self.kind == "regression":
+            raise wrong("classes", "a score has no classes; leave the word out")
+        if self.classes and len(set(self.classes)) < len(self.classes):
+            raise wrong("classes", "one class stands twice; name each once")
+        return self
+
+
+class Unlabelled(Strict):
+    """Text beside the corpus of which labels are not used: only teachers speak there."""
+
+    corpus: Text = Field(description="as data.corpus")
+    share: Share = Field(description="of the rows of every batch")
+
+
+class Data(Strict):
+    """The text and how it becomes batches."""
+
+    corpus: Text = Field(
+        default="docs",
+        description="docs, a file, folder or glob, or hub:ID[:CONFIG][@REVISION]; several joined by ' + '",
+    )
+    heldout: Share | Text = Field(default=0.02, description="share of the documents, or a corpus of its own")
+    task: Task | None = Field(default=None, description="rows with a class or a score, in place of running text")
+    unlabelled: Unlabelled | None = Field(default=None, description="a share of every batch that has no labels")
+    field: Text = Field(default="text", description="column of .jsonl, .parquet, .tsv and .csv files")
+    separator: Text = Field(default="\n\n", description="what stands between the documents of a .txt file")
+    max_bytes: Positive | None = Field(
+        default=None, description="stop reading the training corpus after so many bytes of text"
+    )
+    max_length: Annotated[int, Field(ge=4)] = Field(
+        default=128, description="tokens of a block, special tokens included"
+    )
+    masking: Masking = Masking()
+    positions: Literal["all", "masked"] = Field(default="all", description="the tokens on which logit losses are taken")
+    cache: Text | None = Field(default=None, description="folder of the token cache; ~/.cache/limbeck when left out")
+
+    @model_validator(mode="after")
+    def _masked_positions(self) -> Data:
+        if self.positions == "masked" and self.masking.mode == "none":
+            raise wrong("positions", "masked needs masking; set masking.mode to dynamic or static, or positions to all")
+        if self.positions == "masked" and self.task is not None:
+            raise wrong("positions", "rows of a task are not masked; leave the word out")
+        return self
