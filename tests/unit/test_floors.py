@@ -14,7 +14,7 @@ import limbeck
 ROOT = Path(limbeck.__file__).parent
 FLOORS = [
     # 0: words, tensors, files, the machine
-    "errors words kinds settings recipe load layers schedules anatomy rundir losses reduce seeds environment",
+    "errors words kinds settings material recipe load layers schedules anatomy rundir losses reduce seeds environment",
     # 1: models, and the processes
     "attention taps bridges students models world balance memory factors custom",
     # 2: who answers, and who learns from whom
