@@ -94,14 +94,22 @@ class Learner:
         modules = (self.model, self.bridges, self.balance)
         return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
+    @property
+    def exits(self) -> dict[str, nn.Module]:
+        """The heads of its early exits, which are aids: `exit.3` -> the head behind layer 3, from the first on."""
+        found = {
+            name.strip(":").replace(":", "."): aid for name, aid in self.bridges.items() if name.startswith(":exit:")
+        }
+        return dict(sorted(found.items(), key=lambda item: int(item[0].partition(".")[2])))
+
     def read(self, batch: Batch, *moment: int) -> Readout:
         """Answers a batch; dropout is drawn from the stream of (seed, *moment)."""
         with seeds.seeded(seeds.derive_seed(self.seed, "dropout", *moment), batch["input_ids"].device):
             return self.tapped(batch)
 
-    def speak(self, features: Tensor) -> Tensor:
-        """Features of some tokens `[n, H]` -> logits `[n, V]`."""
-        return self.tapped.head(features)
+    def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
+        """Features of some tokens `[n, H]` -> logits `[n, V]` of the head behind `logits`, or behind `exit.N`."""
+        return self.tapped.head(features) if tap == "logits" else self.exits[tap](features)
 
     def update(self, step: int, world: World, measure: bool = False) -> Norms:
         """Adds up the processes' gradients, clips, and takes one optimizer step; `measure` asks for the update ratios."""

@@ -6,7 +6,7 @@ Paths are attribute paths. `base`, `head` and `final_norm` start at the whole mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from limbeck.errors import UserError
@@ -24,6 +24,7 @@ class Family:
     head: tuple[str, ...]  # modules from the backbone's output to the logits, in order
     final_norm: str | None = None  # a norm behind the last layer: `hidden.L` is read after it, as transformers does
     ffn_halves: bool = False  # that module also gives the gate, behind the pre-activation
+    classifier: tuple[str, ...] = ("score",)  # modules (or functions of torch) from one token's state to a row's logits
     causal: bool = False
     reserved_positions: int = 0  # position embeddings that no token of a block gets (RoBERTa counts from padding on)
     # what the config calls them
@@ -33,8 +34,46 @@ class Family:
     n_kv_heads: str | None = None
     intermediate: str = "intermediate_size"
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    # what the axes of the weights stand for: module -> the axes of its matrix, outputs first (a bias has the first one);
+    # `a+b`: two lie behind one another. A position, a token and so on is a row; `context` is what attention gives away
+    layer_axes: dict[str, str] = field(default_factory=dict)  # modules from a layer
+    base_axes: dict[str, str] = field(default_factory=dict)  # from the backbone
+    head_axes: dict[str, str] = field(default_factory=dict)  # from the whole model
+    transposed: bool = False  # the matrices of layers are stored inputs first (Conv1D)
+    rotary: bool = False  # positions turn pairs of units of a head, each pair at a speed of its own
+    embedding: str | None = None  # what the config calls a width of the embedding that is not the layers'
 
 
+_BERT_LAYER = {
+    "attention.self.query": "query hidden",
+    "attention.self.key": "key hidden",
+    "attention.self.value": "value hidden",
+    "attention.output.dense": "hidden context",
+    "attention.output.LayerNorm": "hidden",
+    "intermediate.dense": "neuron hidden",
+    "output.dense": "hidden neuron",
+    "output.LayerNorm": "hidden",
+}
+_BERT_BASE = {
+    "embeddings.word_embeddings": "vocab embedding",
+    "embeddings.position_embeddings": "position embedding",
+    "embeddings.token_type_embeddings": "type embedding",
+    "embeddings.LayerNorm": "embedding",
+    "embeddings_project": "hidden embedding",
+    "pooler.dense": "hidden hidden",
+}
+_TWO_STEPS = {"classifier.dense": "hidden hidden", "classifier.out_proj": "label hidden"}
+_LLAMA_LAYER = {
+    "input_layernorm": "hidden",
+    "self_attn.q_proj": "query hidden",
+    "self_attn.k_proj": "key hidden",
+    "self_attn.v_proj": "value hidden",
+    "self_attn.o_proj": "hidden context",
+    "post_attention_layernorm": "hidden",
+    "mlp.gate_proj": "neuron hidden",
+    "mlp.up_proj": "neuron hidden",
+    "mlp.down_proj": "hidden neuron",
+}
 _LLAMA = Family(
     base="model",
     layers="layers",
@@ -45,11 +84,28 @@ _LLAMA = Family(
     causal=True,
     n_kv_heads="num_key_value_heads",
     dropouts=("attention_dropout",),
+    layer_axes=_LLAMA_LAYER,
+    base_axes={"embed_tokens": "vocab embedding", "norm": "hidden"},
+    head_axes={"lm_head": "vocab embedding", "score": "label hidden"},
+    rotary=True,
 )
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(
-        base="bert", layers="encoder.layer", attention="attention.self", ffn="intermediate.dense", head=("cls",)
+        base="bert",
+        layers="encoder.layer",
+        attention="attention.self",
+        ffn="intermediate.dense",
+        head=("cls",),
+        classifier=("bert.pooler.dense", "bert.pooler.activation", "classifier"),
+        layer_axes=_BERT_LAYER,
+        base_axes=_BERT_BASE,
+        head_axes={
+            "cls.predictions.transform.dense": "embedding hidden",
+            "cls.predictions.transform.LayerNorm": "embedding",
+            "cls.predictions.decoder": "vocab embedding",
+            "classifier": "label hidden",
+        },
     ),
     "roberta": Family(
         base="roberta",
@@ -57,7 +113,16 @@ FAMILIES: dict[str, Family] = {
         attention="attention.self",
         ffn="intermediate.dense",
         head=("lm_head",),
+        classifier=("classifier.dense", "torch.tanh", "classifier.out_proj"),
         reserved_positions=2,
+        layer_axes=_BERT_LAYER,
+        base_axes=_BERT_BASE,
+        head_axes={
+            "lm_head.dense": "embedding hidden",
+            "lm_head.layer_norm": "embedding",
+            "lm_head.decoder": "vocab embedding",
+            **_TWO_STEPS,
+        },
     ),
     "electra": Family(
         base="electra",
@@ -65,6 +130,16 @@ FAMILIES: dict[str, Family] = {
         attention="attention.self",
         ffn="intermediate.dense",
         head=("generator_predictions", "generator_lm_head"),
+        classifier=("classifier.dense", "classifier.activation", "classifier.out_proj"),
+        layer_axes=_BERT_LAYER,
+        base_axes=_BERT_BASE,
+        head_axes={
+            "generator_predictions.dense": "embedding hidden",
+            "generator_predictions.LayerNorm": "embedding",
+            "generator_lm_head": "vocab embedding",
+            **_TWO_STEPS,
+        },
+        embedding="embedding_size",
     ),
     "distilbert": Family(
         base="distilbert",
@@ -72,11 +147,30 @@ FAMILIES: dict[str, Family] = {
         attention="attention",
         ffn="ffn.lin1",
         head=("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
+        classifier=("pre_classifier", "torch.relu", "classifier"),
         n_layers="n_layers",
         width="dim",
         n_heads="n_heads",
         intermediate="hidden_dim",
         dropouts=("dropout", "attention_dropout"),
+        layer_axes={
+            "attention.q_lin": "query hidden",
+            "attention.k_lin": "key hidden",
+            "attention.v_lin": "value hidden",
+            "attention.out_lin": "hidden context",
+            "sa_layer_norm": "hidden",
+            "ffn.lin1": "neuron hidden",
+            "ffn.lin2": "hidden neuron",
+            "output_layer_norm": "hidden",
+        },
+        base_axes=_BERT_BASE,
+        head_axes={
+            "vocab_transform": "embedding hidden",
+            "vocab_layer_norm": "embedding",
+            "vocab_projector": "vocab embedding",
+            "pre_classifier": "hidden hidden",
+            "classifier": "label hidden",
+        },
     ),
     "modernbert": Family(
         base="model",
@@ -85,8 +179,29 @@ FAMILIES: dict[str, Family] = {
         ffn="mlp.Wi",
         ffn_halves=True,
         head=("head", "decoder"),
+        classifier=("head", "classifier"),
         final_norm="final_norm",
         dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout"),
+        layer_axes={
+            "attn_norm": "hidden",
+            "attn.Wqkv": "query+key+value hidden",
+            "attn.Wo": "hidden context",
+            "mlp_norm": "hidden",
+            "mlp.Wi": "neuron+neuron hidden",
+            "mlp.Wo": "hidden neuron",
+        },
+        base_axes={
+            "embeddings.tok_embeddings": "vocab embedding",
+            "embeddings.norm": "embedding",
+            "final_norm": "hidden",
+        },
+        head_axes={
+            "head.dense": "hidden hidden",
+            "head.norm": "hidden",
+            "decoder": "vocab embedding",
+            "classifier": "label hidden",
+        },
+        rotary=True,
     ),
     "gpt2": Family(
         base="transformer",
@@ -101,9 +216,22 @@ FAMILIES: dict[str, Family] = {
         n_heads="n_head",
         intermediate="n_inner",
         dropouts=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+        layer_axes={
+            "ln_1": "hidden",
+            "attn.c_attn": "query+key+value hidden",
+            "attn.c_proj": "hidden context",
+            "ln_2": "hidden",
+            "mlp.c_fc": "neuron hidden",
+            "mlp.c_proj": "hidden neuron",
+        },
+        base_axes={"wte": "vocab embedding", "wpe": "position embedding", "ln_f": "hidden"},
+        head_axes={"lm_head": "vocab embedding", "score": "label hidden"},
+        transposed=True,
     ),
     "llama": _LLAMA,
-    "qwen3": _LLAMA,
+    "qwen3": replace(
+        _LLAMA, layer_axes=_LLAMA_LAYER | {"self_attn.q_norm": "head_width", "self_attn.k_norm": "head_width"}
+    ),
 }
 
 

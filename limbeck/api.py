@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from limbeck import build, designs, environment, preview, progress, rundir
+from limbeck import build, designs, environment, manifest, preview, progress, rundir
 from limbeck.engine import interruptible
 from limbeck.errors import UserError
-from limbeck.feeds.blocks import Corpus
 from limbeck.lab import report
-from limbeck.load import load
 from limbeck.manifest import identity
 from limbeck.recipe import Recipe
 from limbeck.session import Session
+from limbeck.stages import FOLDER, expand
 from limbeck.world import World
 
 
@@ -71,35 +70,56 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
         UserError: the recipe cannot be run.
         Interrupted: SIGINT or SIGTERM; everything is saved.
     """
-    table = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
-    folder = Path(table.run_dir)
+    tables = stages_of(recipe, overrides)
+    done, folder = [_is_done(Path(table.run_dir), table) for table in tables], Path(tables[-1].run_dir)
     tell = (lambda line: None) if quiet else progress.tell
-    if _is_done(folder, table):
+    if all(done):
         tell(f"{folder}: this run is done; its report is {folder / rundir.REPORT}")
         if not (folder / rundir.REPORT).is_file():  # it was killed between the two
             report.write(folder)
         return Run(folder)
-    _prepare_libraries(table)
-    world = World.join(table.train.device)
+    _prepare_libraries(tables[-1])
+    world = World.join(tables[-1].train.device)
     tell = tell if world.is_main else (lambda line: None)
-    plan = designs.design(table)
-    _divides(table, world)
-    designs.weights_fit(plan)
-    corpus = _text(plan, world, tell)
-    with interruptible() as stopped:
-        study = build.study(plan, world, corpus)
-        Session(study, folder, tell).go(stopped, quiet=quiet or not world.is_main)
+    plans = _plans(tables, world)
+    for number, plan in enumerate(plans.values()):
+        if done[number]:
+            tell(f"{plan.recipe.run_dir}: the stage {plan.recipe.stage} is done")
+            continue
+        if len(tables) > 1:
+            tell(f"stage {number + 1} of {len(tables)}: {plan.recipe.stage}")
+        material = _text(plan, world, tell)
+        with interruptible() as stopped:
+            study = build.study(plan, world, material)
+            session = Session(study, Path(plan.recipe.run_dir), tell, manifest.text(tables[: number + 1]))
+            session.go(stopped, quiet=quiet or not world.is_main)
     return Run(folder)
 
 
-def _text(plan: designs.Design, world: World, tell: Callable[[str], None]) -> Corpus:
-    """The tokenised corpus; with several processes the first makes it and the others open it."""
+def stages_of(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> list[Recipe]:
+    """The recipes that are trained one after another: one, unless a recipe has stages."""
+    return [recipe] if isinstance(recipe, Recipe) else expand(recipe, overrides)
+
+
+def _plans(tables: Sequence[Recipe], world: World) -> dict[str, designs.Design]:
+    """The designs of all stages, held together before the first one trains."""
+    plans: dict[str, designs.Design] = {}
+    for table in tables:
+        plan = designs.design(table, earlier=dict(plans))
+        _divides(table, world)
+        designs.weights_fit(plan)
+        plans[table.stage] = plan
+    return plans
+
+
+def _text(plan: designs.Design, world: World, tell: Callable[[str], None]) -> build.Material:
+    """The tokenised text; with several processes the first makes it and the others open it."""
     if not world.is_main:
         world.wait()
-    corpus = build.text(plan, tell)
+    material = build.text(plan, tell)
     if world.is_main:
         world.wait()
-    return corpus
+    return material
 
 
 def _prepare_libraries(table: Recipe) -> None:
@@ -132,11 +152,11 @@ def _is_done(folder: Path, table: Recipe) -> bool:
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise UserError(f"{folder}: no folder can be made in {above}; choose another with out=DIR")
         return False
-    if folder.is_dir() and all(path.name.endswith(".tmp") for path in folder.iterdir()):
+    if folder.is_dir() and all(path.name.endswith(".tmp") or path.name == FOLDER for path in folder.iterdir()):
         return False
     try:
-        manifest = rundir.read_json(folder / rundir.MANIFEST)
-        recipe, status = manifest["recipe_sha256"], manifest["status"]
+        began = rundir.read_json(folder / rundir.MANIFEST)
+        recipe, status = began["recipe_sha256"], began["status"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{folder}: is there and is no run, or a damaged one; choose another folder with out=DIR"
@@ -152,8 +172,8 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
     Raises:
         UserError: what `run` would stop with.
     """
-    table = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
-    _is_done(Path(table.run_dir), table)
-    world = World.join(table.train.device)
-    _divides(table, world)
-    return preview.lines(table)
+    tables = stages_of(recipe, overrides)
+    for table in tables:
+        _is_done(Path(table.run_dir), table)
+        _divides(table, World.join(table.train.device))
+    return preview.lines(tables)

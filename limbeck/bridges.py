@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from limbeck.seeds import derive_seed, seeded
+from limbeck.taps import Tapped
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Making:
 
     seed: int  # of its learner
     blocks: int = 0  # blocks of the training text
+    tapped: Tapped | None = None  # the learner's model
 
 
 Make = Callable[[Making], nn.Module]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck import rundir
 from limbeck.actors import Ema, Learner
@@ -62,6 +62,15 @@ def restore(place: Path, actors: Iterable[Kept]) -> None:
         load_state(actor, load_file(place / f"{actor.name}.safetensors"))
 
 
+def aids(folder: Path, learner: str) -> dict[str, Tensor]:
+    """The modules that a learner learned by, of the newest checkpoint that verifies: name of a parameter -> its value."""
+    found = newest(folder, lambda line: None)
+    if found is None:
+        return {}
+    held = load_file(found[0] / f"{learner}.safetensors")
+    return {name.removeprefix("bridges."): tensor for name, tensor in held.items() if name.startswith("bridges.")}
+
+
 def drop_after(folder: Path, step: int) -> None:
     """Removes the checkpoints of later steps: they did not verify, and must not count among the newest two."""
     for place in list_all(folder):
@@ -104,8 +113,14 @@ def _own(actor: Kept) -> dict[str, Tensor]:
     tensors |= {f"buffer.{name}": tensor for name, tensor in actor.model.named_buffers()}
     if not isinstance(actor, Learner):
         return tensors
-    tensors |= {f"bridges.{name}": tensor for name, tensor in actor.bridges.state_dict().items()}
+    tensors |= {f"bridges.{name}": tensor for name, tensor in _kept(actor.bridges).items()}
     return tensors | {f"balance.{name}": tensor for name, tensor in actor.balance.state_dict().items()}
+
+
+def _kept(aids: nn.ModuleDict) -> dict[str, Tensor]:
+    """Parameters and lasting buffers, shared ones once."""
+    once = {name for name, _ in (*aids.named_parameters(), *aids.named_buffers())}
+    return {name: tensor for name, tensor in aids.state_dict().items() if name in once}
 
 
 def _identity(path: Path) -> dict[str, Any]:

@@ -30,14 +30,14 @@ Overrides = Annotated[
 @app.command()
 def run(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Train, evaluate, draw and export; run it again to go on after an interruption."""
-    from limbeck.load import load
+    from limbeck.stages import expand
 
-    table = load(recipe, overrides or [])
+    expand(recipe, overrides or [])  # what is wrong with the words is said before anything heavy is imported
     from limbeck import api
     from limbeck.world import World
 
     try:
-        done = api.run(table)
+        done = api.run(recipe, overrides or [])
     finally:
         World.leave()
     if os.environ.get("RANK", "0") == "0":
@@ -47,12 +47,12 @@ def run(recipe: RecipeName, overrides: Overrides = None) -> None:
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Say everything that can be known before training, and what is wrong with it."""
-    from limbeck.load import load
+    from limbeck.stages import expand
 
-    table = load(recipe, overrides or [])
+    expand(recipe, overrides or [])  # what is wrong with the words is said before anything heavy is imported
     from limbeck import api
 
-    for line in api.check(table):
+    for line in api.check(recipe, overrides or []):
         print(line)
 
 

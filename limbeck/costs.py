@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 
-from limbeck import bridges, build, designs, students
+from limbeck import casting, designs, students, tasks
 from limbeck.anatomy import width_of
 from limbeck.lessons import Term, each
 from limbeck.taps import Tapped
@@ -72,11 +72,18 @@ def of_study(plan: designs.Design) -> StudyCost:
     teachers = {name: of_model(config, length) for name, config in plan.teachers.items()}
     tokens = table.train.batch_size * length
     selected = table.data.masking.probability if table.data.positions == "masked" else 1.0
+    selected = 1 / length if table.data.task else selected
     alone, own = {}, {}
     for name, terms in plan.terms.items():
         share = selected * any(term.on_logits for term in terms)
         setting = table.settings[name]
-        learn = _forward(student, share) + _aids(terms, length) + _maps(plan.student, terms, "student", length)
+        exits = len({tap for term in terms if term.on_logits for tap in term.taps("student")} - {"logits"})
+        learn = (
+            _forward(student, share)
+            + exits * share * student.head_flops
+            + _aids(plan, terms, length)
+            + _maps(plan.student, terms, "student", length)
+        )
         follow = _forward(student, share) if setting.ema is not None else 0.0
         own[name] = setting.peers * tokens * (3 * learn + follow)
         alone[name] = own[name] + tokens * _read(plan, teachers, terms, share, length)
@@ -91,7 +98,7 @@ def of_study(plan: designs.Design) -> StudyCost:
         trained * OPTIMIZER_BYTES
         + sum(it.parameters for it in teachers.values()) * (2 if table.train.precision == "bf16" else 4)
         + learners / len(table.seeds) * micro * student.activations
-        + at_once * plan.student.vocab_size * 4 * 6
+        + at_once * tasks.vocabulary(plan.student) * 4 * 6
     )
     return StudyCost(teachers, student, alone, total, memory, disk=trained * (2 * 12 + 4))
 
@@ -113,12 +120,11 @@ def _forward(model: ModelCost, selected: float) -> float:
     return model.backbone_flops + selected * model.head_flops
 
 
-def _aids(terms: Sequence[Term], length: int) -> float:
+def _aids(plan: designs.Design, terms: Sequence[Term], length: int) -> float:
     """Forward FLOPs, of one token, of the terms' own modules that learn; of pooled states there is one a row."""
     total = 0.0
     for term in terms:
-        with torch.device("meta"):
-            made = bridges.build(term.aids, bridges.Making(0))
+        made = plan.aids(term)
         used = [name for pair in term.pairs for name in (*each(pair.bridge or ()), *each(pair.memory or ()))]
         weights = sum(p.numel() for name in used for p in made[name].parameters() if p.dim() == 2)
         total += 2 * weights / (length if "pooled" in term.taps("student") else 1)
@@ -134,7 +140,7 @@ def _maps(config: PretrainedConfig, terms: Sequence[Term], side: str, length: in
 
 def matrix_rate(precision: str, seconds: float = 0.3) -> float:
     """FLOP/s of a matrix product on this machine, at the study's precision."""
-    a = torch.randn(1024, 1024).to(build.DTYPES[precision])
+    a = torch.randn(1024, 1024).to(casting.DTYPES[precision])
     torch.mm(a, a)
     start, count = perf_counter(), 0
     while perf_counter() - start < seconds:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from limbeck import layers, lessons, models, recipe, students, terms
+from limbeck import bridges, inherit, layers, lessons, models, recipe, students, tasks, terms
 from limbeck.anatomy import family
 from limbeck.errors import UserError
+from limbeck.material import Data
+from limbeck.stages import stage_of
+from limbeck.taps import Tapped
 from limbeck.words import LAYERED_TAPS, LOSSES
 
 PER_BATCH = {name for name, words in LOSSES.items() if words.per == "batch"}
@@ -26,6 +32,8 @@ class Design:
     teacher_tokenizer: PreTrainedTokenizerBase
     student_tokenizer: PreTrainedTokenizerBase
     terms: dict[str, tuple[lessons.Term, ...]]  # of each setting
+    origin: PretrainedConfig | None  # the shape of what the students begin as
+    earlier: Mapping[str, Design]  # the stages before, by their names
 
     @property
     def teacher(self) -> PretrainedConfig | None:
@@ -42,7 +50,31 @@ class Design:
     def columns(self) -> int | None:
         """The columns that all logits share, where embeddings are padded to different sizes; None where all are alike."""
         sizes = {config.vocab_size for config in (*self.teachers.values(), self.student)}
-        return min(sizes) if len(sizes) > 1 else None
+        return min(sizes) if len(sizes) > 1 and self.recipe.data.task is None else None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the task in the order of their logits; none for scores and for running text."""
+        return (
+            tuple((self.student.id2label or {}).values())
+            if self.student.problem_type == "single_label_classification"
+            else ()
+        )
+
+    def with_data(self, data: Data) -> Design:
+        """The same design over other text."""
+        return replace(self, recipe=self.recipe.model_copy(update={"data": data}))
+
+    @cached_property
+    def skeleton(self) -> Tapped:
+        """The student on the meta device: shapes without weights."""
+        with torch.device("meta"):
+            return Tapped(students.build(self.student, seed=0), columns=self.columns)
+
+    def aids(self, term: lessons.Term) -> torch.nn.ModuleDict:
+        """The modules of a term on the meta device."""
+        with torch.device("meta"):
+            return bridges.build(term.aids, bridges.Making(0, tapped=self.skeleton))
 
     @property
     def causal(self) -> bool:
@@ -55,19 +87,28 @@ class Design:
         return torch.bfloat16 if self.recipe.train.precision == "bf16" else None
 
 
-def design(table: recipe.Recipe, offline: bool = False) -> Design:
+def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, Design] | None = None) -> Design:
     """Reads configurations and tokenizers and matches the parts of teacher and student.
+
+    Args:
+        table: the recipe.
+        offline: do not ask the Hub.
+        earlier: the stages before, by their names, whose students it may name.
 
     Raises:
         UserError: something is missing, or does not fit.
     """
-    shapes = {name: models.config_of(source, offline) for name, source in sources(table.models).items()}
-    teacher, said = next(iter(shapes.values()), None), table.models.student.tokenizer
-    theirs = _one_tokenizer(table.models, offline)
-    mine = models.tokenizer_of(recipe.Source(source=said), offline) if said else theirs
+    library, said = _Library(offline, earlier or {}), table.models.student
+    shapes = {name: library.config(source) for name, source in sources(table.models).items()}
+    teacher = next(iter(shapes.values()), None)
+    origin = library.config(said.origin) if said.origin else teacher if said.init == "teacher" else None
+    theirs = _one_tokenizer(table.models, library)
+    mine = library.tokenizer(recipe.Source(source=said.tokenizer)) if said.tokenizer else theirs
+    mine = mine or (library.tokenizer(said.origin) if said.origin else None)
     if mine is None:
         raise UserError("models.student.tokenizer: missing; without a teacher the student needs a tokenizer")
-    student = students.shape(table.models.student, teacher, **_facts(mine))
+    student = students.shape(said, origin or teacher, **_facts(mine))
+    tasks.give(table.data, student, shapes, theirs or mine, mine)
     for config in shapes.values():
         if family(config.model_type).causal != family(student.model_type).causal:
             raise UserError(
@@ -75,7 +116,7 @@ def design(table: recipe.Recipe, offline: bool = False) -> Design:
             )
     for config in (*shapes.values(), student):
         _fits(config, table.data.max_length, len(mine))
-    plan = Design(table, shapes, student, theirs or mine, mine, {})
+    plan = Design(table, shapes, student, theirs or mine, mine, {}, origin, earlier or {})
     for name, setting in table.chosen.items():
         plan.terms[name] = terms.of_setting(setting, student, plan.roles, f"settings.{name}")
     _has_targets(table, plan.terms, plan.causal)
@@ -90,9 +131,25 @@ def sources(said: recipe.Models) -> dict[str, recipe.Source]:
     return {**dict(zip(names, members, strict=True)), **said.teachers}
 
 
-def _one_tokenizer(said: recipe.Models, offline: bool) -> PreTrainedTokenizerBase | None:
+@dataclass(frozen=True)
+class _Library:
+    """Shapes and tokenizers of what a recipe names: models on disk or on the Hub, students of earlier stages."""
+
+    offline: bool
+    earlier: Mapping[str, Design]
+
+    def config(self, source: recipe.Source) -> PretrainedConfig:
+        stage = stage_of(source.source)
+        return copy.deepcopy(self.earlier[stage].student) if stage else models.config_of(source, self.offline)
+
+    def tokenizer(self, source: recipe.Source) -> PreTrainedTokenizerBase:
+        stage = stage_of(source.source)
+        return self.earlier[stage].student_tokenizer if stage else models.tokenizer_of(source, self.offline)
+
+
+def _one_tokenizer(said: recipe.Models, library: _Library) -> PreTrainedTokenizerBase | None:
     """The tokenizer that all teachers share."""
-    found = {name: models.tokenizer_of(source, offline) for name, source in sources(said).items()}
+    found = {name: library.tokenizer(source) for name, source in sources(said).items()}
     first = next(iter(found.values()), None)
     for name, other in found.items():
         if first is not None and other.get_vocab() != first.get_vocab():
@@ -128,6 +185,9 @@ def _has_targets(table: recipe.Recipe, made: dict[str, tuple[lessons.Term, ...]]
             raise UserError(
                 f"settings.{name}: patient reads the first token, which sees nothing in a causal model; set position: last"
             )
+    if table.data.task is not None:
+        tasks.has_targets(table, made)
+        return
     if causal and table.data.positions == "masked":
         raise UserError("data.positions: masked, but a causal model is never masked; set data.positions to all")
     if causal or table.data.masking.mode != "none":
@@ -145,12 +205,23 @@ def weights_fit(plan: Design, offline: bool = False) -> None:
     Raises:
         UserError: they do not fit. Said before the corpus is tokenised, which can take hours.
     """
-    wanted, said = plan.recipe.models.student, sources(plan.recipe.models).values()
-    found = [models.model_of(source, torch.float32, offline=offline, device_map="meta") for source in said]
-    if wanted.init == "teacher":
+    wanted, said = plan.recipe.models.student, sources(plan.recipe.models)
+    found = {name: _on_meta(plan, source, plan.teachers[name], offline) for name, source in said.items()}
+    if plan.origin is not None:
+        first = next(iter(found.values()), None)
+        origin = _on_meta(plan, wanted.origin, plan.origin, offline) if wanted.origin else first
+        assert origin is not None
         with torch.device("meta"):
             student = students.build(plan.student, seed=0)
-        students.copy_layers(student, found[0], wanted.from_layers)
+        inherit.inherit(student, origin, wanted.from_layers)
+
+
+def _on_meta(plan: Design, source: recipe.Source, config: PretrainedConfig, offline: bool) -> PreTrainedModel:
+    """A model without its weights, whose names and shapes are those on disk or those that a stage will train."""
+    if stage_of(source.source):
+        with torch.device("meta"):
+            return students.build(config, seed=0)
+    return models.model_of(source, torch.float32, offline=offline, config=config, device_map="meta")
 
 
 def _sees_enough(table: recipe.Recipe) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from threading import current_thread, main_thread
@@ -17,7 +17,7 @@ import torch
 from limbeck.actors import Norms
 from limbeck.balance import Probed, gradient_shares
 from limbeck.errors import UserError
-from limbeck.feeds.feed import Feed
+from limbeck.feeds.feed import Batches
 from limbeck.probe import probe
 from limbeck.reduce import Batch, Counts
 from limbeck.still import Still, Tally
@@ -50,7 +50,7 @@ class Course:
     """
 
     stills: dict[int, Still]
-    feeds: dict[int, Feed]
+    feeds: Mapping[int, Batches]
     steps: int
     accumulate: int
     describe: Callable[[str], dict[str, Any]]
@@ -125,7 +125,7 @@ def _row(
     common = counts.selected and any(lesson.teacher and lesson.measured and lesson.logit_terms for lesson in lessons)
     norms = tally.norms
     assert norms is not None
-    teachers = {lesson.teacher for lesson in lessons if lesson.teacher}
+    teachers = {lesson.teacher for lesson in lessons if lesson.teacher} - {name}
     course.tokens[name] = course.tokens.get(name, 0) + counts.tokens
     said = course.describe(name)
     return {

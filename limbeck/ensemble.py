@@ -22,6 +22,10 @@ class Voices(Mapping[str, Tensor]):
     def __init__(self, features: Tensor) -> None:
         self.features = features
 
+    def inputs(self, tap: str) -> Tensor:
+        """What its voice, behind `logits`, is made of."""
+        return self.features
+
     def __getitem__(self, tap: str) -> Tensor:
         raise KeyError(f"an ensemble has no {tap} of its own; its members have")
 

@@ -7,7 +7,7 @@ every document (special tokens, which belong to none, are left out); the gradien
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limbeck import metrics
 from limbeck.actors import Frozen, Learner, gradients, norm
 from limbeck.ensemble import Ensemble
 from limbeck.lessons import Lesson
-from limbeck.losses import cross_entropy, forward_kl
+from limbeck.losses import cross_entropy, squared_error
 from limbeck.reduce import Batch, Counts
-from limbeck.still import COMMON, Still
+from limbeck.still import COMMON, Still, Voice, common_loss
 from limbeck.world import World
 
+Teacher = Frozen | Ensemble | None
 SUMS = ("tokens", "logit_loss", "agreement", "labels", "label_loss", "label_accuracy")
 
 
@@ -32,6 +34,7 @@ class Sums:
     """Sums over the selected tokens of each document: document number -> one number for each of `SUMS`."""
 
     of: dict[int, np.ndarray] = field(default_factory=lambda: defaultdict(lambda: np.zeros(len(SUMS))))
+    answers: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = field(default_factory=list)
 
     def add(self, documents: np.ndarray, values: np.ndarray) -> None:
         """Adds the columns of `values [len(SUMS), n]` to the documents `[n]`."""
@@ -44,6 +47,19 @@ class Sums:
         count = total[SUMS.index("labels" if what.startswith("label_") else "tokens")]
         value = total[SUMS.index(what)]
         return float(value / count) if count and np.isfinite(value) else None
+
+    def means(self, taught: bool) -> dict[str, float | None]:
+        """The means that an evaluation tells; those of the teacher only where there is one."""
+        of_teacher = {name: self.mean(name) if taught else None for name in ("logit_loss", "agreement")}
+        return {**of_teacher, **{name: self.mean(name) for name in ("label_loss", "label_accuracy")}}
+
+    def metrics(self, task: str) -> dict[str, Any]:
+        """The metrics of a task, of the student and of its teacher."""
+        mine, labels, theirs = zip(*self.answers, strict=True)
+        found: dict[str, Any] = {"metrics": metrics.scores(task, np.concatenate(mine), np.concatenate(labels))}
+        taught = theirs[0] is not None
+        teachers = metrics.scores(task, np.concatenate(theirs), np.concatenate(labels)) if taught else None
+        return found | {"teacher_metrics": teachers}
 
     @property
     def tokens(self) -> int:
@@ -61,23 +77,26 @@ class Evaluation:
     """What to ask, fixed for the whole run.
 
     Args:
-        teacher: whose predictions are the measure, None where there is no teacher.
+        teachers: learner -> whose predictions are its measure, None where there is no teacher.
         batches: split (`train`, `test`) -> its batches.
         chunk: tokens whose logits exist at a time.
         autocast: dtype of matrix products.
         device: where the models are.
+        task: classification or regression, whose metrics are told too; None for running text.
     """
 
     def __init__(
         self,
-        teacher: Frozen | Ensemble | None,
+        teachers: Mapping[str, Teacher],
         batches: dict[str, Sequence[Batch]],
         *,
         chunk: int,
         autocast: torch.dtype | None = None,
         device: torch.device = torch.device("cpu"),  # noqa: B008 (an immutable value)
+        task: str | None = None,
     ) -> None:
-        self.teacher, self.batches, self.chunk, self.autocast = teacher, batches, chunk, autocast
+        self.task = task
+        self.teachers, self.batches, self.chunk, self.autocast = teachers, batches, chunk, autocast
         self.device = device
 
     def __call__(self, learners: Sequence[Learner]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -85,51 +104,63 @@ class Evaluation:
         found = {}
         with evaluating(learners):
             for split, batches in self.batches.items():
-                sums = self._sums(learners, batches)
+                sums = {}
+                for teacher in dict.fromkeys(self.teachers[learner.name] for learner in learners):
+                    group = [learner for learner in learners if self.teachers[learner.name] is teacher]
+                    sums |= self._sums(teacher, group, batches)
                 for learner in learners:
-                    mine = sums[learner.name]
+                    mine, taught = sums[learner.name, "logits"], self.teachers[learner.name] is not None
                     found[learner.name, split] = {
-                        "logit_loss": mine.mean("logit_loss") if self.teacher else None,
-                        "agreement": mine.mean("agreement") if self.teacher else None,
-                        "label_loss": mine.mean("label_loss"),
-                        "label_accuracy": mine.mean("label_accuracy"),
+                        **mine.means(taught),
+                        **(mine.metrics(self.task) if self.task else {}),
+                        "exits": {tap: self._of_exit(sums[learner.name, tap], taught) for tap in learner.exits},
                         "tokens": mine.tokens,
                         "logit_grad_norm_layers": self._gradient_norms(learner, batches[0]),
                         "documents": mine.of,
                     }
         return found
 
+    def _of_exit(self, sums: Sums, taught: bool) -> dict[str, Any]:
+        return {**sums.means(taught), **({"metrics": sums.metrics(self.task)["metrics"]} if self.task else {})}
+
     @torch.no_grad()
-    def _sums(self, learners: Sequence[Learner], batches: Sequence[Batch]) -> dict[str, Sums]:
-        """Every model reads every batch once; the teacher's logits of a chunk serve all learners."""
-        sums = {learner.name: Sums() for learner in learners}
+    def _sums(self, teacher: Teacher, learners: Sequence[Learner], batches: Sequence[Batch]) -> dict[Voice, Sums]:
+        """Every model reads every batch once; the teacher's logits of a chunk serve all learners and their exits."""
+        voices = {learner.name: ("logits", *learner.exits) for learner in learners}
+        sums = {(name, tap): Sums() for name, taps in voices.items() for tap in taps}
         for batch in batches:
             device = batch["input_ids"].device
             where = (batch["select"] & (batch["documents"] >= 0)).flatten().nonzero().squeeze(1)
             labels = batch["labels"].flatten()[where]
             documents = batch["documents"].flatten()[where].cpu().numpy()
             with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                teacher = self._chunks(self.teacher, batch, where) if self.teacher else None
-                students = [self._chunks(learner, batch, where) for learner in learners]
+                said = teacher.read(batch).features.flatten(0, -2)[where] if teacher else None
+                inputs = {
+                    (learner, tap): readout.inputs(tap).flatten(0, -2)[where]
+                    for learner in learners
+                    for readout in [learner.read(batch)]
+                    for tap in voices[learner.name]
+                }
                 for start in range(0, len(where), self.chunk):
                     rows = slice(start, start + self.chunk)
-                    target = teacher(rows) if teacher else None
-                    for learner, logits in zip(learners, students, strict=True):
-                        values = _values(logits(rows), target, labels[rows])
-                        sums[learner.name].add(documents[rows], values)
+                    target = teacher.speak(said[rows]) if teacher and said is not None else None
+                    for (learner, tap), features in inputs.items():
+                        mine, here = learner.speak(features[rows], tap), sums[learner.name, tap]
+                        here.add(documents[rows], _values(mine, target, labels[rows]))
+                        if self.task:
+                            here.answers.append(
+                                (_array(mine), _array(labels[rows]), None if target is None else _array(target))
+                            )
         return sums
-
-    def _chunks(self, actor: Frozen | Ensemble | Learner, batch: Batch, where: Tensor) -> Callable[[slice], Tensor]:
-        features = actor.read(batch).features.flatten(0, 1)[where]
-        return lambda rows: actor.speak(features[rows])
 
     def _gradient_norms(self, learner: Learner, batch: Batch) -> list[float] | None:
         """The gradient norm by layer of the common logit loss on one batch: same loss, same scale for all settings."""
-        if self.teacher is None:
+        teacher = self.teachers[learner.name]
+        if teacher is None:
             return None
-        lesson = Lesson(learner.name, self.teacher.name, (COMMON,))
+        lesson = Lesson(learner.name, teacher.name, (COMMON,))
         still = Still(
-            [self.teacher, learner],
+            [teacher, learner],
             [lesson],
             chunk=self.chunk,
             autocast=self.autocast,
@@ -144,17 +175,24 @@ class Evaluation:
 def _values(student: Tensor, teacher: Tensor | None, labels: Tensor) -> np.ndarray:
     """The columns of `SUMS` of some tokens: `[len(SUMS), n]` in fp64."""
     labelled = labels != -100
-    best = student.argmax(-1)
+    best, scored = student.argmax(-1), student.shape[-1] == 1
     nothing = torch.zeros(len(labels), device=student.device)
+    undefined = torch.full_like(nothing, torch.nan)  # of scores
+    label_loss = squared_error if scored else cross_entropy
+    agreed = undefined if scored else nothing if teacher is None else best == teacher.argmax(-1)
     columns = [
         torch.ones_like(nothing),
-        forward_kl(student=student, teacher=teacher) if teacher is not None else nothing,
-        best == teacher.argmax(-1) if teacher is not None else nothing,
+        common_loss(student, teacher) if teacher is not None else nothing,
+        agreed,
         labelled,
-        cross_entropy(student=student, labels=labels),
-        labelled & (best == labels),
+        label_loss(student=student, labels=labels),
+        undefined if scored else labelled & (best == labels),
     ]
     return torch.stack([column.double() for column in columns]).cpu().numpy()
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()
 
 
 @contextmanager

@@ -9,17 +9,27 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from limbeck import rundir
+from limbeck import exits, rundir
 from limbeck.actors import Learner
 
 
 def export(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, card: str) -> Path:
-    """Writes `students/NAME`, whole or not at all; `AutoModel...from_pretrained` loads it without limbeck."""
+    """Writes `students/NAME`, whole or not at all; `AutoModel...from_pretrained` loads it without limbeck.
+
+    A student with early exits also leaves their heads there, and the plain model up to each exit in `exit-LAYER`.
+    """
     place = folder / rundir.STUDENTS / learner.name
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     learner.model.save_pretrained(temporary)
+    if learner.exits:
+        exits.save(temporary, learner.exits)
+        for tap, head in learner.exits.items():
+            layer = int(tap.removeprefix("exit."))
+            small = temporary / f"exit-{layer}"
+            exits.cut(learner.model, head, layer).save_pretrained(small)
+            tokenizer.save_pretrained(small)
     tokenizer.save_pretrained(temporary)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(place, ignore_errors=True)

@@ -44,7 +44,7 @@ class Term:
     @property
     def on_logits(self) -> bool:
         """Whether the term is evaluated on selected tokens, chunk by chunk unless it needs the batch as a whole."""
-        return self.pairs[0].student == "logits"
+        return is_spoken(self.pairs[0].student)
 
     def taps(self, side: str) -> set[str]:
         """The taps that the term reads of the `student` or of the `teacher`."""
@@ -72,7 +72,8 @@ class Term:
     def _of(
         self, pair: Pair, student: Readout, teacher: Readout, aids: nn.ModuleDict, batch: Batch, kept: Tensor | None
     ) -> Tensor:
-        mine, theirs = _look(student, pair.student, pair.bridge, aids), _look(teacher, pair.teacher, pair.lens, aids)
+        mine = _look(student, pair.student, pair.bridge, aids)
+        theirs = _look(teacher, pair.teacher, pair.lens, aids, constant=True)
         if pair.memory:
             mine, theirs = aids[pair.memory](mine, theirs, batch["blocks"])
         mask = _mask(pair, student, teacher, kept)
@@ -85,13 +86,19 @@ def each(taps: Taps) -> tuple[str, ...]:
     return (taps,) if isinstance(taps, str) else taps
 
 
-def _look(readout: Readout, taps: Taps, through: Taps | None, aids: nn.ModuleDict) -> Seen:
-    """What stands at one tap, behind its module; a tuple for several."""
+def is_spoken(tap: Taps) -> bool:
+    """Whether a tap holds logits, which a head speaks: `logits`, or `exit.3` of an early exit."""
+    return isinstance(tap, str) and tap.startswith(("logits", "exit."))
+
+
+def _look(readout: Readout, taps: Taps, through: Taps | None, aids: nn.ModuleDict, constant: bool = False) -> Seen:
+    """What stands at one tap, behind its module; a tuple for several. No gradient flows into a `constant`."""
     if isinstance(taps, str):
         assert through is None or isinstance(through, str)
-        return aids[through](readout[taps]) if through else readout[taps]
+        seen = readout[taps].detach() if constant else readout[taps]
+        return aids[through](seen) if through else seen
     names = through if isinstance(through, tuple) else (through,) * len(taps)
-    return tuple(_look(readout, tap, name, aids) for tap, name in zip(taps, names, strict=True))
+    return tuple(_look(readout, tap, name, aids, constant) for tap, name in zip(taps, names, strict=True))
 
 
 def _mask(pair: Pair, student: Readout, teacher: Readout, kept: Tensor | None) -> Tensor | None:

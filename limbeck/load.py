@@ -34,9 +34,21 @@ def load(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> 
     Raises:
         UserError: it is not there, not YAML, or says something that limbeck does not know.
     """
-    where, table = ("recipe", recipe) if isinstance(recipe, dict) else _read(str(recipe))
+    where, table = read(recipe)
+    if "stages" in table:
+        raise UserError(f"{where}: has stages, and one recipe is wanted; limbeck.stages.expand gives them")
+    return validated(where, table, overrides)
+
+
+def read(recipe: str | Path | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What errors call a recipe, and its table."""
+    return ("recipe", recipe) if isinstance(recipe, dict) else _read(str(recipe))
+
+
+def validated(where: str, table: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a table means, with overrides on top."""
     for override in overrides:
-        table = _override(table, override)
+        table = overridden(table, override)
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
@@ -106,7 +118,7 @@ def _read(recipe: str) -> tuple[str, dict[str, Any]]:
 # overrides
 
 
-def _override(table: dict[str, Any], override: str) -> dict[str, Any]:
+def overridden(table: dict[str, Any], override: str) -> dict[str, Any]:
     """A copy of `table` in which the one place that `override` names has its value."""
     key, equals, text = override.partition("=")
     path = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
@@ -130,7 +142,8 @@ def _put(table: Any, path: list[str], value: Any, key: str, done: tuple[str, ...
         return [_put(item, *further) if i == int(word) else item for i, item in enumerate(table)]
     if table is None or isinstance(table, dict):
         table = table or {}
-        if rest and word not in table and word not in (words := _words_at(done)):
+        words = _words_at(done[2:] if done[:1] == ("stages",) else done)
+        if rest and word not in table and word not in words:
             raise UserError(f"{key}: there is no '{word}'; {nearest(word, {*words, *map(str, table)})}")
         return {**table, word: _put(table.get(word), *further)}
     if isinstance(table, str) and "source" in _words_at(done):

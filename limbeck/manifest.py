@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from limbeck import build, custom, designs, environment, students
+from limbeck import build, custom, designs, environment, stages, students
 from limbeck.ensemble import Ensemble
 from limbeck.errors import UserError
 from limbeck.recipe import Recipe
@@ -45,12 +45,19 @@ def dump(table: Recipe, exclude: Any = None) -> str:
     return yaml.safe_dump(table.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
 
 
+def text(tables: Sequence[Recipe]) -> str:
+    """What stands in the recipe.yaml of a run: its recipe, or the last of some stages with those before it."""
+    return yaml.safe_dump(stages.dump(tables), sort_keys=False, allow_unicode=True)
+
+
 def of(study: build.Study, flops: Mapping[str, float]) -> Facts:
     """The manifest of a study that has not trained yet; `flops` are those of an update of each setting."""
     table, (first, *others) = study.design.recipe, _teachers(study) or [None]
     return {
         "name": table.name,
         "question": table.question,
+        "stage": table.stage,
+        "earlier": {name: plan.recipe.run_dir for name, plan in study.design.earlier.items()},
         "recipe_sha256": identity(table),
         "command": shlex.join(["limbeck", *sys.argv[1:]]),
         "limbeck": environment.versions()["limbeck"],
@@ -60,7 +67,7 @@ def of(study: build.Study, flops: Mapping[str, float]) -> Facts:
         "device": str(study.world.device),
         "teacher": first,
         "teachers": others,
-        "data": study.corpus.facts,
+        "data": study.material.facts,
         "layers": designs.facts(study.design),
         "losses": _losses(table),
         "students": {
@@ -86,14 +93,13 @@ def _losses(table: Recipe) -> Facts:
 
 def _teachers(study: build.Study) -> list[Facts]:
     """What every pretrained model is, in the order of the recipe."""
-    actors = [
-        it for actor in study.teachers.values() for it in (actor.members if isinstance(actor, Ensemble) else [actor])
-    ]
+    roles = {actor.name: actor for teachers in study.teachers.values() for actor in teachers.values()}
+    actors = [it for actor in roles.values() for it in (actor.members if isinstance(actor, Ensemble) else [actor])]
     said = designs.sources(study.design.recipe.models)
     return [
         {
             "name": actor.name,
-            "source": said[actor.name].source,
+            "source": said[actor.name.partition("@")[0]].source,
             "revision": getattr(actor.model.config, "_commit_hash", None),
             "sha256": students.digest(actor.model.named_parameters()),  # of the weights as the run holds them
             "parameters": actor.model.num_parameters(),

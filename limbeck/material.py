@@ -32,7 +32,8 @@ class Task(Strict):
         default="label", description="column of the class or the score; null where nothing is labelled"
     )
     classes: Annotated[tuple[Text, ...], Field(min_length=2)] | None = Field(
-        default=None, description="labels in the order of their logits; those of the training rows, sorted, when left out"
+        default=None,
+        description="labels in the order of their logits; those of the training rows, sorted, when left out",
     )
 
     @property

@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -57,9 +58,11 @@ def place(source: str) -> str:
 
 
 def config_of(source: Source, offline: bool = False) -> PretrainedConfig:
-    """The model's configuration."""
+    """The model's configuration; `problem_type` says what a sequence classifier predicts, and is None for any other."""
     config = _fetch(AutoConfig, source, offline)
     family(config.model_type)
+    one = "regression" if config.num_labels == 1 else "single_label_classification"
+    config.problem_type = (config.problem_type or one) if has_task(config) else None
     return config
 
 
@@ -75,21 +78,36 @@ def tokenizer_of(source: Source, offline: bool = False) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def model_of(source: Source, dtype: torch.dtype, offline: bool = False, **how: Any) -> PreTrainedModel:
-    """The model with its masked or causal language-model head.
+def kind_of(config: PretrainedConfig) -> Any:
+    """The class of transformers that a model of this config is: a sequence classifier where it has a task."""
+    if config.problem_type:
+        return AutoModelForSequenceClassification
+    return AutoModelForCausalLM if family(config.model_type).causal else AutoModelForMaskedLM
+
+
+def has_task(config: PretrainedConfig) -> bool:
+    """Whether the weights that come with a config are those of a sequence classifier."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
+def model_of(
+    source: Source, dtype: torch.dtype, offline: bool = False, config: PretrainedConfig | None = None, **how: Any
+) -> PreTrainedModel:
+    """The model with the head that it comes with: of a language model, or of a sequence classifier.
 
     Args:
         source: where it is.
         dtype: of its parameters.
         offline: do not ask the Hub.
+        config: its configuration, where it is known.
         how: further words of `from_pretrained`, such as `device_map="meta"` to check the weights without reading them.
 
     Raises:
         UserError: weights are missing, left over or of another shape than the config says.
     """
-    row = family(config_of(source, offline).model_type)
-    kind = AutoModelForCausalLM if row.causal else AutoModelForMaskedLM
-    how |= {"dtype": dtype, "use_safetensors": True, "attn_implementation": "sdpa"}
+    config = config or config_of(source, offline)
+    row, kind = family(config.model_type), kind_of(config)
+    how |= {"dtype": dtype, "use_safetensors": True, "attn_implementation": "sdpa", "config": config}
     model, report = _fetch(kind, source, offline, output_loading_info=True, ignore_mismatched_sizes=True, **how)
     for name, there, here in sorted(report["mismatched_keys"]):
         raise UserError(

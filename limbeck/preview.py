@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from limbeck import bridges, build, costs, designs, models, terms
+from limbeck import build, costs, designs, models, terms
 from limbeck.feeds.corpora import each, find_files
 from limbeck.feeds.readers import hub_name
 from limbeck.feeds.tokenise import Encoder
@@ -22,24 +22,45 @@ TIMES = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 SIZES = {"TiB": 2.0**40, "GiB": 2.0**30, "MiB": 2.0**20}
 
 
-def lines(table: Recipe) -> list[str]:
-    """The study on a page. What is on the Hub is not downloaded; what is on this disk is read and held together.
+def lines(tables: Sequence[Recipe]) -> list[str]:
+    """The study on a page, or on one for each stage. What is on the Hub is not downloaded; what is on this disk is read and
+    held together.
 
     Raises:
         UserError: what a run would stop with.
     """
-    title = [f"{table.name}: {table.question}" if table.question else table.name, ""]
+    last, plans, found = tables[-1], {}, []
+    for number, table in enumerate(tables):
+        title = f"{last.name}: {last.question}" if last.question else last.name
+        found += [""] if number else []
+        found += [
+            f"{title}, stage {table.stage}"
+            if len(tables) > 1 and number == 0
+            else f"stage {table.stage}"
+            if number
+            else title,
+            "",
+        ]
+        found += _stage(table, plans)
+        if table.stage not in plans:  # not downloaded: nothing can be known of what follows
+            break
+    return found
+
+
+def _stage(table: Recipe, plans: dict[str, designs.Design]) -> list[str]:
+    """One stage on a page; its design is put to those before it."""
     away = _far_corpora(table)
     try:
-        plan = designs.design(table, offline=True)
+        plan = designs.design(table, offline=True, earlier=dict(plans))
     except models.NotDownloaded:
         teachers = [f"hub: {source.source}" for source in designs.sources(table.models).values()]
-        return [*title, *_settings(table, None), "", *_downloads([*teachers, *away])]
+        return [*_settings(table, None), "", *_downloads([*teachers, *away])]
+    plans[table.stage] = plan
     designs.weights_fit(plan, offline=True)
     Encoder(plan.teacher_tokenizer, plan.student_tokenizer)
     text = [] if away else _text(plan)
     body = [*_models(plan), "", *_settings(table, plan), "", *_cost(plan)]
-    return [*title, *body, *(_downloads(away) if away else _aligned([*text, ("ok", "")]))]
+    return [*body, *(_downloads(away) if away else _aligned([*text, ("ok", "")]))]
 
 
 def _far_corpora(table: Recipe) -> list[str]:
@@ -59,9 +80,9 @@ def _downloads(names: list[str]) -> list[str]:
 
 def _text(plan: designs.Design) -> list[Row]:
     notes: list[str] = []
-    corpus = build.text(plan, notes.append)
-    build.feed(plan, corpus, seed=0)
-    facts = corpus.facts
+    material = build.text(plan, notes.append)
+    build.feed(plan, material, seed=0)
+    facts = material.facts
     rows = [
         ("text", f"{facts['corpus']}: {facts['documents']:,} documents, {facts['tokens']:,} tokens"),
         ("held out", f"{facts['heldout_documents']:,} documents, {facts['heldout_tokens']:,} tokens"),
@@ -100,6 +121,8 @@ def _notes(setting: Setting, table: Recipe) -> list[str]:
     notes = []
     if setting.peers > 1:
         notes.append(f"{setting.peers} peers, {'one after the other' if setting.alternate else 'together'}")
+    if setting.exits:
+        notes.append(f"exits behind layers {', '.join(map(str, sorted(setting.exits)))}")
     if setting.ema is not None:
         notes.append(f"average of decay {setting.ema:g}")
     if setting.balance != "none":
@@ -130,8 +153,7 @@ def _weight(term: Term) -> str:
 
 def _aids(plan: designs.Design, setting: str, number: int) -> str:
     """The modules of a term: `2 of 192->384` for bridges, other kinds by their names."""
-    with torch.device("meta"):
-        made = bridges.build(plan.terms[setting][number].aids, bridges.Making(0))
+    made = plan.aids(plan.terms[setting][number])
     kinds = Counter(
         f"{aid.in_features}->{aid.out_features}" if isinstance(aid, torch.nn.Linear) else _kind(aid)
         for aid in made.values()

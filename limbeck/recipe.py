@@ -6,6 +6,7 @@ Precedence: defaults < YAML < command line (`key=value`). An unknown word stops 
 from __future__ import annotations
 
 import re
+from string import ascii_lowercase
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
@@ -29,7 +30,7 @@ from limbeck.material import Data
 from limbeck.settings import Setting
 from limbeck.words import LOSSES, nearest
 
-RESERVED = {"teacher", "peers", "ema"}  # roles that are no names of teachers
+RESERVED = {"teacher", "peers", "ema", "self"}  # roles that are no names of teachers
 
 
 class Source(Strict):
@@ -100,7 +101,6 @@ class Student(Strict):
             raise wrong("heads", f"{self.heads} heads do not divide the width {self.hidden}; choose heads that do")
         return self
 
-
     @property
     def origin(self) -> Source | None:
         """The model that the student begins as, where it is not the teacher."""
@@ -153,8 +153,9 @@ class Train(Strict):
     )
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     eval_every: Positive = 100
-    eval_blocks: Positive = Field(
-        default=64, description="held-out blocks, and as many training blocks, of an evaluation"
+    eval_blocks: Positive | None = Field(
+        default=None,
+        description="held-out blocks, and as many training blocks, of an evaluation; 64 when left out, of a task all",
     )
     checkpoint_every: Positive = 500
     probe_every: Positive = Field(
@@ -175,6 +176,7 @@ class Recipe(Strict):
     """Everything that a run is a function of."""
 
     name: Name
+    stage: Name = Field(default="train", description="what a stage of a staged recipe is called")
     question: str | None = Field(default=None, description="what the study asks; heads the report")
     models: Models = Models()
     data: Data = Data()
@@ -207,7 +209,11 @@ class Recipe(Strict):
                         f"settings.{name}.terms.{number}.teacher",
                         f"there is no teacher '{term.teacher}'; {nearest(term.teacher, known)}",
                     )
-                if isinstance(self.models.teacher, Ensemble) and term.teacher == "teacher" and term.taps != ("logits",):
+                if (
+                    isinstance(self.models.teacher, Ensemble)
+                    and term.teacher == "teacher"
+                    and not set(term.taps) <= {"logits", "exit"}
+                ):
                     raise wrong(
                         f"settings.{name}.terms.{number}.tap",
                         "an ensemble has one voice, its logits; name a member in models.teachers, and say teacher: NAME",
@@ -233,7 +239,7 @@ class Recipe(Strict):
                     place = f"settings.{setting}.terms.{number}"
                     raise wrong("models.teacher", f"missing; {place} ({term.loss}) learns from a teacher; set it")
         for word in ("family", "tokenizer"):
-            if getattr(self.models.student, word) is None:
+            if getattr(self.models.student, word) is None and self.models.student.origin is None:
                 raise wrong(f"models.student.{word}", "missing; without a teacher the student needs it; set it")
         if self.models.student.init == "teacher":
             raise wrong("models.student.init", "there is no teacher to copy; set models.teacher, or init to random")
@@ -243,6 +249,11 @@ class Recipe(Strict):
     def chosen(self) -> dict[str, Setting]:
         """The settings that are trained: all, or those that `only` names."""
         return {name: table for name, table in self.settings.items() if self.only is None or name in self.only}
+
+    def learner(self, setting: str, seed: int, number: int = 0) -> str:
+        """What the n-th student of a setting and a seed is called."""
+        peer = f"-{ascii_lowercase[number]}" if self.settings[setting].peers > 1 else ""
+        return f"{setting}-seed{seed}{peer}"
 
     @property
     def run_dir(self) -> str:

@@ -71,7 +71,11 @@ def _roles(teachers: Teachers) -> dict[str, tuple[str, ...]]:
 
 
 def _lessons(learner: Learner, terms: Sequence[Term], roles: Mapping[str, tuple[str, ...]]) -> list[Lesson]:
-    """A learner's lessons: one for each actor of each role; the first one carries the terms without a teacher."""
+    """A learner's lessons: one for each actor of each role; the first one carries the terms without a teacher.
+
+    A learner whose deeper layers teach its shallower ones (be your own teacher, arXiv 1905.08094) plays the role `self`.
+    """
+    roles = {**roles, "self": (learner.name,)}
     taught = [(name, role, 1 / len(names)) for role, names in roles.items() for name in names if _of_role(terms, role)]
     if not taught:
         return [Lesson(learner.name, None, tuple(terms))]

@@ -17,15 +17,15 @@ from limbeck.errors import Interrupted, UserError
 from limbeck.evaluate import Evaluation, document_rows
 from limbeck.lab import report
 
-STAGE = "train"
+BLOCKS = 64  # of an evaluation
 SILENT = 0.01  # share of the gradient below which a term is named
 
 
 class Session:
-    """A study, its directory, and the hooks that write there."""
+    """A study, its directory, and the hooks that write there; `recipe` is the text of its recipe.yaml."""
 
-    def __init__(self, study: build.Study, folder: Path, tell: Callable[[str], None]) -> None:
-        self.study, self.folder, self.tell = study, folder, tell
+    def __init__(self, study: build.Study, folder: Path, tell: Callable[[str], None], recipe: str) -> None:
+        self.study, self.folder, self.tell, self.recipe = study, folder, tell, recipe
         self.table, self.how = study.design.recipe, study.design.recipe.train
         self.evaluation = self._evaluation()
         self.flops = costs.of_study(study.design).flops_per_step
@@ -72,7 +72,7 @@ class Session:
     def _describe(self, learner: str) -> dict[str, Any]:
         setting = self.study.settings[learner]
         seed = int(learner.removeprefix(f"{setting}-seed").split("-")[0])
-        return {"stage": STAGE, "setting": setting, "seed": seed, "flops_per_step": self.flops[setting]}
+        return {"stage": self.table.stage, "setting": setting, "seed": seed, "flops_per_step": self.flops[setting]}
 
     # what is written
 
@@ -92,7 +92,7 @@ class Session:
                     f"{self.folder}: cannot be made ({error.strerror}); choose another with out=DIR"
                 ) from None
             rundir.write_json(self.folder / rundir.MANIFEST, begun)
-            rundir.write_text(self.folder / rundir.RECIPE, manifest.dump(self.table))
+            rundir.write_text(self.folder / rundir.RECIPE, self.recipe)
         self.study.world.wait()
         return 0
 
@@ -114,7 +114,7 @@ class Session:
         self._status("running", time.time())
         self.study.world.wait()  # all have read what is now taken away
         if self.study.world.is_main:
-            rundir.write_text(self.folder / rundir.RECIPE, manifest.dump(self.table))
+            rundir.write_text(self.folder / rundir.RECIPE, self.recipe)
             checkpoint.drop_after(self.folder / rundir.CHECKPOINTS, start)
             for left in (
                 *self.folder.glob(f"{rundir.CHECKPOINTS}/.*.tmp"),
@@ -179,11 +179,11 @@ class Session:
     def _finish(self, begin: float) -> None:
         """Exports the students, saves, draws the figures, writes the report."""
         if self.study.world.is_main:
-            facts, recipe = rundir.read_json(self.folder / rundir.MANIFEST), manifest.dump(self.table)
+            facts = rundir.read_json(self.folder / rundir.MANIFEST)
             last = [row for row in rundir.read_lines(self.folder / rundir.EVALS)[0] if row["step"] == self.how.steps]
             for learner in self.study.learners:
                 rows = [row for row in last if row["learner"] == learner.name]
-                card = export.model_card(facts, recipe, self.study.settings[learner.name], learner.name, rows)
+                card = export.model_card(facts, self.recipe, self.study.settings[learner.name], learner.name, rows)
                 export.export(self.folder, learner, self.study.design.student_tokenizer, card)
         self._save(self.how.steps)
         self._status("done", begin)
@@ -200,11 +200,18 @@ class Session:
 
     def _evaluation(self) -> Evaluation:
         """The fixed blocks of both splits."""
-        plan, corpus, world = self.study.design, self.study.corpus, self.study.world
+        plan, material, world = self.study.design, self.study.material, self.study.world
         batches = {}
+        task = self.table.data.task
+        count = self.how.eval_blocks or (len(material.corpus.heldout) if task else BLOCKS)
         for split, part in (("train", "train"), ("test", "heldout")):
-            feed = build.feed(plan, corpus, 0, part)
-            batches[split] = [to_device(b, world.device) for b in feed.fixed(self.how.eval_blocks, batch_size=16)]
+            feed = build.feed(plan, build.Material(material.corpus, None), 0, part)
+            batches[split] = [to_device(b, world.device) for b in feed.fixed(count, batch_size=16)]
         return Evaluation(
-            self.study.teacher, batches, chunk=self.how.chunk, autocast=plan.autocast, device=world.device
+            self.study.measures,
+            batches,
+            chunk=self.how.chunk,
+            autocast=plan.autocast,
+            device=world.device,
+            task=task.kind if task else None,
         )

@@ -39,7 +39,7 @@ class Term(Strict):
     weight: Annotated[float, Field(ge=0)] | Ramp = 1.0
     teacher: Text = Field(
         default="teacher",
-        description="who teaches it: models.teacher, a name of models.teachers, peers, or ema, the average of its own weights",
+        description="who teaches it: models.teacher, a name of models.teachers, peers, ema (the average of its own weights), or self (its own deeper layers)",
     )
 
     @property
@@ -70,6 +70,17 @@ class Term(Strict):
     @model_validator(mode="after")
     def _fits_its_loss(self) -> Term:
         layered = [tap for tap in self.taps if tap in LAYERED_TAPS]
+        if self.teacher == "self" and self.taps[0] not in (
+            "exit",
+            "hidden",
+            "ffn",
+            "scores",
+            "probs",
+            "query",
+            "key",
+            "value",
+        ):
+            raise wrong("tap", f"a model has one {self.taps[0]} and cannot teach it to itself; compare exit or a layer")
         if self.layers != "uniform" and not layered:
             raise wrong("layers", f"the tap {self.taps[0]} has no layers; leave the word out")
         if not isinstance(self.tap, str) and len(self.taps) == 1:
@@ -98,7 +109,7 @@ class Term(Strict):
                     name, f"must be {said}, not {str(value).lower() if isinstance(value, bool) else repr(value)}"
                 )
         for tap in self.taps:
-            if tap not in words.taps:
+            if ("logits" if tap == "exit" else tap) not in words.taps:
                 compared = " or ".join(words.taps)
                 raise wrong("tap", f"the loss {self.loss} compares {compared}, not {tap}; change tap or loss")
         if len(self.taps) > 1 and not words.bundle:
@@ -119,6 +130,9 @@ class Setting(Strict):
     )
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None, description="decay of the average of the student's weights that teaches the terms `teacher: ema`"
+    )
+    exits: tuple[Positive, ...] = Field(
+        default=(), description="layers behind which the student has an early exit, for terms on the tap `exit`"
     )
     balance: Literal["none", "initial", "gradient", "uncertainty"] = Field(
         default="none",
@@ -150,6 +164,17 @@ class Setting(Strict):
             raise wrong("ema", "peers have no averages; leave ema or peers out")
         if self.alternate and self.peers < 2:
             raise wrong("alternate", "one student has nobody to alternate with; set peers, or leave the word out")
+        return self
+
+    @model_validator(mode="after")
+    def _exits_are_used(self) -> Setting:
+        if len(set(self.exits)) < len(self.exits):
+            raise wrong("exits", f"one layer stands twice: {list(self.exits)}; name each once")
+        at_exit = any("exit" in term.taps for term in self.terms)
+        if at_exit and not self.exits:
+            raise wrong("exits", "missing; a term learns at early exits; set their layers, such as [2, 4]")
+        if self.exits and not at_exit:
+            raise wrong("terms", "no term learns at the exits; give one tap: exit")
         return self
 
     @model_validator(mode="after")

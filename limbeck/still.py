@@ -18,7 +18,7 @@ from torch import Tensor
 from limbeck.actors import Ema, Frozen, Learner, Norms
 from limbeck.ensemble import Ensemble
 from limbeck.lessons import Lesson, Pair, Term
-from limbeck.losses import forward_kl
+from limbeck.losses import forward_kl, logit_mse
 from limbeck.reduce import Batch, Counts
 from limbeck.schedules import constant
 from limbeck.taps import Readout
@@ -26,7 +26,15 @@ from limbeck.world import World
 
 Actor = Frozen | Ensemble | Learner | Ema
 Readouts = Mapping[str, Readout]
-COMMON = Term("logit", forward_kl, (Pair("logits", "logits"),), constant(1.0))  # the logit loss that all settings share
+Voice = tuple[str, str]  # an actor, and the tap of the head that speaks
+
+
+def common_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """The logit loss that all settings share: forward KL at temperature 1; of a score, which is no distribution, the square."""
+    return (forward_kl if student.shape[-1] > 1 else logit_mse)(student=student, teacher=teacher)
+
+
+COMMON = Term("logit", common_loss, (Pair("logits", "logits"),), constant(1.0), needs=("teacher",))
 
 
 @dataclass
@@ -152,61 +160,63 @@ class Still:
                 readouts[name] = actor.read(micro.batch, *moment)
         return readouts
 
-    def speak(self, micro: Micro, readouts: Readouts) -> dict[str, tuple[Tensor, Tensor]]:
-        """The logit terms. Returns each student's selected head inputs and the gradient there.
+    def speak(self, micro: Micro, readouts: Readouts) -> dict[Voice, tuple[Tensor, Tensor]]:
+        """The logit terms. Returns the selected inputs of each head that learns, and the gradient there.
 
         Chunk by chunk; what a loss needs of the batch as a whole is evaluated once more, in one piece.
         """
         where = micro.batch["select"].flatten().nonzero().squeeze(1)
         labels = micro.batch["labels"].flatten()[where]
         lessons = [lesson for lesson in self.lessons if lesson.logit_terms]
-        speakers = [name for name in self.actors if any(name in (it.student, it.teacher) for it in lessons)]
-        inputs = {name: readouts[name].features.flatten(0, 1)[where] for name in speakers}
-        slopes = {lesson.student: torch.zeros_like(inputs[lesson.student]) for lesson in lessons}
+        inputs = {(name, tap): readouts[name].inputs(tap).flatten(0, -2)[where] for name, tap in _voices(lessons)}
+        slopes = {voice: torch.zeros_like(inputs[voice]) for lesson in lessons for voice in _learning(lesson)}
         for parts, size in ((_portion(lessons, False), self.chunk), (_portion(lessons, True), max(1, len(where)))):
-            here = [name for name in speakers if any(name in (it.student, it.teacher) for it in parts)]
+            here = _voices(parts)
             for start in range(0, len(where), size) if parts else ():
                 chunk = slice(start, start + size)
-                leaves = {name: inputs[name][chunk].detach().requires_grad_(name in slopes) for name in here}
-                logits = {name: self._say(name, leaf) for name, leaf in leaves.items()}
+                leaves = {voice: inputs[voice][chunk].detach().requires_grad_(voice in slopes) for voice in here}
+                logits = {voice: self._say(voice, leaf) for voice, leaf in leaves.items()}
                 for name in dict.fromkeys(lesson.student for lesson in parts):
                     with self._clock(name):
                         loss = self._logit_loss(micro, name, parts, logits, labels[chunk])
                         loss.backward()
-                        slope = leaves[name].grad
-                        assert slope is not None
-                        slopes[name][chunk] += slope
-        return {name: (inputs[name], slope) for name, slope in slopes.items()}
+                for voice, leaf in leaves.items():
+                    if leaf.grad is not None:
+                        slopes[voice][chunk] += leaf.grad
+        return {voice: (inputs[voice], slope) for voice, slope in slopes.items()}
 
-    def _say(self, name: str, features: Tensor) -> Tensor:
+    def _say(self, voice: Voice, features: Tensor) -> Tensor:
+        (name, tap), actor = voice, self.actors[voice[0]]
         with self._clock(name), self._precision():
-            return self.actors[name].speak(features)
+            return actor.speak(features, tap) if isinstance(actor, Learner) else actor.speak(features)
 
     def _logit_loss(
-        self, micro: Micro, name: str, lessons: Sequence[Lesson], logits: Mapping[str, Tensor], labels: Tensor
+        self, micro: Micro, name: str, lessons: Sequence[Lesson], logits: Mapping[Voice, Tensor], labels: Tensor
     ) -> Tensor:
-        """The weighted logit terms of one student on one chunk; the others' logits are constants for it."""
-        tally, total = micro.tallies[name], logits[name].new_zeros((), dtype=torch.float32)
+        """The weighted logit terms of one student on one chunk; what it learns from are constants for it."""
+        tally, total = micro.tallies[name], torch.zeros((), device=labels.device)
         learner = self.actors[name]
         assert isinstance(learner, Learner)
         for lesson in lessons:
             if lesson.student != name:
                 continue
-            teacher = logits[lesson.teacher].detach() if lesson.teacher else None
             common = None
             for term in lesson.terms:
-                value = term.of_logits(logits[name], teacher, labels, micro.counts)
-                tally.add(term.name, value)
-                total = total + self._weight(learner, term, micro.step) * value
-                common = value if term.loss is forward_kl else common
-            if teacher is not None and lesson.measured:
+                for pair in term.pairs:
+                    mine, theirs = _said(lesson, pair, logits)
+                    value = term.of_logits(mine, theirs, labels, micro.counts)
+                    tally.add(term.name, value)
+                    total = total + self._weight(learner, term, micro.step) * value
+                    common = value if term.loss is forward_kl and pair in COMMON.pairs else common
+            if lesson.teacher and lesson.measured:
                 with torch.no_grad():
-                    common = COMMON.of_logits(logits[name], teacher, labels, micro.counts) if common is None else common
+                    said = _said(lesson, COMMON.pairs[0], logits)
+                    common = COMMON.of_logits(*said, labels, micro.counts) if common is None else common
                 tally.add_logit_loss(common)
         return total
 
     def pull(
-        self, micro: Micro, readouts: Readouts, spoken: Mapping[str, tuple[Tensor, Tensor]], keep: bool = False
+        self, micro: Micro, readouts: Readouts, spoken: Mapping[Voice, tuple[Tensor, Tensor]], keep: bool = False
     ) -> None:
         """The other terms, and one backward for each learner; `keep` keeps the graph for another."""
         for learner in self.learners:
@@ -214,7 +224,7 @@ class Still:
                 with self._precision():
                     losses = [self._other_loss(micro, learner, it, readouts) for it in self.lessons if it.other_terms]
                 roots = [(loss, torch.ones_like(loss)) for loss in losses if loss is not None]
-                roots += [spoken[learner.name]] if learner.name in spoken else []
+                roots += [root for (name, _), root in spoken.items() if name == learner.name]
                 if roots:
                     torch.autograd.backward([root for root, _ in roots], [slope for _, slope in roots], keep)
 
@@ -244,6 +254,30 @@ class Still:
         if self.world.device.type == "cuda":
             torch.cuda.synchronize(self.world.device)
         return perf_counter()
+
+
+def _learning(lesson: Lesson) -> list[Voice]:
+    """The heads of its student that a lesson on logits trains."""
+    return [(lesson.student, tap) for term in lesson.logit_terms for tap in term.taps("student")]
+
+
+def _voices(lessons: Sequence[Lesson]) -> list[Voice]:
+    """Every head that some lessons on logits hear, once."""
+    found: dict[Voice, None] = {}
+    for lesson in lessons:
+        found |= dict.fromkeys(_learning(lesson))
+        if lesson.teacher:
+            taps = [tap for term in lesson.logit_terms if "teacher" in term.needs for tap in term.taps("teacher")]
+            found |= dict.fromkeys((lesson.teacher, tap) for tap in taps)
+            if lesson.measured:
+                found |= {(lesson.student, "logits"): None, (lesson.teacher, "logits"): None}
+    return list(found)
+
+
+def _said(lesson: Lesson, pair: Pair, logits: Mapping[Voice, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """What student and teacher say at a pair of taps; the teacher is a constant, None where nobody teaches."""
+    theirs = logits.get((lesson.teacher or "", str(pair.teacher)))
+    return logits[lesson.student, str(pair.student)], None if theirs is None else theirs.detach()
 
 
 def _portion(lessons: Sequence[Lesson], whole: bool) -> list[Lesson]:

@@ -9,6 +9,7 @@ B batch, T tokens, S keys, H width, h heads, d width of a head, V vocabulary. La
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -39,35 +40,45 @@ class _Recorder(Recorder):
 class Readout(Mapping[str, Tensor]):
     """What a model answers: tap name -> tensor, derived ones computed when they are asked for.
 
-    `features` is the input of the head `[B, T, H]` and `head` maps any `[..., H]` of it to logits, so that a caller who
-    wants the logits of few tokens never pays for all.
+    `features` is the input of the head, `[B, T, H]` (of a classifier `[B, H]`), and `head` maps any `[..., H]` of it to
+    logits, so that a caller who wants the logits of few tokens never pays for all.
     """
 
     def __init__(
         self,
         taps: tuple[str, ...],
         depth: int,
-        features: Tensor,
+        states: Tensor,
         attended: Tensor,
         head: Callable[[Tensor], Tensor],
         recorder: _Recorder,
+        pool: Callable[[Tensor, Tensor], Tensor] = lambda states, attended: states,
     ):
-        self.features, self.head = features, head
+        self.features, self.head = pool(states, attended), head
         self._taps, self._depth, self._attended, self._recorder = taps, depth, attended, recorder
+        self._states, self._pool = states, pool
 
     def __getitem__(self, tap: str) -> Tensor:
         if tap == "logits":
             return self.head(self.features)
         if tap == "pooled":
-            return _mean_of_tokens(self.features, self._attended)
+            return _mean_of_tokens(self._states, self._attended)
         kind, layer = parse(tap, self._depth)
         try:
+            if kind == "exit":
+                raise UserError(f"{tap} is spoken by the learner that holds the head; ask for hidden.{layer}")
             if kind in ("hidden", "ffn"):
                 return getattr(self._recorder, kind)[layer]
             attended = self._recorder.attended[layer]
         except KeyError:
             raise KeyError(f"{tap} was not tapped; this readout has {', '.join(self._taps)}") from None
         return _DERIVED[kind](attended)
+
+    def inputs(self, tap: str) -> Tensor:
+        """What the head behind `logits` takes, or that of an early exit behind `exit.N`: shaped as `features`."""
+        if tap == "logits":
+            return self.features
+        return self._pool(self._recorder.hidden[parse(tap, self._depth)[1]], self._attended)
 
     def visible(self, tap: str) -> Tensor | None:
         """Which key each query sees at an attention tap (padding, causal order, window): bool `[B, 1, T, S]`.
@@ -110,7 +121,7 @@ def parse(tap: str, depth: int) -> tuple[str, int]:
         return "hidden", 0
     if tap in ("logits", "pooled"):
         return tap, depth
-    if kind not in ("hidden", "ffn", *_FROM_ATTENTION):
+    if kind not in ("hidden", "ffn", "exit", *_FROM_ATTENTION):
         raise UserError(f"unknown tap '{tap}'; {nearest(kind, TAPS)}")
     first = 0 if kind == "hidden" else 1
     try:
@@ -127,6 +138,16 @@ def parse(tap: str, depth: int) -> tuple[str, int]:
     return kind, layer
 
 
+def is_classifier(model: PreTrainedModel) -> bool:
+    """Whether a model gives one answer for each row."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def _part(model: PreTrainedModel, name: str) -> Callable[[Tensor], Tensor]:
+    """A step from features to logits: a module of the model, or a function of torch."""
+    return getattr(torch, name.removeprefix("torch.")) if name.startswith("torch.") else model.get_submodule(name)
+
+
 class Tapped:
     """A Hugging Face model that answers a batch with a readout of the named taps.
 
@@ -139,7 +160,7 @@ class Tapped:
     The model keeps fast attention. It may be wrapped by several `Tapped`s and used without them.
 
     Args:
-        model: a masked or causal language model of a family in `limbeck.anatomy`.
+        model: a masked or causal language model, or a sequence classifier, of a family in `limbeck.anatomy`.
         taps: names such as `embedding`, `hidden.3`, `query.-1`, `scores.2`, `probs.2`, `ffn.2` (what the feed-forward
             activation is applied to), `pooled` (the mean of the last states over the attended tokens), `logits`.
 
@@ -157,31 +178,47 @@ class Tapped:
         self._base = model.get_submodule(self.family.base)
         self.layers = list(self._base.get_submodule(self.family.layers).children())
         self.depth = len(self.layers)
-        self._heads = [getattr(model, name) for name in self.family.head]
+        self.classifies = is_classifier(model)
+        self.heads = [_part(model, name) for name in (self.family.classifier if self.classifies else self.family.head)]
         places = {parse(tap, self.depth) for tap in self.taps}
-        self._hidden = {layer for kind, layer in places if kind == "hidden"}
+        self._hidden = {layer for kind, layer in places if kind in ("hidden", "exit")}
         self._ffn = {layer for kind, layer in places if kind == "ffn"}
         attended = sorted({layer for kind, layer in places if kind in _FROM_ATTENTION})
         self._attention = {self.layers[i - 1].get_submodule(self.family.attention): i for i in attended}
+        norm = self.family.final_norm
+        self.final_norm = self._base.get_submodule(norm) if norm else None
+        taken = inspect.signature(self._base.forward).parameters
+        self._inputs = [name for name in _INPUTS if name in taken]
         model.set_attn_implementation(attention.NAME)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Readout:
         """Runs the model up to its head. Gradients flow as the caller's grad mode says."""
         self._refuse_reentrant_checkpointing()
-        inputs: dict[str, Any] = {name: batch[name] for name in _INPUTS if name in batch}
+        inputs: dict[str, Any] = {name: batch[name] for name in self._inputs if name in batch}
         if self.family.causal:
             inputs["use_cache"] = False
         recorder = _Recorder(self._attention)
         with self._recording(recorder):
-            features = self._base(**inputs).last_hidden_state
+            states = self._base(**inputs).last_hidden_state
         attended = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-        return Readout(self.taps, self.depth, features, attended, self.head, recorder)
+        return Readout(self.taps, self.depth, states, attended, self.head, recorder, self.pool)
 
     def head(self, features: Tensor) -> Tensor:
         """The model's own head: `[..., H]` -> logits `[..., V]`."""
-        for module in self._heads:
-            features = module(features)
+        for part in self.heads:
+            features = part(features)
         return features if self.columns is None else features[..., : self.columns]
+
+    def pool(self, states: Tensor, attended: Tensor) -> Tensor:
+        """What the head takes of hidden states `[B, T, H]`: all of them, or of a classifier one for each row `[B, H]`."""
+        if not self.classifies:
+            return states
+        if getattr(self.model.config, "classifier_pooling", "cls") == "mean":
+            return _mean_of_tokens(states, attended)
+        if not self.family.causal:
+            return states[:, 0]
+        last = attended.shape[1] - 1 - attended.flip(1).to(torch.uint8).argmax(1)
+        return states[torch.arange(len(states), device=states.device), last]
 
     @contextmanager
     def _recording(self, recorder: _Recorder) -> Iterator[None]:
@@ -205,8 +242,7 @@ class Tapped:
 
         if layer == 0:
             return self.layers[0].register_forward_pre_hook(given, with_kwargs=True)
-        norm = self.family.final_norm if layer == self.depth else None
-        module = self._base.get_submodule(norm) if norm else self.layers[layer - 1]
+        module = (self.final_norm if layer == self.depth else None) or self.layers[layer - 1]
         return module.register_forward_hook(returned)
 
     def _ffn_hook(self, layer: int, recorder: _Recorder) -> Any:

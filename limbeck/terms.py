@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from limbeck import bridges, custom, factors, layers, lessons, memory, schedules, settings
+from limbeck import bridges, custom, exits, factors, layers, lessons, memory, schedules, settings
 from limbeck.anatomy import heads_of, width_of
 from limbeck.errors import UserError
 from limbeck.losses import LOSSES
@@ -27,24 +27,34 @@ def of_setting(
     Raises:
         UserError: a term does not fit them; `where` is the setting's place in the recipe.
     """
+    for layer in setting.exits:
+        if layer >= student.num_hidden_layers:
+            raise UserError(
+                f"{where}.exits: {layer}, but an exit lies before the last of the student's {student.num_hidden_layers} layers; lower it"
+            )
     return tuple(
-        _Term(term, student, shape_of(term, student, teachers), f"{where}.{term.label}").build()
+        _Term(term, student, shape_of(term, student, teachers), f"{where}.{term.label}", setting.exits).build()
         for term in setting.terms
     )
 
 
 def shape_of(term: settings.Term, student: PretrainedConfig, teachers: Shapes) -> PretrainedConfig | None:
-    """The shape of who teaches a term: peers and averages have the student's."""
-    return student if term.teacher in ("peers", "ema") else teachers.get(term.teacher)
+    """The shape of who teaches a term: peers, averages and the student itself have the student's."""
+    return student if term.teacher in ("peers", "ema", "self") else teachers.get(term.teacher)
 
 
 class _Term:
     """One term of a recipe on its way; `aids` collects the modules that its pairs name."""
 
     def __init__(
-        self, said: settings.Term, student: PretrainedConfig, teacher: PretrainedConfig | None, where: str
+        self,
+        said: settings.Term,
+        student: PretrainedConfig,
+        teacher: PretrainedConfig | None,
+        where: str,
+        at: tuple[int, ...],
     ) -> None:
-        self.said, self.student, self.teacher, self.where = said, student, teacher, where
+        self.said, self.student, self.teacher, self.where, self.exits = said, student, teacher, where, at
         self.words = WORDS.get(said.loss) or custom.words(said, where, self._tried_on())
         self.aids: dict[str, bridges.Make] = {}
 
@@ -63,6 +73,9 @@ class _Term:
     def _pairs(self) -> tuple[lessons.Pair, ...]:
         said, teacher, label = self.said, self.teacher, self.said.label
         taps = said.taps
+        if taps == ("exit",):
+            self.aids |= {f":exit:{layer}": exits.head for layer in self.exits}
+            return tuple(lessons.Pair(f"exit.{layer}", "logits") for layer in self.exits)
         if taps == ("logits",) or teacher is None:
             return (lessons.Pair("logits", "logits"),)
         self._heads_fit(teacher)
@@ -72,7 +85,7 @@ class _Term:
             return (lessons.Pair("pooled", "pooled", memory=name),)
         if not set(taps) & set(LAYERED_TAPS):
             return (lessons.Pair(taps[0], taps[0], self._bridge(_key(label), taps[0])),)
-        mapped = layer_map(said, self.student, teacher, self.where)
+        mapped = layer_map(said, self.student, teacher, self.where, self.exits)
         if said.loss == "flow":
             return self._flow(sorted(mapped.items()))
         return tuple(self._pair(taps, s, t) for s, t in mapped.items())
@@ -118,7 +131,7 @@ class _Term:
     def _tried_on(self) -> tuple[int, int]:
         """The widths of what a loss of one's own is given: the teacher's on both sides where a bridge may stand between."""
         tap, *more = self.said.taps
-        if self.teacher is None or more or tap in ("logits", "scores", "probs"):
+        if self.teacher is None or more or tap in ("logits", "exit", "scores", "probs"):
             return custom.D, custom.D
         mine, theirs = self._widths(tap)
         return (mine if self.said.bridge == "none" else theirs), theirs
@@ -164,14 +177,22 @@ class _Term:
 
 
 def layer_map(
-    term: settings.Term, student: PretrainedConfig, teacher: PretrainedConfig | None, where: str
+    term: settings.Term,
+    student: PretrainedConfig,
+    teacher: PretrainedConfig | None,
+    where: str,
+    at: tuple[int, ...] = (),
 ) -> dict[int, int]:
     """The layers that a layered term compares: {student layer: teacher layer}."""
     assert teacher is not None
+    if term.teacher == "self" and term.layers == "uniform":  # the last layer teaches those behind which it exits
+        return {layer: int(student.num_hidden_layers or 0) for layer in at or (1,)}
     try:
         pairs = layers.resolve(term.layers, student.num_hidden_layers, teacher.num_hidden_layers)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    if term.teacher == "self" and any(mine >= theirs for mine, theirs in pairs.items()):
+        raise UserError(f"{where}: a layer learns from a deeper one; map so, such as layers: {{1: last}}")
     if term.taps != ("hidden",) and 0 in (*pairs, *pairs.values()):
         raise UserError(
             f"{where}: layer 0 is the embedding and has no {term.taps[0]}; map layers from 1 on, such as layers: {{1: 1}}"

@@ -52,6 +52,7 @@ _TOPK = {"k": "count", "tail": "flag", **_WARM}
 
 LOSSES: dict[str, LossWords] = {
     "cross_entropy": LossWords(_LOGITS, needs=("labels",)),
+    "squared_error": LossWords(_LOGITS, needs=("labels",)),
     "soft_cross_entropy": LossWords(_LOGITS, _WARM),
     "forward_kl": LossWords(_LOGITS, _WARM),
     "reverse_kl": LossWords(_LOGITS, _WARM),
@@ -92,7 +93,7 @@ LOSSES: dict[str, LossWords] = {
 }
 
 LAYERED_TAPS = ("hidden", "query", "key", "value", "scores", "probs", "ffn")
-TAPS = ("embedding", *LAYERED_TAPS, "pooled", "logits")
+TAPS = ("embedding", *LAYERED_TAPS, "pooled", "logits", "exit")
 LAYER_MAPS = ("uniform", "skip", "last", "top", "all-to-one")
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import tokenizers
@@ -25,6 +25,7 @@ from limbeck.feeds.tokenise import Encoder, Special
 if TYPE_CHECKING:
     from limbeck.material import Data
 
+T = TypeVar("T")
 LAYOUT = 2  # of the files; a new number leaves older entries unread
 PARTS = ("train", "heldout")
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20  # what is tokenised at a time
@@ -103,22 +104,24 @@ def prepare(data: Data, teacher_tokenizer: Any, student_tokenizer: Any = None, *
     entry = open_or_make(folder, partial(_write, data=data, encoder=encoder, tell=tell), tell)
     tell(encoder.note)
     train, heldout = (_blocks(folder, part, data, entry, encoder.special) for part in PARTS)
-    facts = _facts(data, encoder, entry) | {"blocks": len(train), "heldout_blocks": len(heldout)}
+    facts = facts_of(data, encoder, entry) | {"blocks": len(train), "heldout_blocks": len(heldout)}
     return Corpus(train, heldout, encoder.special, facts)
 
 
 def _key(data: Data, encoder: Encoder) -> str:
     """SHA-256 over all that the files are a function of; not the block length, for blocks are cut later."""
-    return json_sha256(
-        {
-            "layout": LAYOUT,
-            "corpora": [[fingerprint(one.corpus), _heldout_key(one)] for one in each(data)],
-            "settings": [data.field, data.separator, data.max_bytes],
-            "tokenizers": encoder.hashes,
-            "special": asdict(encoder.special),
-            "library": tokenizers.__version__,
-        }
-    )
+    settings = [data.field, data.separator, data.max_bytes]
+    return json_sha256({"layout": LAYOUT, "settings": settings, **content_of(data, encoder)})
+
+
+def content_of(data: Data, encoder: Encoder) -> Facts:
+    """What every tokenised text is a function of, packed or not: as JSON, for the key of an entry of the cache."""
+    return {
+        "corpora": [[fingerprint(one.corpus), _heldout_key(one)] for one in each(data)],
+        "tokenizers": encoder.hashes,
+        "special": asdict(encoder.special),
+        "library": tokenizers.__version__,
+    }
 
 
 def _heldout_key(data: Data) -> float | list[str]:
@@ -142,8 +145,15 @@ def _blocks(folder: Path, part: str, data: Data, entry: Facts, special: Special)
     return blocks
 
 
-def _facts(data: Data, encoder: Encoder, entry: Facts) -> Facts:
-    """An entry's facts under the manifest's names, and those of this use of it."""
+def facts_of(data: Data, encoder: Encoder, entry: Facts, noun: str = "documents") -> Facts:
+    """An entry's facts under the manifest's names, and those of this use of it.
+
+    Args:
+        data: the recipe's table `data`.
+        encoder: with which the entry was tokenised.
+        entry: `both`, and for each part its facts.
+        noun: what the parts consist of.
+    """
     notes = [encoder.note]
     if not isinstance(data.heldout, str):
         own = [one.corpus for one in each(data) if heldout_source(one) is not None]
@@ -151,7 +161,7 @@ def _facts(data: Data, encoder: Encoder, entry: Facts) -> Facts:
             f"held out of {spec}: its dev or valid files; data.heldout ({data.heldout}) is not used" for spec in own
         ]
     if entry["both"]:
-        notes.append(f"{entry['both']} training documents are also held out: left out of training")
+        notes.append(f"{entry['both']} training {noun} are also held out: left out of training")
     sources = {}
     if "docs" in (data.heldout, *(one.corpus for one in each(data))):
         from limbeck.feeds import docs
@@ -173,38 +183,55 @@ def _write(folder: Path, data: Data, encoder: Encoder, tell: Tell) -> Facts:
     """Tokenise a corpus into a folder; memory does not grow with the corpus but by 8 bytes a document."""
     tell(f"tokenising {data.corpus} (once: it is kept in {folder.parent})")
     special = encoder.special
-    dtype = "uint16" if special.vocabulary < 1 << 16 else "uint32"
+    dtype = dtype_of(special)
     both = 0
     with ExitStack() as stack:
-        parts = {part: stack.enter_context(_Part(folder, part, dtype)) for part in PARTS}
-        for batch in _batches(separate(data)):
+        parts = {part: stack.enter_context(Part(folder, part, dtype)) for part in PARTS}
+        for batch in batches(separate(data), len):
             kept = [document for document in batch if document[0] in parts]
             both += len(batch) - len(kept)
             encoded = encoder([name for _, name, _ in kept], [text for _, _, text in kept])
             for (part, _, text), ids in zip(kept, encoded, strict=True):
                 parts[part].add(text, [*special.before, *ids, *special.after])
+    return {"dtype": dtype, "both": both, **both_parts(data, parts, both, tell)}
+
+
+def dtype_of(special: Special) -> str:
+    """The smallest type that holds every id."""
+    return "uint16" if special.vocabulary < 1 << 16 else "uint32"
+
+
+def both_parts(data: Data, parts: Mapping[str, Written], both: int, tell: Tell, noun: str = "document") -> Facts:
+    """Part -> its facts, which the user is told.
+
+    Raises:
+        UserError: a part is empty.
+    """
+    found = {part: parts[part].facts() for part in PARTS}
     for part in PARTS:
-        if not parts[part].starts:
-            raise UserError(_one_sided(data, part, both))
-    train, heldout = parts["train"].facts(), parts["heldout"].facts()
-    tell(f"to train on: {train['documents']:,} documents, {train['tokens']:,} tokens")
-    tell(f"held out: {heldout['documents']:,} documents, {heldout['tokens']:,} tokens")
-    return {"dtype": dtype, "both": both, "train": train, "heldout": heldout}
+        if not found[part]["documents"]:
+            raise UserError(_one_sided(data, part, both, noun))
+    for part, what in zip(PARTS, ("to train on", "held out"), strict=True):
+        tell(f"{what}: {found[part]['documents']:,} {noun}s, {found[part]['tokens']:,} tokens")
+    return found
 
 
-def _one_sided(data: Data, part: str, both: int) -> str:
+def _one_sided(data: Data, part: str, both: int, noun: str) -> str:
     if both:
-        return f"{data.corpus}: every training document is also held out; name another corpus in data.heldout"
+        return f"{data.corpus}: every training {noun} is also held out; name another corpus in data.heldout"
     use, change = ("train on", "lower") if part == "train" else ("hold out", "raise")
-    remedy = f"{change} it, give more documents, or name a corpus in it"
-    return f"{data.corpus}: no document to {use} with data.heldout at {data.heldout}; {remedy}"
+    remedy = f"{change} it, give more {noun}s, or name a corpus in it"
+    return f"{data.corpus}: no {noun} to {use} with data.heldout at {data.heldout}; {remedy}"
 
 
-def _batches(documents: Iterator[tuple[str, str, str]]) -> Iterator[list[tuple[str, str, str]]]:
+def batches(
+    items: Iterator[tuple[str, str, T]], characters_of: Callable[[T], int]
+) -> Iterator[list[tuple[str, str, T]]]:
+    """What is tokenised at a time: (part, name, item) up to a number of items and of characters."""
     batch, characters = [], 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document[2])
+    for item in items:
+        batch.append(item)
+        characters += characters_of(item[2])
         if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -212,8 +239,22 @@ def _batches(documents: Iterator[tuple[str, str, str]]) -> Iterator[list[tuple[s
         yield batch
 
 
-class _Part:
-    """A part while it is written: tokens go to the file at once, the starts of the documents at the end."""
+class Written(Protocol):
+    """A part that has been written."""
+
+    def facts(self) -> Facts:
+        """At least `documents`, `tokens` and `sha256`."""
+        ...
+
+
+class Part:
+    """A part while it is written: tokens go to the file at once, the starts of the documents at the end.
+
+    Args:
+        folder: where `NAME.bin` and `NAME.idx.npy` are written.
+        name: of the part.
+        dtype: of the tokens.
+    """
 
     def __init__(self, folder: Path, name: str, dtype: str) -> None:
         self.path, self.dtype = folder / f"{name}.bin", dtype
@@ -221,7 +262,7 @@ class _Part:
         self.tokens = 0
         self.text = hashlib.sha256()
 
-    def __enter__(self) -> _Part:
+    def __enter__(self) -> Part:
         self.file = open(self.path, "wb")
         return self
 
@@ -230,10 +271,12 @@ class _Part:
         np.save(self.path.with_suffix(".idx.npy"), np.array(self.starts, np.int64), allow_pickle=False)
 
     def add(self, text: str, ids: list[int]) -> None:
+        """Appends a document: its text, which only its hash remembers, and its tokens."""
         self.starts.append(self.tokens)
         self.tokens += len(ids)
         self.text.update(text.encode() + b"\0")
         self.file.write(np.array(ids, self.dtype).tobytes())
 
     def facts(self) -> Facts:
+        """Counts, and the hash of the text."""
         return {"documents": len(self.starts), "tokens": self.tokens, "sha256": self.text.hexdigest()}

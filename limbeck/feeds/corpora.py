@@ -7,19 +7,36 @@ joined by ` + `.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from limbeck.errors import UserError
-from limbeck.feeds.readers import SUPPORTED, Document, hub_commit, hub_name, kind_of, read_file, read_hub
+from limbeck.feeds.readers import (
+    SUPPORTED,
+    Document,
+    Row,
+    columns_of,
+    hub_columns,
+    hub_commit,
+    hub_name,
+    kind_of,
+    read_file,
+    read_hub,
+    read_hub_table,
+    read_table,
+)
+from limbeck.feeds.tables import Column, Wanted
 
 if TYPE_CHECKING:
     from limbeck.material import Data
 
+T = TypeVar("T")
 Split = Literal["train", "heldout"]
+Read = Callable[[str, Split, int | None], Iterator[tuple[str, T]]]  # (corpus, split, max_bytes) -> (name, item)
 
 PAPERS = re.compile(r"\.|source|readme|licen[cs]e|notice", re.IGNORECASE)  # beside the text, and hidden files
 PARTS = {
@@ -80,7 +97,7 @@ def read_documents(
 
     Args:
         spec: the corpus, in the words of this module's first lines.
-        field: the column that holds the text in .jsonl, .parquet and Hub data sets.
+        field: the column that holds the text where there are columns.
         separator: what stands between the documents of a .txt file.
         max_bytes: stop after the document that brings the text to so many bytes of UTF-8.
         split: the part of a folder to read.
@@ -88,16 +105,65 @@ def read_documents(
     Raises:
         UserError: missing, damaged or empty, with file and line.
     """
+    yield from _some(_all_documents(spec, field, separator, split), spec, max_bytes, str)
+
+
+def read_rows(
+    spec: str, columns: Mapping[str, Column], split: Split = "train", max_bytes: int | None = None
+) -> Iterator[tuple[str, Row]]:
+    """The rows of a corpus in a fixed order: (name such as `train.tsv:17`, row); none without text.
+
+    A row has `text` str, `pair` str or None, and `label`: the value as it stands in the file, None where the column
+    is missing, null or empty.
+
+    Args:
+        spec: the corpus, in the words of this module's first lines.
+        columns: `text`, and where there is one `pair` and `label` -> column, as `Task.columns` says them.
+        split: the part of a folder to read.
+        max_bytes: stop after the row that brings the text to so many bytes of UTF-8.
+
+    Raises:
+        UserError: missing, damaged or empty, or without the columns; with file and line.
+    """
+    yield from _some(_all_rows(spec, Wanted(columns, "data.task"), split), spec, max_bytes, row_text)
+
+
+def row_text(row: Row) -> str:
+    """All that is read of a row."""
+    return row["text"] + (row["pair"] or "")
+
+
+def column_names(spec: str, columns: Mapping[str, Column]) -> list[Column]:
+    """All columns of a corpus: those of the first row of its training part."""
+    wanted = Wanted(columns, "data.task")
+    if spec.startswith("hub:"):
+        return hub_columns(spec, wanted)
+    return columns_of(find_files(spec)[0], wanted)
+
+
+def _some(
+    items: Iterator[tuple[str, T]], spec: str, max_bytes: int | None, text: Callable[[T], str]
+) -> Iterator[tuple[str, T]]:
+    """The items that have text, up to a number of bytes of it; none at all is an error."""
     size = 0
-    for name, text in _all_documents(spec, field, separator, split):
-        if not text.strip():
+    for name, item in items:
+        if not text(item).strip():
             continue
-        yield name, text
-        size += len(text.encode())
+        yield name, item
+        size += len(text(item).encode())
         if max_bytes is not None and size >= max_bytes:
             return
     if not size:
         raise UserError(f"{spec}: no text in this corpus; name one that has some")
+
+
+def _all_rows(spec: str, wanted: Wanted, split: Split) -> Iterator[tuple[str, Row]]:
+    if spec == "docs":
+        raise UserError("docs: running text has no columns; name a corpus of rows in data.corpus")
+    files = (read_table(path, wanted) for path in find_files(spec, split))
+    for rows in (read_hub_table(spec, wanted),) if spec.startswith("hub:") else files:
+        for name, row in rows:
+            yield name, {"text": row["text"], "pair": row.get("pair"), "label": row.get("label")}
 
 
 def _all_documents(spec: str, field: str, separator: str, split: Split) -> Iterator[Document]:
@@ -156,19 +222,41 @@ def separate(data: Data) -> Iterator[tuple[str, str, str]]:
     The part is `heldout`, `train`, or `both`: training text that is word for word a document of a separate
     held-out corpus and must not be trained on. Drawn by hash, all copies of a text fall on the same side.
     """
+
+    def read(spec: str, split: Split, max_bytes: int | None) -> Iterator[Document]:
+        return read_documents(spec, field=data.field, separator=data.separator, max_bytes=max_bytes, split=split)
+
+    return _separate(data, read, str)
+
+
+def separate_rows(data: Data) -> Iterator[tuple[str, str, Row]]:
+    """Every row of a task once, as (part, name, row): as `separate`, where equal means equal text and equal pair."""
+    assert data.task is not None
+    columns = data.task.columns
+
+    def read(spec: str, split: Split, max_bytes: int | None) -> Iterator[tuple[str, Row]]:
+        return read_rows(spec, columns, split, max_bytes)
+
+    def text(row: Row) -> str:
+        return row["text"] if row["pair"] is None else json.dumps([row["text"], row["pair"]])
+
+    return _separate(data, read, text)
+
+
+def _separate(data: Data, read: Read[T], text: Callable[[T], str]) -> Iterator[tuple[str, str, T]]:
     sources = {one.corpus: heldout_source(one) for one in each(data)}
     separate_ones: list[tuple[str, Split]] = list(dict.fromkeys(source for source in sources.values() if source))
     heldout: set[bytes] = set()
     for spec, split in separate_ones:
-        for name, text in read_documents(spec, field=data.field, separator=data.separator, split=split):
-            heldout.add(_digest(text))
-            yield "heldout", name, text
+        for name, item in read(spec, split, None):
+            heldout.add(_digest(text(item)))
+            yield "heldout", name, item
     for corpus, source in sources.items():
         share = float(data.heldout) if source is None else 0.0
-        for name, text in read_documents(corpus, field=data.field, separator=data.separator, max_bytes=data.max_bytes):
-            digest = _digest(text)
+        for name, item in read(corpus, "train", data.max_bytes):
+            digest = _digest(text(item))
             drawn = int.from_bytes(digest[:8], "big") < share * 2**64
-            yield "both" if digest in heldout else "heldout" if drawn else "train", name, text
+            yield "both" if digest in heldout else "heldout" if drawn else "train", name, item
 
 
 def _digest(text: str) -> bytes:

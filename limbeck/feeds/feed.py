@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,20 @@ if TYPE_CHECKING:
 
 Batch = dict[str, torch.Tensor]
 EVALUATION = derive_seed(0, "evaluation")  # the key of its masks: one for all seeds
+
+
+class Batches(Protocol):
+    """What training and evaluation ask of a feed."""
+
+    batch_size: int
+
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """Batch `step` (from 0), or only the given rows of it."""
+        ...
+
+    def fixed(self, count: int, batch_size: int | None = None) -> Iterator[Batch]:
+        """`count` blocks (at most all) spread evenly over the part, `batch_size` rows at a time."""
+        ...
 
 
 class Feed:

@@ -1,4 +1,4 @@
-"""Readers of one file of text, or of one data set of the Hub, document by document."""
+"""Readers of one file, or of one data set of the Hub, document by document or row by row."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from limbeck.errors import UserError
+from limbeck.feeds.tables import TABLES, Column, Wanted, table_records
 
 Document = tuple[str, str]  # (name, text)
+Row = dict[str, Any]  # word of the recipe -> value
 
-KINDS = (".txt", ".jsonl", ".json", ".parquet")
+KINDS = (".txt", ".jsonl", ".json", ".parquet", *TABLES)
 PACKINGS = (".gz", ".xz", ".zst")
-SUPPORTED = ".txt, .jsonl, .json (one object per line), each also as .gz, .xz or .zst, and .parquet"
+SUPPORTED = ".txt, .tsv, .csv, .jsonl, .json (one object per line), each also as .gz, .xz or .zst, and .parquet"
 CHUNK = 1 << 20  # bytes of whole lines that are read at a time
 HUB_NAME = re.compile(r"hub:(?P<id>[^:@]+)(:(?P<config>[^@]+))?(@(?P<revision>.+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def kind_of(path: Path) -> tuple[str, str] | None:
@@ -41,13 +42,49 @@ def read_file(path: Path, field: str, separator: str) -> Iterator[Document]:
         UserError: damaged, not UTF-8, not JSON, or without the field; it names file and line.
     """
     kind, packing = cast("tuple[str, str]", kind_of(path))
-    try:
-        if kind == ".parquet":
-            yield from _read_parquet(path, field)
-        elif kind == ".txt":
+    if kind == ".txt":
+        with _to_its_end(path):
             yield from _read_txt(path, packing, separator)
-        else:
-            yield from _read_jsonl(path, packing, field)
+    else:
+        yield from ((name, row["field"]) for name, row in read_table(path, Wanted({"field": field}, "data")))
+
+
+def read_table(path: Path, wanted: Wanted) -> Iterator[tuple[str, Row]]:
+    """The rows of a file that has columns: (`NAME:LINE`, what is wanted of it).
+
+    Raises:
+        UserError: damaged, not UTF-8, broken rows, or without the columns; it names file and line.
+    """
+    with _to_its_end(path):
+        for number, row in _records(path, wanted):
+            yield f"{path.name}:{number}", wanted.pick(row, f"{path}:{number}")
+
+
+def columns_of(path: Path, wanted: Wanted) -> list[Column]:
+    """All columns of a file: those of its first row, asked for or not."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet as pq
+
+        return list(pq.read_schema(path).names)
+    return next((list(row) for _, row in _records(path, wanted)), [])
+
+
+def _records(path: Path, wanted: Wanted) -> Iterator[tuple[int, Any]]:
+    """(its number, a row as it is): whole rows, but of a .parquet only what is wanted."""
+    kind, packing = cast("tuple[str, str]", kind_of(path))
+    if kind == ".txt":
+        raise UserError(f"{path}: running text has no columns; name a file that ends in .tsv, .csv, .jsonl or .parquet")
+    if kind in TABLES:
+        return table_records(_chunks(path, packing), kind, path, wanted)
+    wanted.by_name(str(path))
+    return _parquet_records(path, wanted) if kind == ".parquet" else _json_records(path, packing)
+
+
+@contextmanager
+def _to_its_end(path: Path) -> Iterator[None]:
+    """One clear line for a file that is damaged or cut short."""
+    try:
+        yield
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         why = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read to its end ({why}); mend or replace the file") from error
@@ -94,50 +131,30 @@ def _txt_document(path: Path, line: int, text: str) -> Document:
     return f"{path.name}:{line + text.count(chr(10), 0, blank)}", text.strip()
 
 
-def _read_jsonl(path: Path, packing: str, field: str) -> Iterator[Document]:
+def _json_records(path: Path, packing: str) -> Iterator[tuple[int, Any]]:
     for first, text in _chunks(path, packing):
         for number, line in enumerate(text.split("\n"), first):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                yield number, json.loads(line)
             except ValueError as error:
                 raise UserError(f"{path}:{number}: not JSON ({error}); write one object per line") from None
-            yield f"{path.name}:{number}", _text(row, field, f"{path}:{number}")
 
 
-def _read_parquet(path: Path, field: str) -> Iterator[Document]:
+def _parquet_records(path: Path, wanted: Wanted) -> Iterator[tuple[int, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if field not in names:
-                raise _no_field(str(path), field, names)
-            batches = file.iter_batches(batch_size=256, columns=[field])
-            for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-                yield f"{path.name}:{number}", _text(row, field, f"{path}:{number}")
+            wanted.check(names, str(path))
+            columns = [str(column) for column in wanted.columns.values() if column in names]
+            batches = file.iter_batches(batch_size=256, columns=columns)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
     except pa.ArrowInvalid as error:
         raise EOFError(f"not a whole parquet file: {error}") from error
-
-
-def _text(row: Any, field: str, where: str) -> str:
-    """The text of a row; a null is an empty document."""
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: not an object with the field '{field}'; write one object per line")
-    if field not in row:
-        raise _no_field(where, field, list(row))
-    text = "" if row[field] is None else row[field]
-    if not isinstance(text, str):
-        raise UserError(f"{where}: the field '{field}' holds no text but a {type(text).__name__}; set data.field")
-    if SURROGATE.search(text):
-        raise UserError(f"{where}: the field '{field}' holds half a surrogate pair, which is no text; mend the row")
-    return text
-
-
-def _no_field(where: str, field: str, names: list[str]) -> UserError:
-    return UserError(f"{where}: no field '{field}'; set data.field to one of: {', '.join(names)}")
 
 
 def hub_name(spec: str) -> tuple[str, str | None, str | None]:
@@ -178,10 +195,29 @@ def read_hub(spec: str, field: str) -> Iterator[Document]:
     Raises:
         UserError: no such set, no network, or rows without the field.
     """
+    yield from ((name, row["field"]) for name, row in read_hub_table(spec, Wanted({"field": field}, "data")))
+
+
+def read_hub_table(spec: str, wanted: Wanted) -> Iterator[tuple[str, Row]]:
+    """The rows of the `train` split of a Hub data set, streamed: (`ID:ROW`, what is wanted of it).
+
+    Raises:
+        UserError: no such set, no network, or rows without the columns.
+    """
+    name, _, _ = hub_name(spec)
+    for number, row in enumerate(_hub_records(spec, wanted), 1):
+        yield f"{name}:{number}", wanted.pick(row, f"{spec}:{number}")
+
+
+def hub_columns(spec: str, wanted: Wanted) -> list[Column]:
+    """All columns of a Hub data set: those of its first row."""
+    return next((list(row) for row in _hub_records(spec, wanted)), [])
+
+
+def _hub_records(spec: str, wanted: Wanted) -> Iterator[Any]:
     import datasets
 
+    wanted.by_name(spec)
     name, config, _ = hub_name(spec)
     with _reaching_hub(spec):
-        rows = datasets.load_dataset(name, config, split="train", streaming=True, revision=hub_commit(spec))
-        for number, row in enumerate(rows, 1):
-            yield f"{name}:{number}", _text(row, field, f"{spec}:{number}")
+        yield from datasets.load_dataset(name, config, split="train", streaming=True, revision=hub_commit(spec))

@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from limbeck.errors import UserError
 
@@ -82,6 +82,49 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
+class Encoded(NamedTuple):
+    """A row of a task as tokens."""
+
+    ids: list[int]  # special tokens included
+    types: list[int]  # the segment of every token, as the tokenizer's template numbers them
+    cut: bool  # there were more
+
+
+def encode_rows(
+    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, length: int, side: str
+) -> list[Encoded]:
+    """The tokens of every row, special tokens included, cut to `length`.
+
+    The library's own truncation is not asked for: it also builds every way of pairing the pieces that it cuts off.
+    """
+    rows = texts if pairs is None else list(zip(texts, pairs, strict=True))
+    return [_cut(encoding, length, side) for encoding in tokenizer.encode_batch_fast(rows)]
+
+
+def _cut(encoding: Encoding, length: int, side: str) -> Encoded:
+    """At most `length` tokens: all special ones, and of the texts what `longest_first` leaves, without its `side`."""
+    ids, types = encoding.ids, encoding.type_ids
+    if len(ids) <= length:
+        return Encoded(ids, types, cut=False)
+    segments = encoding.sequence_ids
+    places = [[i for i, segment in enumerate(segments) if segment == k] for k in (0, 1)]
+    kept = [i for i, segment in enumerate(segments) if segment is None]
+    for place, size in zip(places, longest_first(len(places[0]), len(places[1]), length - len(kept)), strict=True):
+        kept += place[:size] if side == "right" else place[len(place) - min(size, len(place)) :]
+    kept.sort()
+    return Encoded([ids[i] for i in kept], [types[i] for i in kept], cut=True)
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """The tokens that two texts keep where both do not fit: one by one, the longer text gives.
+
+    >>> longest_first(9, 2, 7), longest_first(9, 8, 7), longest_first(8, 8, 7), longest_first(9, 0, 7)
+    ((5, 2), (4, 3), (3, 4), (7, 0))
+    """
+    short = min(first, second, room // 2)
+    return (room - short, short) if first > second else (short, room - short)
+
+
 class Encoder:
     """Tokenises with the teacher's tokenizer, and asserts that the student's gives the same.
 
@@ -100,6 +143,7 @@ class Encoder:
             self.json.append(other)
         if student is not None:
             _assert_same_specials(self.special, special_of(student))
+        self.side: str = getattr(teacher, "truncation_side", "right")  # of a text that is too long, what is cut off
         self._tokenizers: list[Tokenizer] = []
 
     @property
@@ -118,16 +162,49 @@ class Encoder:
         Raises:
             UserError: the two tokenizers disagree; it names the document, the position and both tokens.
         """
-        if not self._tokenizers:  # copies: free of truncation and padding, and the caller's stay as they are
-            self._tokenizers = [Tokenizer.from_str(text) for text in self.json]
-            for tokenizer in self._tokenizers:
-                tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text
-        teacher, *student = (encode(tokenizer, texts) for tokenizer in self._tokenizers)
+        teacher, *student = (encode(tokenizer, texts) for tokenizer in self._copies())
         for other in student:
             for name, a, b in zip(names, teacher, other, strict=True):
                 if a != b:
                     raise UserError(self._difference(name, a, b))
         return teacher
+
+    def rows(
+        self, names: Sequence[str], texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+    ) -> list[Encoded]:
+        """The rows of a task under the tokenizer's own template, cut to `max_length` tokens, longest text first.
+
+        Args:
+            names: of the rows, for errors.
+            texts: the first texts.
+            pairs: the second texts; None where rows have one.
+            max_length: tokens of a row, special tokens included.
+
+        Raises:
+            UserError: no room for text, or the two tokenizers disagree on tokens or segments.
+        """
+        for tokenizer in self._copies():
+            added = tokenizer.num_special_tokens_to_add(pairs is not None)
+            if max_length < added + (1 if pairs is None else 2):
+                what = f"no room for text beside the {added} special tokens of a row"
+                raise UserError(f"data.max_length ({max_length}) has {what}; raise it")
+        teacher, *student = (encode_rows(one, texts, pairs, max_length, self.side) for one in self._copies())
+        for other in student:
+            for name, a, b in zip(names, teacher, other, strict=True):
+                if a.ids != b.ids:
+                    raise UserError(self._difference(name, a.ids, b.ids))
+                if a.types != b.types:
+                    what = "the tokenizers of teacher and student number the segments differently"
+                    raise UserError(f"{name}: {what}; give both the same tokenizer (models.student.tokenizer)")
+        return teacher
+
+    def _copies(self) -> list[Tokenizer]:
+        """The tokenizers, free of truncation and padding; the caller's stay as they are."""
+        if not self._tokenizers:
+            self._tokenizers = [Tokenizer.from_str(text) for text in self.json]
+            for tokenizer in self._tokenizers:
+                tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text
+        return self._tokenizers
 
     def _difference(self, name: str, teacher: list[int], student: list[int]) -> str:
         shorter = min(len(teacher), len(student))

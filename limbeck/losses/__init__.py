@@ -36,6 +36,7 @@ from limbeck.losses.logits import (
     logit_mse,
     pearson,
     soft_cross_entropy,
+    squared_error,
     universal_logit,
 )
 from limbeck.losses.relation import contrastive, flow, rkd_angle, rkd_distance, similarity
@@ -46,6 +47,7 @@ Loss = Callable[..., Tensor]
 LOSSES: dict[str, Loss] = {
     # logits
     "cross_entropy": cross_entropy,
+    "squared_error": squared_error,
     "soft_cross_entropy": soft_cross_entropy,
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,

@@ -45,6 +45,38 @@ def cross_entropy(*, student: Tensor, labels: Tensor, mask: Tensor | None = None
     return F.cross_entropy(flat, known.reshape(-1), reduction="none", ignore_index=IGNORE).view(labels.shape)
 
 
+def squared_error(*, student: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Squared distance of a score from its label: training a regression without a teacher.
+
+    (z_s - y)^2; exactly 0 where the label is -100. Source: Gauss 1809; as transformers trains a head of one logit.
+
+    When: for tasks whose label is a number, as the baseline without a teacher, or beside `logit_mse` from one.
+
+    Args:
+        student: scores `[..., 1]`.
+        labels: numbers `[...]`, -100 where there is none.
+        mask: bool `[...]`, which positions count. None: all that have a label.
+
+    Returns:
+        `[...]`, fp32 or wider.
+
+    Raises:
+        ValueError: the student has more than one logit.
+
+    Example:
+        >>> import torch
+        >>> squared_error(student=torch.tensor([[3.0]]), labels=torch.tensor([1.0]))
+        tensor([4.])
+
+    Recipe:
+        {loss: squared_error, weight: 1.0}
+    """
+    if student.shape[-1] != 1:
+        raise ValueError(f"squared_error takes one score for each label, not {student.shape[-1]} logits")
+    kept = _labelled(labels, mask)
+    return (blank(kept, student).squeeze(-1) - torch.where(kept, labels, 0)).square()
+
+
 def soft_cross_entropy(
     *, student: Tensor, teacher: Tensor, mask: Tensor | None = None, temperature: float = 1.0
 ) -> Tensor:

@@ -66,7 +66,11 @@ MISTAKES = [
     (["models.teacher=taken"], "taken: not a usable model folder"),
     (["models.student.tokenizer=taken"], "taken: not a usable model folder"),
     (["models.student.family=gpt2"], "a gpt2 student cannot learn from a bert teacher"),
-    (["models.student.init=teacher"], "models.student.init: teacher copies weights and needs the teacher's width"),
+    (["models.student.init=nowhere"], "nowhere: no such model folder"),
+    (
+        ["models.student.init=teacher", "models.student.intermediate=9999"],
+        "models.student.intermediate: 9999 is more than the",
+    ),
     (
         ["models.student.hidden=18", "models.student.heads=3"],
         "settings.multi.attention: 3 student heads and 4 teacher heads cannot be grouped; set models.student.heads to",
@@ -313,7 +317,7 @@ def test_other_statuses(
 ) -> None:
     from limbeck import api
 
-    def interrupted(table: object) -> None:
+    def interrupted(*given: object) -> None:
         raise raised
 
     monkeypatch.setattr(api, "run", interrupted)

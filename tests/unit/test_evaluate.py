@@ -23,7 +23,7 @@ COLUMN = {name: number for number, name in enumerate(SUMS)}
 
 
 def evaluate(learners: list[Learner], teacher: Frozen | None, chunk: int = 5) -> dict[tuple[str, str], dict[str, Any]]:
-    return Evaluation(teacher, SPLITS, chunk=chunk)(learners)
+    return Evaluation({one.name: teacher for one in learners}, SPLITS, chunk=chunk)(learners)
 
 
 def logits(model: torch.nn.Module, one: Batch) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_tokens_that_packing_added_belong_to_none(teacher: Frozen) -> None:
     """Selected, but of no document (-1): left out of every sum."""
     added = batch(20)
     added["select"][:, 0], added["documents"][:, 0] = True, -1
-    found = Evaluation(teacher, {"test": [added]}, chunk=5)([learner("a", (LOGIT,))])["a", "test"]
+    found = Evaluation({"a": teacher}, {"test": [added]}, chunk=5)([learner("a", (LOGIT,))])["a", "test"]
     assert found["tokens"] == int((added["select"] & (added["documents"] >= 0)).sum()) < int(added["select"].sum())
 
 
@@ -135,7 +135,7 @@ def test_without_a_teacher_there_are_labels_only() -> None:
 
 def test_without_labels_there_is_a_logit_loss_only(teacher: Frozen) -> None:
     bare = batch(20) | {"labels": torch.full_like(batch(20)["labels"], -100)}
-    found = Evaluation(teacher, {"test": [bare]}, chunk=5)([learner("a", (LOGIT,))])["a", "test"]
+    found = Evaluation({"a": teacher}, {"test": [bare]}, chunk=5)([learner("a", (LOGIT,))])["a", "test"]
     assert found["label_loss"] is None and found["label_accuracy"] is None and found["logit_loss"] > 0
 
 

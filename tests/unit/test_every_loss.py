@@ -23,7 +23,6 @@ from limbeck import api, bridges, build, designs, terms
 from limbeck.actors import Frozen, Learner, Optimisation
 from limbeck.engine import to_device
 from limbeck.errors import Interrupted
-from limbeck.feeds.blocks import prepare
 from limbeck.lab import report
 from limbeck.load import _parse, load
 from limbeck.losses import LOSSES
@@ -98,8 +97,7 @@ def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Everything
 
 def study_of(table: dict[str, Any]) -> build.Study:
     plan = designs.design(load(table))
-    corpus = prepare(plan.recipe.data, plan.teacher_tokenizer, plan.student_tokenizer, tell=lambda line: None)
-    study = build.study(plan, World(), corpus)
+    study = build.study(plan, World(), build.text(plan, lambda line: None))
     build.first_stages(study, lambda: False, lambda line: None)
     return study
 

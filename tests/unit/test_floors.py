@@ -14,9 +14,9 @@ import limbeck
 ROOT = Path(limbeck.__file__).parent
 FLOORS = [
     # 0: words, tensors, files, the machine
-    "errors words kinds settings material recipe load layers schedules anatomy rundir losses reduce seeds environment",
+    "errors words kinds settings material recipe load stages layers schedules anatomy rundir metrics losses reduce seeds environment",
     # 1: models, and the processes
-    "attention taps bridges students models world balance memory factors custom",
+    "attention taps bridges students cuts inherit models exits world balance memory factors custom",
     # 2: who answers, and who learns from whom
     "actors ensemble lessons",
     # 3: one training step
@@ -26,7 +26,7 @@ FLOORS = [
     # 5: the loop, what is kept of it, what is asked of it
     "probe engine checkpoint evaluate export",
     # 6: where words become objects, and what they cost
-    "terms designs build costs preview manifest",
+    "tasks terms designs casting build costs preview manifest",
     # 7: what people touch
     "progress session api cli __main__",
 ]
@@ -39,6 +39,7 @@ TORCH_FREE = {
     "recipe",
     "settings",
     "load",
+    "stages",
     "layers",
     "schedules",
     "anatomy",

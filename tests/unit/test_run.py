@@ -16,7 +16,6 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import limbeck
 from limbeck import build, checkpoint, designs, students
-from limbeck.feeds.blocks import prepare
 from limbeck.load import load
 from limbeck.world import World
 
@@ -157,8 +156,7 @@ def test_the_exported_student_is_the_learner(finished: limbeck.Run, name: str) -
 
 def study_of(table: Any) -> build.Study:
     plan = designs.design(table)
-    corpus = prepare(table.data, plan.teacher_tokenizer, plan.student_tokenizer, tell=lambda line: None)
-    return build.study(plan, World(), corpus)
+    return build.study(plan, World(), build.text(plan, lambda line: None))
 
 
 # a function of its recipe

@@ -1,4 +1,4 @@
-"""Students: every family takes the shape that a recipe gives, copies layers, and is a function of its seed."""
+"""Students: every family takes the shape that a recipe gives, and is a function of its seed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import CONFIGS, tiny
+from families import CONFIGS
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -57,6 +57,28 @@ def test_another_family_keeps_the_vocabulary() -> None:
     assert (config.model_type, config.vocab_size, config.pad_token_id) == ("roberta", 100, 0)
 
 
+def test_the_embedding_has_a_width_of_its_own() -> None:
+    assert shape("electra", embedding=8).embedding_size == 8
+    assert shape("electra", hidden=64, heads=4).embedding_size == 16, "the teacher's"
+    assert shape("bert", family="electra", embedding=8).embedding_size == 8
+
+
+@pytest.mark.parametrize("name", ["roberta", "electra"])
+def test_what_begins_as_a_relative_has_its_sizes(name: str) -> None:
+    config, teacher = shape("bert", family=name, init="teacher", layers=2), CONFIGS["bert"]()
+    for word in ("hidden_size", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps"):
+        assert getattr(config, word) == getattr(teacher, word)
+    assert config.num_hidden_layers == 2
+    assert config.max_position_embeddings == 512 + family(name).reserved_positions
+    assert shape("bert", family=name).hidden_size == AutoConfig.for_model(name).hidden_size, "random: the family's own"
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_what_begins_as_a_model_keeps_the_width_of_its_heads(name: str) -> None:
+    assert shape(name, init="teacher", hidden=24, heads=2).head_dim == 8
+    assert shape(name, hidden=24, heads=2).head_dim == 12
+
+
 def test_without_a_teacher_the_tokenizer_decides() -> None:
     said = recipe.Student(family="bert", layers=1, hidden=8, heads=2, intermediate=8)
     config = students.shape(said, None, vocab_size=33, pad_token_id=4)
@@ -70,6 +92,11 @@ def test_without_a_teacher_the_tokenizer_decides() -> None:
         ("bert", {"heads": 5}, "models.student.heads: 5 heads do not divide the width 32"),
         ("bert", {"kv_heads": 2}, "models.student.kv_heads: a bert model has none of its own"),
         ("llama", {"kv_heads": 3}, "models.student.kv_heads: 3 do not divide the 4 heads"),
+        (
+            "bert",
+            {"embedding": 16},
+            "models.student.embedding: a bert model has no embedding width of its own; set family: electra",
+        ),
     ],
 )
 def test_mistakes(teacher: str, said: dict[str, int], message: str) -> None:
@@ -91,40 +118,6 @@ def test_a_student_is_a_function_of_its_seed(name: str) -> None:
     torch.rand(5)
     assert bits(students.build(config, seed=3)) == one
     assert bits(students.build(config, seed=4)) != one
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_copied_layers_are_the_teachers(name: str) -> None:
-    teacher = tiny(name, dtype=torch.float32)
-    student = students.build(shape(name, layers=2), seed=0)
-    students.copy_layers(student, teacher, {1: 3, 2: 1})
-    mine, theirs = dict(student.named_parameters()), dict(teacher.named_parameters())
-    path = f"{family(name).base}.{family(name).layers}."
-    layered = {"0.": "2.", "1.": "0."}
-    for key, value in mine.items():
-        if key.startswith(path):
-            number, rest = key.removeprefix(path)[:2], key.removeprefix(path)[2:]
-            key = path + layered[number] + rest
-        if (name, key) == ("modernbert", f"{path}0.attn_norm.weight"):
-            continue  # its first layer has none
-        assert torch.equal(value, theirs[key]), key
-
-
-def test_copying_every_layer_gives_the_teachers_answers() -> None:
-    teacher = tiny("bert", dtype=torch.float32)
-    student = students.build(shape("bert"), seed=0).eval()
-    students.copy_layers(student, teacher, "uniform")
-    ids = torch.arange(5)[None]
-    assert torch.equal(student(ids).logits, teacher(ids).logits)
-
-
-def test_copying_needs_the_same_family_and_width() -> None:
-    teacher = tiny("bert", dtype=torch.float32)
-    with pytest.raises(UserError, match="needs the teacher's width"):
-        students.copy_layers(students.build(shape("bert", hidden=16), seed=0), teacher, "uniform")
-    other = AutoConfig.for_model("distilbert", dim=32, n_layers=1, n_heads=4, hidden_dim=48, vocab_size=100)
-    with pytest.raises(UserError, match="needs the teacher's family"):
-        students.copy_layers(students.build(other, seed=0), teacher, "uniform")
 
 
 def test_digest_sees_names_shapes_types_and_bits() -> None:

@@ -1,0 +1,151 @@
+"""Actors from the words of a recipe: fixed teachers, learners, averages, and the scheme that ties them together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from limbeck import (
+    bridges,
+    checkpoint,
+    inherit,
+    lessons,
+    models,
+    recipe,
+    rundir,
+    schedules,
+    schemes,
+    seeds,
+    settings,
+    students,
+)
+from limbeck.actors import Ema, Frozen, Learner, Optimisation
+from limbeck.balance import Balance
+from limbeck.designs import Design, sources
+from limbeck.ensemble import Ensemble
+from limbeck.stages import stage_of, student_of
+from limbeck.taps import Tapped
+from limbeck.world import World
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+
+
+class Company:
+    """Makes the actors of a study. A pretrained model is read once, however many learn from it or begin as it."""
+
+    def __init__(self, plan: Design, world: World) -> None:
+        self.plan, self.world = plan, world
+        self.said, self.learned = plan.recipe.models, [term for terms in plan.terms.values() for term in terms]
+        self._frozen: dict[str, Frozen] = {}
+        self._ensembles: dict[str, Ensemble] = {}
+        self._origins: dict[str, PreTrainedModel] = {}
+
+    def teachers(self, setting: str, seed: int) -> schemes.Teachers:
+        """Role -> who plays it for a setting and a seed; students of an earlier stage teach those of their own seed."""
+        made = {name: self._teacher(name, source, setting, seed) for name, source in sources(self.said).items()}
+        if not isinstance(self.said.teacher, recipe.Ensemble):
+            return dict(made)
+        members = [made.pop(name) for name in list(made) if name not in self.said.teachers]
+        how = self.said.teacher
+        key = " ".join(member.name for member in members)
+        if key not in self._ensembles:
+            name = "teacher" if not any("@" in member.name for member in members) else f"teacher@{len(self._ensembles)}"
+            self._ensembles[key] = Ensemble(name, members, how.average, how.weights)
+        return {"teacher": self._ensembles[key], **made}
+
+    def _teacher(self, role: str, source: recipe.Source, setting: str, seed: int) -> Frozen:
+        trained = self._trained(source, setting, seed)
+        name = f"{role}@{trained.name}" if trained else role
+        if name not in self._frozen:
+            where = recipe.Source(source=str(trained)) if trained else source
+            model = models.model_of(
+                where, DTYPES[self.plan.recipe.train.precision], config=None if trained else self.plan.teachers[role]
+            )
+            torch.nn.Module.to(model, self.world.device)
+            self._frozen[name] = Frozen(name, model, read_of(role, self.learned), self.plan.columns)
+        return self._frozen[name]
+
+    def _trained(self, source: recipe.Source, setting: str, seed: int) -> Path | None:
+        """The folder of the student that a stage trained, None for any other model."""
+        stage = stage_of(source.source)
+        if stage is None:
+            return None
+        earlier = self.plan.earlier[stage].recipe
+        return Path(earlier.run_dir) / rundir.STUDENTS / student_of(earlier, source.source, setting, seed)
+
+    def learner(self, setting: str, number: int, making: bridges.Making) -> Learner:
+        """A learner of one setting; all settings of a seed begin with the same parameters, and so do their n-th peers."""
+        plan, how, learned = self.plan, self.plan.recipe.train, self.plan.terms[setting]
+        model = students.build(plan.student, seeds.derive_seed(making.seed, "student", *([number] if number else [])))
+        origin = self._origin(setting, making.seed)
+        if origin is not None:
+            inherit.inherit(model, origin, self.said.student.from_layers)
+        making = replace(making, tapped=Tapped(model, columns=plan.columns))
+        built = bridges.build({name: make for term in learned for name, make in term.aids.items()}, making)
+        self._take_aids(built, setting, making.seed)
+        balance = Balance(plan.recipe.settings[setting].balance, [term.name for term in learned])
+        dtype = torch.float64 if how.precision == "fp64" else torch.float32
+        for module in (model, built, balance):
+            torch.nn.Module.to(module, self.world.device, dtype)
+        taps = {
+            *(tap for term in learned for tap in term.taps("student")),
+            *read_of("peers", learned),
+            *read_of("self", learned),
+        }
+        return Learner(
+            plan.recipe.learner(setting, making.seed, number),
+            model,
+            sorted(taps),
+            seed=making.seed,
+            bridges=built,
+            optimisation=_optimisation(how),
+            balance=balance,
+            columns=plan.columns,
+        )
+
+    def _origin(self, setting: str, seed: int) -> PreTrainedModel | None:
+        """The weights that a student begins with, as they are stored and not in the precision of the run."""
+        source = self.said.student.origin or (self.said.members[0] if self.said.student.init == "teacher" else None)
+        if source is None:
+            return None
+        trained = self._trained(source, setting, seed)
+        where = recipe.Source(source=str(trained)) if trained else source
+        if str(where) not in self._origins:
+            self._origins[str(where)] = models.model_of(where, torch.float32)
+        return self._origins[str(where)]
+
+    @torch.no_grad()
+    def _take_aids(self, built: torch.nn.ModuleDict, setting: str, seed: int) -> None:
+        """A student that goes on from an earlier stage keeps the bridges of the terms that go on with it."""
+        trained = self._trained(self.said.student.origin, setting, seed) if self.said.student.origin else None
+        if trained is None:
+            return
+        kept = checkpoint.aids(trained.parents[1] / rundir.CHECKPOINTS, trained.name)
+        for name, parameter in built.named_parameters():
+            if name in kept and kept[name].shape == parameter.shape:
+                parameter.copy_(kept[name])
+
+    def cast(
+        self, setting: settings.Setting, terms: Sequence[lessons.Term], peers: list[Learner], teachers: schemes.Teachers
+    ) -> schemes.Cast:
+        """The scheme that a setting asks for."""
+        if setting.peers > 1:
+            return schemes.mutual(peers, teachers, terms, setting.alternate)
+        if setting.ema is not None:
+            average = Ema(f"{peers[0].name}-ema", peers[0], read_of("ema", terms), setting.ema)
+            return schemes.averaged(peers[0], average, teachers, terms)
+        return schemes.offline(peers[0], teachers, terms)
+
+
+def read_of(role: str, terms: Sequence[lessons.Term]) -> list[str]:
+    """The taps that terms read of who plays a role."""
+    return sorted({tap for term in terms if term.teacher == role for tap in term.taps("teacher")})
+
+
+def _optimisation(how: recipe.Train) -> Optimisation:
+    schedule = schedules.learning_rate(how.lr, how.steps, how.warmup_steps, how.schedule)
+    return Optimisation(schedule, how.weight_decay, how.betas, how.eps, how.clip)

@@ -1,0 +1,62 @@
+"""The metrics of tasks, by scikit-learn and scipy: accuracy, F1 and Matthews' correlation of classes, Pearson and Spearman of scores."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+
+IGNORED = -100
+
+NAMES = {"classification": ("accuracy", "f1", "matthews"), "regression": ("pearson", "spearman")}
+
+
+def scores(kind: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    """The metrics of some rows.
+
+    Args:
+        kind: classification or regression.
+        logits: `[n, C]`; of a regression the scores `[n, 1]`.
+        labels: class numbers or scores `[n]`, -100 where there is none: such rows are left out.
+
+    Returns:
+        `accuracy`, `f1` (of class 1 where there are two classes, else the mean over classes) and `matthews`, or `pearson` and
+        `spearman`; None where one is not defined: without rows, or where all answers or all labels are alike.
+
+    >>> scores("classification", np.array([[0.0, 1.0], [2.0, 1.0], [0.0, 1.0]]), np.array([1, 0, 0]))["accuracy"]
+    0.6666666666666666
+    """
+    kept = labels != IGNORED
+    logits, labels = logits[kept].astype(np.float64), labels[kept]
+    if not len(labels):
+        return dict.fromkeys(NAMES[kind])
+    found = _of_classes(logits, labels) if kind == "classification" else _of_scores(logits[:, 0], labels)
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
+
+
+def _of_classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    answers, count = logits.argmax(1), logits.shape[1]
+    average: Any = {"average": "binary"} if count == 2 else {"average": "macro", "labels": list(range(count))}
+    average["zero_division"] = 0.0
+    return {
+        "accuracy": float(accuracy_score(labels, answers)),
+        "f1": float(f1_score(labels, answers, **average)),
+        "matthews": float(matthews_corrcoef(labels, answers)),
+    }
+
+
+def _of_scores(answers: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    from scipy.stats import pearsonr, spearmanr
+
+    if len(labels) < 2 or np.ptp(answers) == 0 or np.ptp(labels) == 0:
+        return dict.fromkeys(NAMES["regression"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nearly constant answers: the number says it
+        return {
+            "pearson": float(pearsonr(answers, labels)[0]),
+            "spearman": float(spearmanr(answers, labels)[0]),
+        }
