@@ -19,6 +19,7 @@ from limbeck.feeds.feed import Batches, Feed
 from limbeck.feeds.mixed import Mixed
 from limbeck.feeds.taskfeed import TaskFeed
 from limbeck.feeds.tasks import TaskCorpus, prepare_task
+from limbeck.seeds import derive_seed
 from limbeck.still import Still
 from limbeck.world import World
 
@@ -143,7 +144,7 @@ def feed(plan: Design, material: Material, seed: int, part: str = "train") -> Ba
     mine, extra = _feed(plan, getattr(material.corpus, part), seed), plan.recipe.data.unlabelled
     if extra is None or material.unlabelled is None or part != "train":
         return mine
-    return Mixed(mine, _feed(plan, material.unlabelled.train, seed), extra.share)
+    return Mixed(mine, _feed(plan, material.unlabelled.train, derive_seed(seed, "unlabelled")), extra.share)
 
 
 def _feed(plan: Design, blocks: Any, seed: int) -> Any:

@@ -56,7 +56,5 @@ def _of_scores(answers: np.ndarray, labels: np.ndarray) -> dict[str, float | Non
         return dict.fromkeys(NAMES["regression"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nearly constant answers: the number says it
-        return {
-            "pearson": float(pearsonr(answers, labels)[0]),
-            "spearman": float(spearmanr(answers, labels)[0]),
-        }
+        found: dict[str, Any] = {"pearson": pearsonr(answers, labels)[0], "spearman": spearmanr(answers, labels)[0]}
+    return {name: float(value) for name, value in found.items()}

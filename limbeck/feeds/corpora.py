@@ -40,18 +40,18 @@ Read = Callable[[str, Split, int | None], Iterator[tuple[str, T]]]  # (corpus, s
 
 PAPERS = re.compile(r"\.|source|readme|licen[cs]e|notice", re.IGNORECASE)  # beside the text, and hidden files
 PARTS = {
-    "train": re.compile(r"train", re.IGNORECASE),
-    "heldout": re.compile(r"(dev|val|valid|validation)(?![a-z])", re.IGNORECASE),
-    "test": re.compile(r"test(?![a-z])", re.IGNORECASE),
+    "train": re.compile(r"(.*[^a-z])?train", re.IGNORECASE),
+    "heldout": re.compile(r"(.*[^a-z])?(dev|val|valid|validation)(?![a-z])", re.IGNORECASE),
+    "test": re.compile(r"(.*[^a-z])?test(?![a-z])", re.IGNORECASE),
 }
 
 
 def find_files(spec: str, split: Split = "train") -> list[Path]:
     """The files of a corpus, sorted; none for `docs` and `hub:`.
 
-    In a folder, files named train* are the training part, and dev*, val*, valid* and validation* the held-out
-    part; test* is left alone. Without a train*, every other supported file is training text, but for README,
-    LICENSE and SOURCE.
+    In a folder, files with a word train* in their names (`train-00.jsonl`, `sts-train.tsv`) are the training part, and those
+    with dev, val, valid or validation the held-out part; test is left alone. Without a train*, every other supported file is
+    training text, but for README, LICENSE and SOURCE.
 
     Raises:
         UserError: nothing there, or nothing there that can be read.

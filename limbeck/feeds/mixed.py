@@ -57,7 +57,8 @@ class Mixed(Generic[Source]):
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Batch `step` (from 0), or only the given rows of it: as in the whole, but for padding."""
-        bare, places = self._bare[rows], self._places[rows]
+        chosen = np.arange(self.batch_size)[rows]
+        bare, places = self._bare[chosen], self._places[chosen]
         parts: list[tuple[np.ndarray, Batch]] = []
         if not bare.all() or not len(bare):
             parts.append((~bare, _rows(self._with, step, places[~bare])))

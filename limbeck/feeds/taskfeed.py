@@ -49,7 +49,7 @@ class TaskFeed:
 
     def sample(self, indices: np.ndarray) -> Batch:
         """The given rows."""
-        indices = np.asarray(indices, np.int64)
+        indices = np.array(indices, np.int64, order="C")
         ids = self.blocks.rows(indices)
         batch = {
             "input_ids": _padded(ids, self.pad_id),

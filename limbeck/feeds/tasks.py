@@ -65,11 +65,11 @@ class Rows:
 
     def rows(self, indices: Iterable[int] | np.ndarray) -> list[np.ndarray]:
         """The tokens of the given rows: for each int64 [length]."""
-        return [self.tokens[place].astype(np.int64) for place in self._places(indices)]
+        return [np.array(self.tokens[place], np.int64) for place in self._places(indices)]
 
     def segments(self, indices: Iterable[int] | np.ndarray) -> list[np.ndarray]:
         """The segment of every token of the given rows (`token_type_ids`): for each int64 [length]."""
-        return [self.types[place].astype(np.int64) for place in self._places(indices)]
+        return [np.array(self.types[place], np.int64) for place in self._places(indices)]
 
     def labels(self, indices: Iterable[int] | np.ndarray) -> np.ndarray:
         """The labels of the given rows: int64 or float32 [n], -100 where there is none."""

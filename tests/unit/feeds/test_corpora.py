@@ -128,7 +128,7 @@ def test_a_folder_has_parts(tmp_path: Path) -> None:
         "valid_1.txt",
         "val.txt",
         "other.txt",
-        "t.csv",
+        "t.pdf",
     ]
     spec = str(folder(tmp_path, *names))
     assert [p.name for p in find_files(spec)] == ["train-0.jsonl.xz", "train-1.txt"]
@@ -146,20 +146,20 @@ def test_without_a_train_file_all_others_are_text(tmp_path: Path) -> None:
         "SOURCE.txt",
         "LICENSE-2.txt",
     ]
-    spec = str(folder(tmp_path, *names, ".hidden.txt", "c.csv"))
+    spec = str(folder(tmp_path, *names, ".hidden.txt", "c.pdf"))
     assert [p.name for p in find_files(spec)] == ["a.jsonl", "b.txt", "testament.txt"]
 
 
 def test_a_glob_is_sorted_and_takes_what_it_matches(tmp_path: Path) -> None:
     folder(tmp_path, "b.txt", "a.txt", "c.jsonl")
     assert [p.name for p in find_files(f"{tmp_path}/*.txt")] == ["a.txt", "b.txt"]
-    assert f"{tmp_path}/d.csv" in message(lambda: find_files(str(folder(tmp_path, "d.csv") / "*")))
+    assert f"{tmp_path}/d.pdf" in message(lambda: find_files(str(folder(tmp_path, "d.pdf") / "*")))
 
 
-@pytest.mark.parametrize("name", ["nowhere", "nowhere/*.txt", "empty", "a.csv", "a.parquet.gz"])
+@pytest.mark.parametrize("name", ["nowhere", "nowhere/*.txt", "empty", "a.pdf", "a.parquet.gz"])
 def test_what_cannot_be_found_is_named(tmp_path: Path, name: str) -> None:
-    folder(tmp_path, "a.csv", "a.parquet.gz")
-    folder(tmp_path / "empty", "README.txt", "test.txt", "x.csv")
+    folder(tmp_path, "a.pdf", "a.parquet.gz")
+    folder(tmp_path / "empty", "README.txt", "test.txt", "x.pdf")
     text = message(lambda: texts_of(tmp_path / name))
     assert str(tmp_path / name) in text
     assert ";" in text  # a remedy
