@@ -80,7 +80,8 @@ class Company:
     def learner(self, setting: str, number: int, making: bridges.Making) -> Learner:
         """A learner of one setting; all settings of a seed begin with the same parameters, and so do their n-th peers."""
         plan, how, learned = self.plan, self.plan.recipe.train, self.plan.terms[setting]
-        model = students.build(plan.student, seeds.derive_seed(making.seed, "student", *([number] if number else [])))
+        draw = [number, self.said.student.draw] if self.said.student.draw else [number] if number else []
+        model = students.build(plan.student, seeds.derive_seed(making.seed, "student", *draw))
         origin = self._origin(setting, making.seed)
         if origin is not None:
             inherit.inherit(model, origin, self.said.student.from_layers)

@@ -41,14 +41,14 @@ def of_model(config: PretrainedConfig, length: int) -> ModelCost:
             ),  # four axes: taken without a look inside
         }
         with FlopCounterMode(display=False) as backbone:
-            features = tapped(batch).features
+            tapped(batch)
         with FlopCounterMode(display=False) as head:
-            tapped.head(features)
+            tapped.head(torch.empty(1, config.hidden_size))
     width, heads, depth = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
     return ModelCost(
         parameters=sum(p.numel() for p in model.parameters()),
         backbone_flops=backbone.get_total_flops() / length,
-        head_flops=head.get_total_flops() / length,
+        head_flops=head.get_total_flops(),
         activations=depth * (34 * width + 4 * heads * length),
     )
 

@@ -199,21 +199,25 @@ def _has_targets(table: recipe.Recipe, made: dict[str, tuple[lessons.Term, ...]]
             )
 
 
-def weights_fit(plan: Design, offline: bool = False) -> None:
-    """Compares names and shapes of the teacher's weights with its config, and with the student that copies them.
+def weights_fit(plan: Design, offline: bool = False) -> list[str]:
+    """Compares names and shapes of the teachers' weights with their configs, and with the student that begins as one.
+
+    Returns:
+        Lines for people: what the student leaves of the model that it begins as.
 
     Raises:
         UserError: they do not fit. Said before the corpus is tokenised, which can take hours.
     """
     wanted, said = plan.recipe.models.student, sources(plan.recipe.models)
     found = {name: _on_meta(plan, source, plan.teachers[name], offline) for name, source in said.items()}
-    if plan.origin is not None:
-        first = next(iter(found.values()), None)
-        origin = _on_meta(plan, wanted.origin, plan.origin, offline) if wanted.origin else first
-        assert origin is not None
-        with torch.device("meta"):
-            student = students.build(plan.student, seed=0)
-        inherit.inherit(student, origin, wanted.from_layers)
+    if plan.origin is None:
+        return []
+    first = next(iter(found.values()), None)
+    origin = _on_meta(plan, wanted.origin, plan.origin, offline) if wanted.origin else first
+    assert origin is not None
+    with torch.device("meta"):
+        student = students.build(plan.student, seed=0)
+    return inherit.inherit(student, origin, wanted.from_layers)
 
 
 def _on_meta(plan: Design, source: recipe.Source, config: PretrainedConfig, offline: bool) -> PreTrainedModel:
@@ -243,7 +247,7 @@ def facts(plan: Design) -> dict[str, Any]:
     return {
         name: {
             term.label: layers.describe(
-                terms.layer_map(term, plan.student, terms.shape_of(term, plan.student, plan.roles), name)
+                terms.layer_map(term, plan.student, terms.shape_of(term, plan.student, plan.roles), name, setting.exits)
             )
             for term in setting.terms
             if set(term.taps) & set(LAYERED_TAPS)

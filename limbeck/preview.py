@@ -56,10 +56,10 @@ def _stage(table: Recipe, plans: dict[str, designs.Design]) -> list[str]:
         teachers = [f"hub: {source.source}" for source in designs.sources(table.models).values()]
         return [*_settings(table, None), "", *_downloads([*teachers, *away])]
     plans[table.stage] = plan
-    designs.weights_fit(plan, offline=True)
+    inherited = designs.weights_fit(plan, offline=True)
     Encoder(plan.teacher_tokenizer, plan.student_tokenizer)
     text = [] if away else _text(plan)
-    body = [*_models(plan), "", *_settings(table, plan), "", *_cost(plan)]
+    body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan)]
     return [*body, *(_downloads(away) if away else _aligned([*text, ("ok", "")]))]
 
 
@@ -90,14 +90,17 @@ def _text(plan: designs.Design) -> list[Row]:
     return [*rows, *(("" if i else "note", note) for i, note in enumerate(facts["notes"]))]
 
 
-def _models(plan: designs.Design) -> list[str]:
+def _models(plan: designs.Design, inherited: Sequence[str]) -> list[str]:
     cost = costs.of_study(plan)
-    rows: list[Row] = [("models", "family", "layers", "width", "heads", "vocabulary", "parameters")]
+    rows: list[Row] = [("models", "family", "layers", "width", "heads", "vocabulary", "parameters", "MFLOP a token")]
+    share = 1 / plan.recipe.data.max_length if plan.recipe.data.task else 1.0  # of the tokens that a head looks at
     sizes = {name: (config, cost.teachers[name]) for name, config in plan.teachers.items()}
     for who, (config, size) in {**sizes, "student": (plan.student, cost.student)}.items():
         if config is not None:
             shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.vocab_size)
-            rows.append((f"  {who}", config.model_type, *shape, size.parameters))
+            flops = f"{(size.backbone_flops + size.head_flops * share) / 1e6:,.3g}"
+            rows.append((f"  {who}", config.model_type, *shape, size.parameters, flops))
+    rows += [("", line) for line in inherited]
     average = plan.recipe.models.teacher
     if isinstance(average, Ensemble):
         rows.append(("", f"an ensemble of {len(average.ensemble)}, averaging {average.average.replace('_', '-')}"))

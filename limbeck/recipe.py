@@ -92,6 +92,9 @@ class Student(Strict):
     init: Text = Field(
         default="random", description="random; teacher, or a model of one's own: a folder, a Hub id, a finished $STAGE"
     )
+    draw: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="which random weights: another number, other ones, such as for the next generation"
+    )
     from_layers: LayerMap = Field(default="uniform", description="which layers of that model the student takes")
     tokenizer: Text | None = Field(default=None, description="folder or Hub id; the teacher's when left out")
 

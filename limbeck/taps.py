@@ -54,7 +54,7 @@ class Readout(Mapping[str, Tensor]):
         recorder: _Recorder,
         pool: Callable[[Tensor, Tensor], Tensor] = lambda states, attended: states,
     ):
-        self.features, self.head = pool(states, attended), head
+        self.head = head
         self._taps, self._depth, self._attended, self._recorder = taps, depth, attended, recorder
         self._states, self._pool = states, pool
 
@@ -73,6 +73,11 @@ class Readout(Mapping[str, Tensor]):
         except KeyError:
             raise KeyError(f"{tap} was not tapped; this readout has {', '.join(self._taps)}") from None
         return _DERIVED[kind](attended)
+
+    @property
+    def features(self) -> Tensor:
+        """The input of the head."""
+        return self._pool(self._states, self._attended)
 
     def inputs(self, tap: str) -> Tensor:
         """What the head behind `logits` takes, or that of an early exit behind `exit.N`: shaped as `features`."""

@@ -42,6 +42,7 @@ WORDS = [
 ]
 
 LLAMAS = {"stories", "schemes"}  # their teacher and text are a real Llama's, which may not be here
+TASKS = {"classify", "unlabelled"}  # rows with labels in place of running text
 
 # Where a recipe names what is on the Hub: the teacher that takes its place.
 BERTS = {
@@ -81,7 +82,41 @@ def random_llama(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", built_in())
+def table(path: Path, labelled: bool = True) -> Path:
+    """Forty rows of a few words, with a class for each."""
+    rows = [(" ".join(WORDS[(i * k + i) % len(WORDS)] for k in range(3 + i % 9)), i % 2) for i in range(1, 41)]
+    head = "sentence\tlabel" if labelled else "sentence"
+    lines = [f"{text}\t{label}" if labelled else f"{text} more" for text, label in rows]
+    path.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_task(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipes of tasks, with files and random models in place of what is on the Hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shape = BertConfig(num_hidden_layers=4, hidden_size=32, num_attention_heads=4, intermediate_size=64)
+    overrides = [*SMALL, f"data.corpus={table(tmp_path / 'rows.tsv')}", "data.heldout=0.2"]
+    overrides += ["train.batch_size=4", f"data.cache={tmp_path}", f"out={tmp_path / 'run'}", "train.precision=fp32"]
+    if name == "classify":
+        overrides.append(f"stages[0].models.student.init={random_bert(shape, tmp_path / 'first')}")
+    else:
+        shape.problem_type = "single_label_classification"
+        overrides.append(f"data.unlabelled.corpus={table(tmp_path / 'more.tsv', labelled=False)}")
+        overrides.append(f"models.teacher={random_bert(shape, tmp_path / 'teacher')}")
+    run = api.run(name, overrides, quiet=True)
+
+    last = [row for row in run.evals if row["step"] == STEPS and row["split"] == "test"]
+    assert last and all(0 <= row["metrics"]["accuracy"] <= 1 for row in last)
+    assert all(row["teacher_metrics"] for row in last)
+    for folder in run.students.values():
+        config = AutoConfig.from_pretrained(folder)
+        assert config.num_hidden_layers == 4 and config.problem_type == "single_label_classification"
+    if name == "unlabelled":
+        assert run.manifest["data"]["unlabelled"]["corpus"].endswith("more.tsv")
+
+
+@pytest.mark.parametrize("name", sorted(built_in().keys() - TASKS))
 def test_recipe(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     overrides = [
@@ -102,6 +137,8 @@ def test_recipe(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert {row["step"] for row in run.evals} == {0, STEPS}
     assert run.manifest["status"] == "done"
     assert run.report.stat().st_size > 10_000
+    stages = sorted(path.name for path in (run.folder / "stages").glob("*"))
+    assert stages == sorted(run.manifest["earlier"])
     for folder in run.students.values():
         assert AutoConfig.from_pretrained(folder).vocab_size == len(AutoTokenizer.from_pretrained(folder))
     if name == "tinybert-general":
