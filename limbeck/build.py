@@ -80,8 +80,10 @@ def text(plan: Design, tell: Callable[[str], None]) -> Material:
     if data.unlabelled is None:
         return Material(corpus, None)
     task = data.task and data.task.model_copy(update={"label": None, "classes": tuple(plan.classes) or None})
-    more = data.model_copy(update={"corpus": data.unlabelled.corpus, "task": task, "unlabelled": None, "max_bytes": None})
-    return Material(corpus, _prepared(plan.with_data(more), tell))
+    more = data.model_copy(
+        update={"corpus": data.unlabelled.corpus, "task": task, "unlabelled": None, "max_bytes": None}
+    )
+    return Material(corpus, _prepared(plan.with_recipe(plan.recipe.model_copy(update={"data": more})), tell))
 
 
 def _prepared(plan: Design, tell: Callable[[str], None]) -> Text:

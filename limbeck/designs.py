@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,6 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from limbeck import bridges, inherit, layers, lessons, models, recipe, students, tasks, terms
 from limbeck.anatomy import family
 from limbeck.errors import UserError
-from limbeck.material import Data
 from limbeck.stages import stage_of
 from limbeck.taps import Tapped
 from limbeck.words import LAYERED_TAPS, LOSSES
@@ -61,9 +60,9 @@ class Design:
             else ()
         )
 
-    def with_data(self, data: Data) -> Design:
-        """The same design over other text."""
-        return replace(self, recipe=self.recipe.model_copy(update={"data": data}))
+    def with_recipe(self, table: recipe.Recipe) -> Design:
+        """The same models for another recipe: other text, or fewer settings and seeds."""
+        return replace(self, recipe=table, terms={name: self.terms[name] for name in table.chosen})
 
     @cached_property
     def skeleton(self) -> Tapped:
@@ -122,6 +121,14 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
     _has_targets(table, plan.terms, plan.causal)
     _sees_enough(table)
     return plan
+
+
+def chain(tables: Sequence[recipe.Recipe], offline: bool = False) -> dict[str, Design]:
+    """The designs of stages that follow one another, by their names."""
+    plans: dict[str, Design] = {}
+    for table in tables:
+        plans[table.stage] = design(table, offline, dict(plans))
+    return plans
 
 
 def sources(said: recipe.Models) -> dict[str, recipe.Source]:

@@ -52,7 +52,7 @@ def validated(where: str, table: dict[str, Any], overrides: Sequence[str] = ()) 
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first(error, table)}") from None
+        raise UserError(f"{where}: {explain(error, table)}") from None
 
 
 # YAML
@@ -185,7 +185,7 @@ _SAYS = {
 Place = tuple[int | str, ...]
 
 
-def _first(error: ValidationError, table: Any) -> str:
+def explain(error: ValidationError, table: Any) -> str:
     """The first thing that is wrong, as `path: what; remedy`, and how many other places are."""
     found = [(_place(each, table), each) for each in error.errors()]
     inner = [(place, each) for place, each in found if not any(_is_inside(other, place) for other, _ in found)]

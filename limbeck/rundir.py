@@ -16,6 +16,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 EVALS = "evals.jsonl"
 REPORT = "report.html"
+STUDY = "study.json"  # of a study of several arms
 DOCUMENTS = "evals"  # evals/step-000200.parquet
 CHECKPOINTS = "checkpoints"
 STUDENTS = "students"

@@ -1,0 +1,189 @@
+"""Arms of a study: what a recipe asks to be compared beyond its settings, as recipes that are run one after another.
+
+`baselines` and `ablate` add settings. `vary` makes an arm of every combination of values; `together` splits the settings of an
+arm into groups that share memory. Whatever the arms, a setting ends in the bits that it has alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from limbeck import load, stages
+from limbeck.errors import UserError
+from limbeck.kinds import Positive, Strict
+from limbeck.recipe import Recipe
+from limbeck.settings import Setting
+from limbeck.words import LOSSES
+
+FOLDER = "arms"
+NO_TEACHER = "no-teacher"
+
+
+class Sample(Strict):
+    """Some combinations of `vary`, drawn without repetition."""
+
+    count: Positive
+    seed: int = 0
+
+
+class Words(Strict):
+    """What makes a recipe a study of several arms."""
+
+    baselines: tuple[Literal["no-teacher", "initial", "teacher"], ...] = Field(
+        default=(), description="no-teacher: labels alone at equal steps; initial, teacher: shown beside the settings"
+    )
+    ablate: Literal["terms"] | None = Field(
+        default=None, description="terms: every setting also without each of its terms, and with each alone"
+    )
+    vary: dict[str, tuple[Any, ...]] = Field(
+        default={}, description="word of the recipe -> its values: every combination"
+    )
+    sample: Sample | None = Field(default=None, description="of the combinations, when there are too many")
+    equal: Literal["flops", "seconds"] | None = Field(
+        default=None, description="every setting gets the updates that cost what train.steps of the first one cost"
+    )
+    together: Positive | None = Field(
+        default=None, description="settings that share memory; what the machine holds when left out"
+    )
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of a study, or one chain of stages."""
+
+    name: str
+    tables: tuple[Recipe, ...]  # its stages, the last one is what is compared
+    shown: Mapping[str, str]  # setting -> what the study calls it
+
+    @property
+    def last(self) -> Recipe:
+        """The recipe whose settings are compared."""
+        return self.tables[-1]
+
+
+def expand(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> tuple[Words, list[Arm]]:
+    """The arms of a study; a recipe without its words is one arm.
+
+    Raises:
+        UserError: as `stages.expand`; a word of the study is wrong.
+    """
+    where, table = load.read(recipe)
+    own = [it for it in overrides if it.partition("=")[0] in Words.model_fields]
+    for override in own:
+        table = load.overridden(table, override)
+    said = {word: value for word, value in table.items() if word in Words.model_fields}
+    words = _validated(where, said)
+    plain = {word: value for word, value in table.items() if word not in said} | {"name": table.get("name", where)}
+    rest = [it for it in overrides if it not in own]
+    arms = []
+    for values in _combinations(words):
+        changes = [f"{word}={_flow(value)}" for word, value in values.items()]
+        found = stages.expand(plain, [*rest, *changes])
+        found[-1] = _with_more(found[-1], words)
+        name = ",".join(f"{word.rpartition('.')[2]}={_flow(value)}" for word, value in values.items())
+        arms.append(Arm(name, tuple(found), {each: f"{each} {name}".strip() for each in found[-1].chosen}))
+    return words, arms
+
+
+def _validated(where: str, said: dict[str, Any]) -> Words:
+    try:
+        words = Words.model_validate(said)
+    except ValidationError as error:
+        raise UserError(f"{where}: {load.explain(error, said)}") from None
+    if words.sample and not words.vary:
+        raise UserError(f"{where}: sample: there is nothing to draw from; set vary")
+    for word, values in words.vary.items():
+        if len({_flow(value) for value in values}) < max(1, len(values)) or not values:
+            raise UserError(f"{where}: vary.{word}: give different values, such as [1, 2]")
+    return words
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML in one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+
+
+def _combinations(words: Words) -> list[dict[str, Any]]:
+    """Every combination of the values, or the sample."""
+    every = [dict(zip(words.vary, values, strict=True)) for values in product(*words.vary.values())]
+    if words.sample is None or words.sample.count >= len(every):
+        return every
+    drawn = random.Random(words.sample.seed).sample(range(len(every)), words.sample.count)
+    return [every[number] for number in sorted(drawn)]
+
+
+def _with_more(table: Recipe, words: Words) -> Recipe:
+    """The recipe with the settings that baselines and ablations add."""
+    plain = {name: setting.model_dump(mode="json") for name, setting in table.settings.items()}
+    more: dict[str, Any] = {}
+    if NO_TEACHER in words.baselines:
+        loss = "squared_error" if table.data.task and table.data.task.kind == "regression" else "cross_entropy"
+        more[NO_TEACHER] = {"terms": [{"loss": loss, "name": "label"}]}
+    for name, setting in table.chosen.items() if words.ablate else ():
+        more |= dict(_ablations(name, setting))
+    taken = set(more) & set(plain)
+    if taken:
+        raise UserError(f"settings.{min(taken)}: baselines and ablate make a setting of that name; give it another")
+    if not more:
+        return table
+    only = [*table.chosen, *more] if table.only else None
+    return Recipe.model_validate(table.model_dump(mode="json") | {"settings": plain | more, "only": only})
+
+
+def _ablations(name: str, setting: Setting) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The setting without each of its terms, and with each one alone; of two terms these are the same."""
+    labels = [term.label for term in setting.terms]
+    if len(labels) < 2:
+        return
+    for label in labels:
+        yield f"{name}-without-{label}", _only(setting, [it for it in labels if it != label])
+    for label in labels if len(labels) > 2 else ():
+        yield f"{name}-only-{label}", _only(setting, [label])
+
+
+def _only(setting: Setting, labels: Sequence[str]) -> dict[str, Any]:
+    """The setting with some of its terms, under the names that they have in it, and without a cast that nobody needs."""
+    kept = [term for term in setting.terms if term.label in labels]
+    plain = setting.model_dump(mode="json")
+    said = {term.label: row for term, row in zip(setting.terms, plain["terms"], strict=True)}
+    plain["terms"] = [said[label] | {"name": label} for label in labels]
+    roles = {term.teacher for term in kept if term.loss not in LOSSES or "teacher" in LOSSES[term.loss].needs}
+    if "peers" not in roles:
+        plain |= {"peers": 1, "alternate": False}
+    if "ema" not in roles:
+        plain["ema"] = None
+    if not any("exit" in term.taps for term in kept):
+        plain["exits"] = []
+    return plain
+
+
+def restricted(arm: Arm, names: Sequence[str], **train: Any) -> Arm:
+    """The arm with some of its settings alone, and other words of `train`."""
+    last = arm.last.model_copy(update={"only": tuple(names), "train": arm.last.train.model_copy(update=train)})
+    return Arm(arm.name, (*arm.tables[:-1], last), {each: arm.shown[each] for each in names})
+
+
+def placed_all(arms: list[Arm], root: Path) -> list[Arm]:
+    """Several arms each in a folder of its own, `OUT/arms/01`; what two of them have as the same earlier stage is trained once."""
+    if len(arms) == 1:
+        return arms
+    known: dict[str, str] = {}
+    return [_placed(arm, root, f"{FOLDER}/{number:02}", known) for number, arm in enumerate(arms, start=1)]
+
+
+def _placed(arm: Arm, root: Path, here: str, known: dict[str, str]) -> Arm:
+    tables, chain = [], ""
+    for table in arm.tables:
+        chain += table.model_dump_json(exclude={"out"})
+        inside = root / here / Path(table.run_dir).relative_to(arm.last.run_dir)
+        where = known.setdefault(chain, str(inside)) if table is not arm.last else str(inside)
+        tables.append(table.model_copy(update={"out": where}))
+    return Arm(arm.name, tuple(tables), arm.shown)

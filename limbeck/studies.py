@@ -1,0 +1,163 @@
+"""Studies of several arms: how many updates each gets, which settings share memory, and what is written down of it.
+
+What is resolved (updates for equal cost, groups that fit into memory) is resolved once, before anything trains, and kept in
+`study.json`: a study that is gone on with does not measure again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck import build, costs, designs, rundir
+from limbeck.arms import Arm, Words, placed_all, restricted
+from limbeck.engine import Course, Record, fit
+from limbeck.errors import UserError
+from limbeck.world import World
+
+MEASURED, WARM = 12, 4  # updates that are timed for equal seconds, and those before them
+ROOM = 0.8  # share of the free memory that a study may take
+
+Tell = Callable[[str], None]
+
+
+def resolved(words: Words, arms: list[Arm], folder: Path, world: World, tell: Tell) -> list[Arm]:
+    """The arms as they are run: equal in cost where that is asked for, in groups that the memory holds.
+
+    Raises:
+        UserError: the folder holds another study.
+    """
+    key = _key(words, arms)
+    known = _read(folder, key)
+    parts = known["parts"] if known else _parts(words, arms, world, tell)
+    found = [restricted(arms[part["arm"]], part["settings"], steps=part["steps"]) for part in parts]
+    if len(parts) == len(arms) and all(part["whole"] for part in parts):
+        found = arms
+    found = placed_all(found, folder)
+    if len(found) > 1 and world.is_main:
+        _write(folder, key, parts, found)
+    world.wait()
+    return found
+
+
+def _key(words: Words, arms: Sequence[Arm]) -> str:
+    """sha256 of what was asked for."""
+    plain = [
+        [table.model_dump(mode="json", exclude={"out": True, "data": {"cache"}}) for table in arm.tables]
+        for arm in arms
+    ]
+    return hashlib.sha256(json.dumps([words.model_dump(mode="json"), plain], sort_keys=True).encode()).hexdigest()
+
+
+def _read(folder: Path, key: str) -> dict[str, Any] | None:
+    path = folder / rundir.STUDY
+    if not path.is_file():
+        return None
+    try:
+        told = rundir.read_json(path)
+        same = told["key"] == key
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is damaged; restore it, or choose another folder with out=DIR") from None
+    if not same:
+        raise UserError(f"{folder}: holds another study; choose another folder with out=DIR, or remove it")
+    return told
+
+
+def _parts(words: Words, arms: Sequence[Arm], world: World, tell: Tell) -> list[dict[str, Any]]:
+    """Every arm in parts: its settings, one by one or in groups, and the updates of each."""
+    parts: list[dict[str, Any]] = []
+    for number, arm in enumerate(arms):
+        plan, names, steps = designs.chain(arm.tables)[arm.last.stage], list(arm.last.chosen), arm.last.train.steps
+        if words.equal:
+            price = _seconds(plan, world, tell) if words.equal == "seconds" else costs.of_study(plan).flops_per_step
+            count = {name: max(1, round(steps * price[names[0]] / price[name])) for name in names}
+            tell(f"equal {words.equal}: " + ", ".join(f"{name} {count[name]:,} updates" for name in names))
+            groups = [[name] for name in names]
+        else:
+            count, groups = dict.fromkeys(names, steps), _groups(plan, names, words.together, world, tell)
+        parts += [
+            {"arm": number, "settings": group, "steps": count[group[0]], "whole": len(groups) == 1} for group in groups
+        ]
+    return parts
+
+
+def _groups(plan: designs.Design, names: list[str], together: int | None, world: World, tell: Tell) -> list[list[str]]:
+    """The settings in groups of `together`, or of as many as the memory holds."""
+    size = together or len(names)
+    free = _free_memory(world)
+    while together is None and size > 1 and free and costs.of_study(_of(plan, names[:size])).memory > ROOM * free:
+        size -= 1
+    if together is None and size < len(names):
+        tell(f"{len(names)} settings do not fit into memory together: {size} at a time")
+    return [names[start : start + size] for start in range(0, len(names), size)]
+
+
+def _of(plan: designs.Design, names: Sequence[str]) -> designs.Design:
+    """The design of some of the settings."""
+    return plan.with_recipe(plan.recipe.model_copy(update={"only": tuple(names)}))
+
+
+def _free_memory(world: World) -> float:
+    """Bytes of the device that are free now, 0 where nobody says."""
+    if world.device.type == "cuda":
+        return torch.cuda.mem_get_info(world.device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0.0
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0.0)
+
+
+def _seconds(plan: designs.Design, world: World, tell: Tell) -> dict[str, float]:
+    """The seconds that an update of each setting takes alone, measured on a throw-away beginning of the run."""
+    material = build.text(plan, tell)
+    first = plan.with_recipe(plan.recipe.model_copy(update={"seeds": plan.recipe.seeds[:1]}))
+    study, spent = build.study(first, world, material), dict.fromkeys(plan.recipe.chosen, 0.0)
+
+    def time(record: Record) -> None:
+        if record.step > WARM:
+            for row in record.rows:
+                spent[row["setting"]] += row["seconds"]
+
+    said = {"stage": plan.recipe.stage, "seed": first.recipe.seeds[0], "flops_per_step": 0.0}
+    course = Course(
+        study.stills,
+        study.feeds,
+        steps=WARM + MEASURED,
+        accumulate=plan.recipe.train.accumulate,
+        describe=lambda learner: {**said, "setting": study.settings[learner]},
+        measure=lambda step: False,
+        world=world,
+    )
+    fit(course, [time])
+    return {name: total / MEASURED for name, total in spent.items()}
+
+
+def _write(folder: Path, key: str, parts: list[dict[str, Any]], arms: Sequence[Arm]) -> None:
+    """Writes study.json: what the lab reads."""
+    last = arms[0].last
+    told = {
+        "name": last.name,
+        "question": last.question,
+        "key": key,
+        "parts": parts,
+        "arms": [
+            {
+                "name": arm.name,
+                "folder": str(Path(arm.last.run_dir).relative_to(folder)),
+                "settings": dict(arm.shown),
+                "steps": arm.last.train.steps,
+            }
+            for arm in arms
+        ],
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another with out=DIR") from None
+    rundir.write_json(folder / rundir.STUDY, told)
