@@ -24,6 +24,7 @@ from limbeck.settings import Setting
 from limbeck.words import LOSSES
 
 FOLDER = "arms"
+TUNING = "tuning"
 NO_TEACHER = "no-teacher"
 
 
@@ -34,7 +35,23 @@ class Sample(Strict):
     seed: int = 0
 
 
-class Words(Strict):
+class Grid(Strict):
+    """Values of words of the recipe: every combination, or a sample of them."""
+
+    vary: dict[str, tuple[Any, ...]] = Field(default={}, description="word of the recipe -> its values")
+    sample: Sample | None = Field(default=None, description="of the combinations, when there are too many")
+
+
+class Tune(Grid):
+    """What is tried for every setting before it is compared; the best by the held-out loss of a validation part stays."""
+
+    seeds: tuple[int, ...] | None = Field(
+        default=None, description="of the trials; the first of the study when left out"
+    )
+    steps: Positive | None = Field(default=None, description="updates of a trial; those of the study when left out")
+
+
+class Words(Grid):
     """What makes a recipe a study of several arms."""
 
     baselines: tuple[Literal["no-teacher", "initial", "teacher"], ...] = Field(
@@ -43,16 +60,13 @@ class Words(Strict):
     ablate: Literal["terms"] | None = Field(
         default=None, description="terms: every setting also without each of its terms, and with each alone"
     )
-    vary: dict[str, tuple[Any, ...]] = Field(
-        default={}, description="word of the recipe -> its values: every combination"
-    )
-    sample: Sample | None = Field(default=None, description="of the combinations, when there are too many")
     equal: Literal["flops", "seconds"] | None = Field(
         default=None, description="every setting gets the updates that cost what train.steps of the first one cost"
     )
     together: Positive | None = Field(
         default=None, description="settings that share memory; what the machine holds when left out"
     )
+    tune: Tune | None = Field(default=None, description="settings are tuned first, each with the same trials")
 
 
 @dataclass(frozen=True)
@@ -69,28 +83,52 @@ class Arm:
         return self.tables[-1]
 
 
-def expand(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> tuple[Words, list[Arm]]:
-    """The arms of a study; a recipe without its words is one arm.
+@dataclass(frozen=True)
+class Asked:
+    """A recipe and what its study asks of it."""
+
+    where: str
+    words: Words
+    table: dict[str, Any]
+    overrides: tuple[str, ...]
+
+    def arm(self, values: Mapping[str, Any], *more: str) -> Arm:
+        """The arm in which some words of the recipe have other values."""
+        changes = [f"{word}={_flow(value)}" for word, value in values.items()]
+        found = stages.expand(self.table, [*self.overrides, *changes, *more])
+        found[-1] = _with_more(found[-1], self.words)
+        name = ",".join(f"{word.rpartition('.')[2]}={_flow(value)}" for word, value in values.items())
+        return Arm(name, tuple(found), {each: f"{each} {name}".strip() for each in found[-1].chosen})
+
+    def arms(self) -> list[Arm]:
+        """The arms that are compared."""
+        return [self.arm(values) for values in _combinations(self.words)]
+
+    def trials(self) -> list[tuple[dict[str, Any], Arm]]:
+        """What is tried first: the same combinations for every setting, on a validation part that no verdict reads."""
+        tune = self.words.tune
+        if tune is None:
+            return []
+        more = ["data.fold=validation", *([f"train.steps={tune.steps}"] if tune.steps else [])]
+        found = [(values, self.arm(values, *more)) for values in _combinations(tune)]
+        placed = [_trial(arm, tune.seeds, number) for number, (_, arm) in enumerate(found, start=1)]
+        return [(values, arm) for (values, _), arm in zip(found, placed, strict=True)]
+
+
+def asked(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> Asked:
+    """What a recipe asks to be compared.
 
     Raises:
         UserError: as `stages.expand`; a word of the study is wrong.
     """
     where, table = load.read(recipe)
-    own = [it for it in overrides if it.partition("=")[0] in Words.model_fields]
+    own = [it for it in overrides if it.partition("=")[0].partition(".")[0] in Words.model_fields]
     for override in own:
         table = load.overridden(table, override)
     said = {word: value for word, value in table.items() if word in Words.model_fields}
-    words = _validated(where, said)
-    plain = {word: value for word, value in table.items() if word not in said} | {"name": table.get("name", where)}
-    rest = [it for it in overrides if it not in own]
-    arms = []
-    for values in _combinations(words):
-        changes = [f"{word}={_flow(value)}" for word, value in values.items()]
-        found = stages.expand(plain, [*rest, *changes])
-        found[-1] = _with_more(found[-1], words)
-        name = ",".join(f"{word.rpartition('.')[2]}={_flow(value)}" for word, value in values.items())
-        arms.append(Arm(name, tuple(found), {each: f"{each} {name}".strip() for each in found[-1].chosen}))
-    return words, arms
+    plain = {word: value for word, value in table.items() if word not in said}
+    rest = tuple(it for it in overrides if it not in own)
+    return Asked(where, _validated(where, said), plain, rest)
 
 
 def _validated(where: str, said: dict[str, Any]) -> Words:
@@ -98,11 +136,18 @@ def _validated(where: str, said: dict[str, Any]) -> Words:
         words = Words.model_validate(said)
     except ValidationError as error:
         raise UserError(f"{where}: {load.explain(error, said)}") from None
-    if words.sample and not words.vary:
-        raise UserError(f"{where}: sample: there is nothing to draw from; set vary")
-    for word, values in words.vary.items():
-        if len({_flow(value) for value in values}) < max(1, len(values)) or not values:
-            raise UserError(f"{where}: vary.{word}: give different values, such as [1, 2]")
+    for place, grid in (("", words), ("tune.", words.tune)):
+        if grid is None:
+            continue
+        if grid.sample and not grid.vary:
+            raise UserError(f"{where}: {place}sample: there is nothing to draw from; set {place}vary")
+        for word, values in grid.vary.items():
+            if len({_flow(value) for value in values}) < max(1, len(values)):
+                raise UserError(f"{where}: {place}vary.{word}: give different values, such as [1, 2]")
+    if words.tune and (words.vary or words.equal):
+        raise UserError(f"{where}: tune: settings that are tuned differ already; leave vary and equal out")
+    if words.tune and not words.tune.vary:
+        raise UserError(f"{where}: tune.vary: missing; say which words are tried, such as {{train.lr: [1e-4, 3e-4]}}")
     return words
 
 
@@ -111,7 +156,7 @@ def _flow(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
 
 
-def _combinations(words: Words) -> list[dict[str, Any]]:
+def _combinations(words: Grid) -> list[dict[str, Any]]:
     """Every combination of the values, or the sample."""
     every = [dict(zip(words.vary, values, strict=True)) for values in product(*words.vary.values())]
     if words.sample is None or words.sample.count >= len(every):
@@ -169,6 +214,13 @@ def restricted(arm: Arm, names: Sequence[str], **train: Any) -> Arm:
     """The arm with some of its settings alone, and other words of `train`."""
     last = arm.last.model_copy(update={"only": tuple(names), "train": arm.last.train.model_copy(update=train)})
     return Arm(arm.name, (*arm.tables[:-1], last), {each: arm.shown[each] for each in names})
+
+
+def _trial(arm: Arm, seeds: tuple[int, ...] | None, number: int) -> Arm:
+    """A trial: few seeds, in a folder below that of the study."""
+    root = Path(arm.last.run_dir)
+    few = [table.model_copy(update={"seeds": seeds or table.seeds[:1]}) for table in arm.tables]
+    return _placed(Arm(arm.name, tuple(few), arm.shown), root, f"{TUNING}/{number:02}", {})
 
 
 def placed_all(arms: list[Arm], root: Path) -> list[Arm]:

@@ -72,6 +72,10 @@ class Data(Strict):
     heldout: Share | Text = Field(default=0.02, description="share of the documents, or a corpus of its own")
     task: Task | None = Field(default=None, description="rows with a class or a score, in place of running text")
     unlabelled: Unlabelled | None = Field(default=None, description="a share of every batch that has no labels")
+    fold: Literal["test", "validation"] = Field(
+        default="test",
+        description="validation: hold out other documents, as many, and leave those of the test out of all (for tuning)",
+    )
     field: Text = Field(default="text", description="column of .jsonl, .parquet, .tsv and .csv files")
     separator: Text = Field(default="\n\n", description="what stands between the documents of a .txt file")
     max_bytes: Positive | None = Field(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from limbeck import build, costs, designs, rundir
-from limbeck.arms import Arm, Words, placed_all, restricted
+from limbeck.arms import Arm, Asked, Words, placed_all, restricted
 from limbeck.engine import Course, Record, fit
 from limbeck.errors import UserError
 from limbeck.world import World
@@ -26,8 +26,12 @@ ROOM = 0.8  # share of the free memory that a study may take
 Tell = Callable[[str], None]
 
 
-def resolved(words: Words, arms: list[Arm], folder: Path, world: World, tell: Tell) -> list[Arm]:
+def resolved(
+    words: Words, arms: list[Arm], folder: Path, world: World, tell: Tell, facts: dict[str, Any] | None = None
+) -> list[Arm]:
     """The arms as they are run: equal in cost where that is asked for, in groups that the memory holds.
+
+    `facts` is what study.json says beside them.
 
     Raises:
         UserError: the folder holds another study.
@@ -40,9 +44,41 @@ def resolved(words: Words, arms: list[Arm], folder: Path, world: World, tell: Te
         found = arms
     found = placed_all(found, folder)
     if len(found) > 1 and world.is_main:
-        _write(folder, key, parts, found)
+        _write(folder, key, parts, found, facts or {})
     world.wait()
     return found
+
+
+def tuned(asked: Asked, trials: Sequence[tuple[dict[str, Any], Arm]]) -> tuple[list[Arm], dict[str, Any]]:
+    """The arms of settings that were tuned, each with the values of its best trial, and what was found of each."""
+    found: dict[str, list[float]] = {}
+    for _, arm in trials:
+        for name, value in _losses(Path(arm.last.run_dir)).items():
+            found.setdefault(name, []).append(value)
+    chosen: dict[int, list[str]] = {}
+    for name, values in found.items():
+        chosen.setdefault(min(range(len(values)), key=lambda number: (values[number], number)), []).append(name)
+    arms = [restricted(asked.arm(trials[number][0]), names) for number, names in chosen.items()]
+    told = {
+        name: {
+            "chosen": trials[number][0],
+            "losses": {arm.name: loss for (_, arm), loss in zip(trials, found[name], strict=True)},
+        }
+        for number, names in chosen.items()
+        for name in names
+    }
+    return [Arm(arm.name, arm.tables, {name: name for name in arm.shown}) for arm in arms], told
+
+
+def _losses(folder: Path) -> dict[str, float]:
+    """The held-out loss of each setting of a finished trial, the mean over its learners: logit loss, or without a teacher label loss."""
+    rows = [row for row in rundir.read_lines(folder / rundir.EVALS)[0] if row["split"] == "test"]
+    last = [row for row in rows if row["step"] == max(row["step"] for row in rows)]
+    values: dict[str, list[float]] = {}
+    for row in last:
+        loss = row["label_loss"] if row["logit_loss"] is None else row["logit_loss"]
+        values.setdefault(row["setting"], []).append(float("inf") if loss is None else loss)
+    return {name: sum(each) / len(each) for name, each in values.items()}
 
 
 def _key(words: Words, arms: Sequence[Arm]) -> str:
@@ -138,7 +174,7 @@ def _seconds(plan: designs.Design, world: World, tell: Tell) -> dict[str, float]
     return {name: total / MEASURED for name, total in spent.items()}
 
 
-def _write(folder: Path, key: str, parts: list[dict[str, Any]], arms: Sequence[Arm]) -> None:
+def _write(folder: Path, key: str, parts: list[dict[str, Any]], arms: Sequence[Arm], facts: dict[str, Any]) -> None:
     """Writes study.json: what the lab reads."""
     last = arms[0].last
     told = {
@@ -146,6 +182,7 @@ def _write(folder: Path, key: str, parts: list[dict[str, Any]], arms: Sequence[A
         "question": last.question,
         "key": key,
         "parts": parts,
+        **facts,
         "arms": [
             {
                 "name": arm.name,

@@ -126,7 +126,8 @@ def content_of(data: Data, encoder: Encoder) -> Facts:
 
 def _heldout_key(data: Data) -> float | list[str]:
     source = heldout_source(data)
-    return float(data.heldout) if source is None else fingerprint(*source)
+    key = [str(float(data.heldout))] if source is None else fingerprint(*source)
+    return [*key, data.fold] if data.fold == "validation" else float(data.heldout) if source is None else key
 
 
 def _blocks(folder: Path, part: str, data: Data, entry: Facts, special: Special) -> Blocks:
@@ -189,7 +190,7 @@ def _write(folder: Path, data: Data, encoder: Encoder, tell: Tell) -> Facts:
         parts = {part: stack.enter_context(Part(folder, part, dtype)) for part in PARTS}
         for batch in batches(separate(data), len):
             kept = [document for document in batch if document[0] in parts]
-            both += len(batch) - len(kept)
+            both += sum(row[0] == "both" for row in batch)
             encoded = encoder([name for _, name, _ in kept], [text for _, _, text in kept])
             for (part, _, text), ids in zip(kept, encoded, strict=True):
                 parts[part].add(text, [*special.before, *ids, *special.after])

@@ -34,6 +34,7 @@ from limbeck.feeds.tables import Column, Wanted
 if TYPE_CHECKING:
     from limbeck.material import Data
 
+VALIDATION = 0.02  # share of the training text that validates where the test has a corpus of its own
 T = TypeVar("T")
 Split = Literal["train", "heldout"]
 Read = Callable[[str, Split, int | None], Iterator[tuple[str, T]]]  # (corpus, split, max_bytes) -> (name, item)
@@ -220,7 +221,8 @@ def separate(data: Data) -> Iterator[tuple[str, str, str]]:
     """Every document once, as (part, name, text): first what separate held-out corpora hold, then corpus by corpus.
 
     The part is `heldout`, `train`, or `both`: training text that is word for word a document of a separate
-    held-out corpus and must not be trained on. Drawn by hash, all copies of a text fall on the same side.
+    held-out corpus and must not be trained on. Drawn by hash, all copies of a text fall on the same side. With the fold
+    `validation` other training text is held out, and what the test holds out is `aside`.
     """
 
     def read(spec: str, split: Split, max_bytes: int | None) -> Iterator[Document]:
@@ -247,16 +249,20 @@ def _separate(data: Data, read: Read[T], text: Callable[[T], str]) -> Iterator[t
     sources = {one.corpus: heldout_source(one) for one in each(data)}
     separate_ones: list[tuple[str, Split]] = list(dict.fromkeys(source for source in sources.values() if source))
     heldout: set[bytes] = set()
+    validates = data.fold == "validation"
     for spec, split in separate_ones:
         for name, item in read(spec, split, None):
             heldout.add(_digest(text(item)))
-            yield "heldout", name, item
+            yield "aside" if validates else "heldout", name, item
     for corpus, source in sources.items():
-        share = float(data.heldout) if source is None else 0.0
+        share = float(data.heldout) if source is None else VALIDATION * validates
+        bound = share if source is None else 0.0  # below it lies what the test draws
         for name, item in read(corpus, "train", data.max_bytes):
             digest = _digest(text(item))
-            drawn = int.from_bytes(digest[:8], "big") < share * 2**64
-            yield "both" if digest in heldout else "heldout" if drawn else "train", name, item
+            place = int.from_bytes(digest[:8], "big") / 2**64
+            mine = bound <= place < bound + share if validates else place < share
+            part = "heldout" if mine else "aside" if place < bound else "train"
+            yield "both" if digest in heldout else part, name, item
 
 
 def _digest(text: str) -> bytes:

@@ -173,7 +173,7 @@ def _write(folder: Path, data: Data, encoder: Encoder, tell: Tell) -> Facts:
         parts = {part: stack.enter_context(_RowPart(folder, part, dtype, _task(data).kind)) for part in PARTS}
         for batch in batches(separate_rows(data), lambda row: len(row_text(row))):
             kept = [row for row in batch if row[0] in parts]
-            both += len(batch) - len(kept)
+            both += sum(row[0] == "both" for row in batch)
             for (part, name, row), encoded in zip(kept, _encoded(encoder, data, kept), strict=True):
                 parts[part].add(name, row, encoded)
     found = both_parts(data, parts, both, tell, "row")
