@@ -67,6 +67,16 @@ def report(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directo
 
 
 @app.command()
+def watch(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
+    """Show a run while it goes on: its curves in the terminal."""
+    from pathlib import Path
+
+    from limbeck.lab import watch as lab
+
+    lab.watch(Path(run))
+
+
+@app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, to copy.")] = None) -> None:
     """List the built-in recipes, or print one."""
     from limbeck.load import built_in

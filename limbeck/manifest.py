@@ -37,7 +37,7 @@ HARMLESS = {
 
 def identity(table: Recipe) -> str:
     """sha256 of everything in the recipe that a result is a function of."""
-    return hashlib.sha256(dump(table, exclude={"out": True, "data": {"cache"}}).encode()).hexdigest()
+    return hashlib.sha256(dump(table, exclude={"out": True, "report_to": True, "data": {"cache"}}).encode()).hexdigest()
 
 
 def dump(table: Recipe, exclude: Any = None) -> str:

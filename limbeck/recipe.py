@@ -191,6 +191,9 @@ class Recipe(Strict):
         default=None, description="train these settings only"
     )
     train: Train = Train()
+    report_to: Annotated[tuple[Literal["tensorboard", "trackio"], ...], BeforeValidator(listed)] = Field(
+        default=(), description="trackers that get the metrics too; metrics.jsonl is always written"
+    )
     out: Text | None = Field(default=None, description="the run directory; runs/NAME when left out")
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from limbeck.engine import Course, Record, fit, require_finite, to_device
 from limbeck.errors import Interrupted, UserError
 from limbeck.evaluate import Evaluation, document_rows
 from limbeck.lab import report
+from limbeck.trackers import Trackers
 
 BLOCKS = 64  # of an evaluation
 SILENT = 0.01  # share of the gradient below which a term is named
@@ -31,6 +32,7 @@ class Session:
         self.flops = costs.of_study(study.design).flops_per_step
         self.tokens: dict[str, int] = {}
         self.silent: set[str] = set()
+        self.trackers: list[Trackers] = []
 
     def go(self, stopped: Callable[[], bool], quiet: bool) -> None:
         """Begins or resumes, trains, and finishes.
@@ -44,16 +46,22 @@ class Session:
             build.first_stages(self.study, stopped, self.tell)
             self._evaluate(0, None)
         with progress.shown(self.how.steps, start, quiet) as bar:
-            done = fit(
-                self._course(start),
-                [require_finite, self._record, self._silent_terms, self._evaluate_now, self._save_now, bar],
-                stopped,
-            )
+            hooks = [require_finite, self._record, self._silent_terms, self._evaluate_now, self._save_now, bar]
+            done = fit(self._course(start), [*hooks, *self._trackers()], stopped)
+        for tracker in self.trackers:
+            tracker.finish()
         if done < self.how.steps:
             self._save(done)
             self._status("interrupted", begin)
             raise Interrupted(f"stopped after step {done}; run it again to go on")
         self._finish(begin)
+
+    def _trackers(self) -> list[Trackers]:
+        """The trackers that the recipe asks for, in the first process."""
+        if self.table.report_to and self.study.world.is_main:
+            plain = self.table.model_dump(mode="json")
+            self.trackers.append(Trackers(self.table.report_to, self.table.name, self.folder, plain))
+        return self.trackers
 
     def _course(self, start: int) -> Course:
         return Course(
@@ -160,6 +168,8 @@ class Session:
             ratios = record.norms[learner].update_ratios if record else None
             rows.append({"step": step, "stage": said["stage"], **who, **found, "update_ratio_layers": ratios})
         rundir.append_lines(self.folder / rundir.EVALS, rows)
+        for tracker in self.trackers:
+            tracker.evaluated(rows, step)
         (self.folder / rundir.DOCUMENTS).mkdir(exist_ok=True)
         place = self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet"
         pq.write_table(pa.Table.from_pylist(documents), place)

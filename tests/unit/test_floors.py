@@ -14,7 +14,7 @@ import limbeck
 ROOT = Path(limbeck.__file__).parent
 FLOORS = [
     # 0: words, tensors, files, the machine
-    "errors words kinds settings material recipe load stages layers schedules anatomy rundir metrics losses reduce seeds environment",
+    "errors words kinds settings material recipe load stages arms layers schedules anatomy rundir metrics losses reduce seeds environment",
     # 1: models, and the processes
     "attention taps bridges students cuts inherit models exits world balance memory factors custom",
     # 2: who answers, and who learns from whom
@@ -28,7 +28,7 @@ FLOORS = [
     # 6: where words become objects, and what they cost
     "tasks terms designs casting build costs preview manifest",
     # 7: what people touch
-    "progress session api cli __main__",
+    "progress trackers session studies api cli __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 TORCH_FREE = {
