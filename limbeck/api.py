@@ -18,7 +18,7 @@ from limbeck.lab import report
 from limbeck.manifest import identity
 from limbeck.recipe import Recipe
 from limbeck.session import Session
-from limbeck.stages import FOLDER, expand
+from limbeck.stages import FOLDER, alone, expand, taken
 from limbeck.world import World
 
 
@@ -71,9 +71,9 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
         Interrupted: SIGINT or SIGTERM; everything is saved.
     """
     tables = stages_of(recipe, overrides)
-    done, folder = [_is_done(Path(table.run_dir), table) for table in tables], Path(tables[-1].run_dir)
+    done, folder = _are_done(tables), Path(tables[-1].run_dir)
     tell = (lambda line: None) if quiet else progress.tell
-    if all(done):
+    if done[-1]:
         tell(f"{folder}: this run is done; its report is {folder / rundir.REPORT}")
         if not (folder / rundir.REPORT).is_file():  # it was killed between the two
             report.write(folder)
@@ -82,23 +82,35 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
     world = World.join(tables[-1].train.device)
     tell = tell if world.is_main else (lambda line: None)
     plans = _plans(tables, world)
+    note = _once(tell)
+    texts = {name: _text(plan, world, note) for (name, plan), over in zip(plans.items(), done, strict=True) if not over}
     for number, plan in enumerate(plans.values()):
         if done[number]:
             tell(f"{plan.recipe.run_dir}: the stage {plan.recipe.stage} is done")
             continue
         if len(tables) > 1:
             tell(f"stage {number + 1} of {len(tables)}: {plan.recipe.stage}")
-        material = _text(plan, world, tell)
-        with interruptible() as stopped:
-            study = build.study(plan, world, material)
-            session = Session(study, Path(plan.recipe.run_dir), tell, manifest.text(tables[: number + 1]))
-            session.go(stopped, quiet=quiet or not world.is_main)
+        _train(plan, world, texts.pop(plan.recipe.stage), tell, manifest.text(tables[: number + 1]), quiet)
     return Run(folder)
+
+
+def _train(
+    plan: designs.Design,
+    world: World,
+    material: build.Material,
+    tell: Callable[[str], None],
+    said: str,
+    quiet: bool,
+) -> None:
+    """One stage; when it returns, nothing holds its models any more."""
+    with interruptible() as stopped:
+        study = build.study(plan, world, material)
+        Session(study, Path(plan.recipe.run_dir), tell, said).go(stopped, quiet=quiet or not world.is_main)
 
 
 def stages_of(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> list[Recipe]:
     """The recipes that are trained one after another: one, unless a recipe has stages."""
-    return [recipe] if isinstance(recipe, Recipe) else expand(recipe, overrides)
+    return [alone(recipe)] if isinstance(recipe, Recipe) else expand(recipe, overrides)
 
 
 def _plans(tables: Sequence[Recipe], world: World) -> dict[str, designs.Design]:
@@ -110,6 +122,18 @@ def _plans(tables: Sequence[Recipe], world: World) -> dict[str, designs.Design]:
         designs.weights_fit(plan)
         plans[table.stage] = plan
     return plans
+
+
+def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Tells each line once: stages often read the same text."""
+    told: set[str] = set()
+
+    def once(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            tell(line)
+
+    return once
 
 
 def _text(plan: designs.Design, world: World, tell: Callable[[str], None]) -> build.Material:
@@ -141,8 +165,22 @@ def _divides(table: Recipe, world: World) -> None:
         )
 
 
-def _is_done(folder: Path, table: Recipe) -> bool:
-    """Whether the folder holds this run, finished.
+def _are_done(tables: Sequence[Recipe]) -> list[bool]:
+    """Which stages are finished.
+
+    Raises:
+        UserError: a folder holds something else, or a finished stage has lost a student that is still needed.
+    """
+    done = [_is_done(Path(table.run_dir), table, tables[:number]) for number, table in enumerate(tables)]
+    finished = {table.stage: table for table, over in zip(tables, done, strict=True) if over}
+    for table in tables:
+        if table.stage not in finished and not done[-1]:
+            taken(table, finished)
+    return done
+
+
+def _is_done(folder: Path, table: Recipe, before: Sequence[Recipe] = ()) -> bool:
+    """Whether the folder holds this run, finished, after these stages.
 
     Raises:
         UserError: it holds something else, or cannot be made.
@@ -156,13 +194,18 @@ def _is_done(folder: Path, table: Recipe) -> bool:
         return False
     try:
         began = rundir.read_json(folder / rundir.MANIFEST)
-        recipe, status = began["recipe_sha256"], began["status"]
+        recipe, status, earlier = began["recipe_sha256"], began["status"], began.get("earlier", {})
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{folder}: is there and is no run, or a damaged one; choose another folder with out=DIR"
         ) from None
     if recipe != identity(table):
         raise UserError(f"{folder}: holds a run of another recipe; choose another folder with out=DIR, or remove it")
+    for stage in before:
+        if earlier.get(stage.stage, {}).get("recipe_sha256") != identity(stage):
+            raise UserError(
+                f"{folder}: was trained after another stage {stage.stage}; choose another folder with out=DIR, or remove it"
+            )
     return status == "done"
 
 
@@ -173,7 +216,7 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
         UserError: what `run` would stop with.
     """
     tables = stages_of(recipe, overrides)
+    _are_done(tables)
     for table in tables:
-        _is_done(Path(table.run_dir), table)
         _divides(table, World.join(table.train.device))
     return preview.lines(tables)

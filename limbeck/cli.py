@@ -85,9 +85,9 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, to 
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
-    from limbeck.recipe import Recipe
+    from limbeck import stages
 
-    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    print(json.dumps(stages.schema(), indent=2))
 
 
 @app.command()

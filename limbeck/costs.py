@@ -48,7 +48,7 @@ def of_model(config: PretrainedConfig, length: int) -> ModelCost:
     return ModelCost(
         parameters=sum(p.numel() for p in model.parameters()),
         backbone_flops=backbone.get_total_flops() / length,
-        head_flops=head.get_total_flops() / length,
+        head_flops=head.get_total_flops() / features.shape[:-1].numel(),
         activations=depth * (34 * width + 4 * heads * length),
     )
 
