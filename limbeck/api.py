@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers.utils.logging import disable_progress_bar
-
-from limbeck import build, designs, environment, manifest, preview, progress, rundir
-from limbeck.engine import interruptible
-from limbeck.errors import UserError
+from limbeck import arms, chain, preview, progress, rundir, studies
 from limbeck.lab import report
-from limbeck.manifest import identity
 from limbeck.recipe import Recipe
-from limbeck.session import Session
-from limbeck.stages import FOLDER, expand
+from limbeck.stages import alone
 from limbeck.world import World
 
 
@@ -27,6 +19,12 @@ class Run:
     """A finished run."""
 
     folder: Path
+
+    @property
+    def arms(self) -> dict[str, Run]:
+        """The runs of a study, by the folders that they lie in; none for a single run."""
+        told = rundir.read_json(self.folder / rundir.STUDY)["arms"] if (self.folder / rundir.STUDY).is_file() else []
+        return {arm["folder"]: Run(self.folder / arm["folder"]) for arm in told}
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -55,9 +53,9 @@ class Run:
 
     def table(self) -> str:
         """The result as plain text: quantities down, settings across."""
-        from limbeck.lab import read, table
+        from limbeck.lab import joined, table
 
-        return table.as_text(table.rows(read.read(self.folder)))
+        return table.as_text(table.rows(joined.gather(self.folder)))
 
 
 def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = (), *, quiet: bool = False) -> Run:
@@ -70,100 +68,38 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
         UserError: the recipe cannot be run.
         Interrupted: SIGINT or SIGTERM; everything is saved.
     """
-    tables = stages_of(recipe, overrides)
-    done, folder = [_is_done(Path(table.run_dir), table) for table in tables], Path(tables[-1].run_dir)
     tell = (lambda line: None) if quiet else progress.tell
-    if all(done):
-        tell(f"{folder}: this run is done; its report is {folder / rundir.REPORT}")
-        if not (folder / rundir.REPORT).is_file():  # it was killed between the two
-            report.write(folder)
+    asked = _asked(recipe, overrides)
+    compared = asked.arms()
+    first, folder = compared[0], Path(compared[0].last.run_dir)
+    if compared == [first] and not asked.words.resolves and chain.are_done(first.tables)[-1]:
+        chain.train(first.tables, World(), tell, quiet)  # says so
         return Run(folder)
-    _prepare_libraries(tables[-1])
-    world = World.join(tables[-1].train.device)
+    chain.prepare_libraries(first.last)
+    world = World.join(first.last.train.device)
     tell = tell if world.is_main else (lambda line: None)
-    plans = _plans(tables, world)
-    for number, plan in enumerate(plans.values()):
-        if done[number]:
-            tell(f"{plan.recipe.run_dir}: the stage {plan.recipe.stage} is done")
-            continue
-        if len(tables) > 1:
-            tell(f"stage {number + 1} of {len(tables)}: {plan.recipe.stage}")
-        material = _text(plan, world, tell)
-        with interruptible() as stopped:
-            study = build.study(plan, world, material)
-            session = Session(study, Path(plan.recipe.run_dir), tell, manifest.text(tables[: number + 1]))
-            session.go(stopped, quiet=quiet or not world.is_main)
+    facts: dict[str, Any] = {}
+    trials = asked.trials()
+    for number, (_, arm) in enumerate(trials, start=1):
+        tell(f"trial {number} of {len(trials)}: {arm.name}")
+        chain.train(arm.tables, world, tell, quiet)
+    if trials:
+        compared, found = studies.tuned(asked, trials)
+        facts = {"tuned": found}
+    compared = studies.resolved(asked.words, compared, folder, world, tell, facts)
+    for number, arm in enumerate(compared, start=1):
+        if len(compared) > 1:
+            tell(f"arm {number} of {len(compared)}: {', '.join(arm.shown.values())}")
+        chain.train(arm.tables, world, tell, quiet)
+    if (len(compared) > 1 or facts) and world.is_main:
+        tell(f"{folder}: {len(compared)} arms are done; the report of all is {report.write(folder)}")
     return Run(folder)
 
 
-def stages_of(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> list[Recipe]:
-    """The recipes that are trained one after another: one, unless a recipe has stages."""
-    return [recipe] if isinstance(recipe, Recipe) else expand(recipe, overrides)
-
-
-def _plans(tables: Sequence[Recipe], world: World) -> dict[str, designs.Design]:
-    """The designs of all stages, held together before the first one trains."""
-    plans: dict[str, designs.Design] = {}
-    for table in tables:
-        plan = designs.design(table, earlier=dict(plans))
-        _divides(table, world)
-        designs.weights_fit(plan)
-        plans[table.stage] = plan
-    return plans
-
-
-def _text(plan: designs.Design, world: World, tell: Callable[[str], None]) -> build.Material:
-    """The tokenised text; with several processes the first makes it and the others open it."""
-    if not world.is_main:
-        world.wait()
-    material = build.text(plan, tell)
-    if world.is_main:
-        world.wait()
-    return material
-
-
-def _prepare_libraries(table: Recipe) -> None:
-    environment.keep_freed_memory()
-    disable_progress_bar()
-    if table.train.threads:
-        torch.set_num_threads(table.train.threads)
-    if torch.cuda.is_available() and table.train.device != "cpu" and table.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
-        torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def _divides(table: Recipe, world: World) -> None:
-    parts = table.train.accumulate * world.size
-    if table.train.batch_size % parts:
-        raise UserError(
-            f"train.batch_size: {table.train.batch_size} blocks cannot be split into {table.train.accumulate} micro-batches "
-            f"of {world.size} processes; make it a multiple of {parts}"
-        )
-
-
-def _is_done(folder: Path, table: Recipe) -> bool:
-    """Whether the folder holds this run, finished.
-
-    Raises:
-        UserError: it holds something else, or cannot be made.
-    """
-    if not folder.exists():
-        above = next(parent for parent in folder.absolute().parents if parent.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise UserError(f"{folder}: no folder can be made in {above}; choose another with out=DIR")
-        return False
-    if folder.is_dir() and all(path.name.endswith(".tmp") or path.name == FOLDER for path in folder.iterdir()):
-        return False
-    try:
-        began = rundir.read_json(folder / rundir.MANIFEST)
-        recipe, status = began["recipe_sha256"], began["status"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{folder}: is there and is no run, or a damaged one; choose another folder with out=DIR"
-        ) from None
-    if recipe != identity(table):
-        raise UserError(f"{folder}: holds a run of another recipe; choose another folder with out=DIR, or remove it")
-    return status == "done"
+def _asked(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]) -> arms.Asked:
+    if not isinstance(recipe, Recipe):
+        return arms.asked(recipe, overrides)
+    return arms.Asked("recipe", arms.Words(), alone(recipe).model_dump(mode="json"), tuple(overrides))
 
 
 def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> list[str]:
@@ -172,8 +108,15 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
     Raises:
         UserError: what `run` would stop with.
     """
-    tables = stages_of(recipe, overrides)
-    for table in tables:
-        _is_done(Path(table.run_dir), table)
-        _divides(table, World.join(table.train.device))
-    return preview.lines(tables)
+    asked = _asked(recipe, overrides)
+    compared = asked.arms()
+    several = len(compared) > 1 or asked.words.resolves
+    for arm in [*compared, *(arm for _, arm in asked.trials())]:
+        if not several:
+            chain.are_done(arm.tables)
+        for table in arm.tables:
+            chain.divides(table, World.join(table.train.device))
+    found = preview.lines(compared[0].tables)
+    if len(compared) > 1 or asked.words.tune:
+        found += ["", *preview.study(asked.words, compared, len(asked.trials()))]
+    return found

@@ -68,6 +68,11 @@ class Words(Grid):
     )
     tune: Tune | None = Field(default=None, description="settings are tuned first, each with the same trials")
 
+    @property
+    def resolves(self) -> bool:
+        """Whether the arms can differ from those that the words alone make."""
+        return bool(self.equal or self.together or self.tune)
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -223,9 +228,9 @@ def _trial(arm: Arm, seeds: tuple[int, ...] | None, number: int) -> Arm:
     return _placed(Arm(arm.name, tuple(few), arm.shown), root, f"{TUNING}/{number:02}", {})
 
 
-def placed_all(arms: list[Arm], root: Path) -> list[Arm]:
-    """Several arms each in a folder of its own, `OUT/arms/01`; what two of them have as the same earlier stage is trained once."""
-    if len(arms) == 1:
+def placed_all(arms: list[Arm], root: Path, always: bool = False) -> list[Arm]:
+    """Several arms (or `always`) each in a folder of its own, `OUT/arms/01`; what two of them have as the same earlier stage is trained once."""
+    if len(arms) == 1 and not always:
         return arms
     known: dict[str, str] = {}
     return [_placed(arm, root, f"{FOLDER}/{number:02}", known) for number, arm in enumerate(arms, start=1)]

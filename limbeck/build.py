@@ -15,6 +15,7 @@ from limbeck.designs import Design
 from limbeck.engine import to_device
 from limbeck.ensemble import Ensemble
 from limbeck.feeds.blocks import Corpus, prepare
+from limbeck.feeds.corpora import each, heldout_source
 from limbeck.feeds.feed import Batches, Feed
 from limbeck.feeds.mixed import Mixed
 from limbeck.feeds.taskfeed import TaskFeed
@@ -77,13 +78,15 @@ def text(plan: Design, tell: Callable[[str], None]) -> Material:
     """The tokenised corpus, and the unlabelled one beside it, from the cache or made now."""
     data = plan.recipe.data
     corpus = _prepared(plan, tell)
+    tasks.labelled(plan.recipe, plan.terms, corpus.facts.get("labelled", 0))
     if data.unlabelled is None:
         return Material(corpus, None)
     task = data.task and data.task.model_copy(update={"label": None, "classes": tuple(plan.classes) or None})
-    more = data.model_copy(
-        update={"corpus": data.unlabelled.corpus, "task": task, "unlabelled": None, "max_bytes": None}
-    )
-    return Material(corpus, _prepared(plan.with_recipe(plan.recipe.model_copy(update={"data": more})), tell))
+    apart = {source[0] for one in each(data) if (source := heldout_source(one))}
+    heldout = apart.pop() if len(apart) == 1 else data.heldout  # what the corpus holds out is not read here either
+    words = {"corpus": data.unlabelled.corpus, "heldout": heldout, "task": task, "unlabelled": None, "max_bytes": None}
+    more = plan.recipe.model_copy(update={"data": data.model_copy(update=words)})
+    return Material(corpus, _prepared(plan.with_recipe(more), tell))
 
 
 def _prepared(plan: Design, tell: Callable[[str], None]) -> Text:
@@ -152,6 +155,6 @@ def feed(plan: Design, material: Material, seed: int, part: str = "train") -> Ba
 def _feed(plan: Design, blocks: Any, seed: int) -> Any:
     data, tokenizer, rows = plan.recipe.data, plan.student_tokenizer, plan.recipe.train.batch_size
     if data.task is not None:
-        types = "token_type_ids" in tokenizer.model_input_names
+        types = any("token_type_ids" in one.model_input_names for one in (plan.teacher_tokenizer, tokenizer))
         return TaskFeed(blocks, seed=seed, batch_size=rows, pad_id=tasks.padding(tokenizer), types=types)
     return Feed(blocks, masking=data.masking, positions=data.positions, seed=seed, batch_size=rows, causal=plan.causal)

@@ -27,7 +27,7 @@ from limbeck.actors import Ema, Frozen, Learner, Optimisation
 from limbeck.balance import Balance
 from limbeck.designs import Design, sources
 from limbeck.ensemble import Ensemble
-from limbeck.stages import stage_of, student_of
+from limbeck.stages import folder_of, stage_of
 from limbeck.taps import Tapped
 from limbeck.world import World
 
@@ -74,22 +74,23 @@ class Company:
         stage = stage_of(source.source)
         if stage is None:
             return None
-        earlier = self.plan.earlier[stage].recipe
-        return Path(earlier.run_dir) / rundir.STUDENTS / student_of(earlier, source.source, setting, seed)
+        return folder_of(self.plan.earlier[stage].recipe, source.source, setting, seed)
 
     def learner(self, setting: str, number: int, making: bridges.Making) -> Learner:
         """A learner of one setting; all settings of a seed begin with the same parameters, and so do their n-th peers."""
         plan, how, learned = self.plan, self.plan.recipe.train, self.plan.terms[setting]
+        dtype = torch.float64 if how.precision == "fp64" else torch.float32
         draw = [number, self.said.student.draw] if self.said.student.draw else [number] if number else []
         model = students.build(plan.student, seeds.derive_seed(making.seed, "student", *draw))
-        origin = self._origin(setting, making.seed)
+        torch.nn.Module.to(model, dtype)
+        origin = self._origin(setting, making.seed, dtype)
         if origin is not None:
             inherit.inherit(model, origin, self.said.student.from_layers)
         making = replace(making, tapped=Tapped(model, columns=plan.columns))
         built = bridges.build({name: make for term in learned for name, make in term.aids.items()}, making)
+        torch.nn.Module.to(built, dtype)
         self._take_aids(built, setting, making.seed)
         balance = Balance(plan.recipe.settings[setting].balance, [term.name for term in learned])
-        dtype = torch.float64 if how.precision == "fp64" else torch.float32
         for module in (model, built, balance):
             torch.nn.Module.to(module, self.world.device, dtype)
         taps = {
@@ -108,24 +109,28 @@ class Company:
             columns=plan.columns,
         )
 
-    def _origin(self, setting: str, seed: int) -> PreTrainedModel | None:
-        """The weights that a student begins with, as they are stored and not in the precision of the run."""
+    def _origin(self, setting: str, seed: int, dtype: torch.dtype) -> PreTrainedModel | None:
+        """The weights that a student begins with, in the precision of its own."""
         source = self.said.student.origin or (self.said.members[0] if self.said.student.init == "teacher" else None)
         if source is None:
             return None
         trained = self._trained(source, setting, seed)
         where = recipe.Source(source=str(trained)) if trained else source
         if str(where) not in self._origins:
-            self._origins[str(where)] = models.model_of(where, torch.float32)
+            self._origins[str(where)] = models.model_of(where, dtype)
         return self._origins[str(where)]
 
     @torch.no_grad()
     def _take_aids(self, built: torch.nn.ModuleDict, setting: str, seed: int) -> None:
         """A student that goes on from an earlier stage keeps the bridges of the terms that go on with it."""
-        trained = self._trained(self.said.student.origin, setting, seed) if self.said.student.origin else None
-        if trained is None:
+        origin = self.said.student.origin
+        stage = stage_of(origin.source) if origin else None
+        if origin is None or stage is None or not built:
             return
-        kept = checkpoint.aids(trained.parents[1] / rundir.CHECKPOINTS, trained.name)
+        earlier, trained = self.plan.earlier[stage].recipe, self._trained(origin, setting, seed)
+        assert trained is not None
+        last = Path(earlier.run_dir) / rundir.CHECKPOINTS / rundir.step_name(earlier.train.steps)
+        kept = checkpoint.aids(last, trained.name)
         for name, parameter in built.named_parameters():
             if name in kept and kept[name].shape == parameter.shape:
                 parameter.copy_(kept[name])

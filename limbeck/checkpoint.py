@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from limbeck import rundir
 from limbeck.actors import Ema, Learner
+from limbeck.errors import UserError
 
 Kept = Learner | Ema  # what changes while a run goes on
 
@@ -62,12 +63,15 @@ def restore(place: Path, actors: Iterable[Kept]) -> None:
         load_state(actor, load_file(place / f"{actor.name}.safetensors"))
 
 
-def aids(folder: Path, learner: str) -> dict[str, Tensor]:
-    """The modules that a learner learned by, of the newest checkpoint that verifies: name of a parameter -> its value."""
-    found = newest(folder, lambda line: None)
-    if found is None:
-        return {}
-    held = load_file(found[0] / f"{learner}.safetensors")
+def aids(place: Path, learner: str) -> dict[str, Tensor]:
+    """The modules that a learner had learned by at a checkpoint: name of a parameter -> its value.
+
+    Raises:
+        UserError: it does not verify.
+    """
+    if damage := _damage(place):
+        raise UserError(f"{place}: {damage}; put it back, or remove {place.parents[1]} to train it again")
+    held = load_file(place / f"{learner}.safetensors")
     return {name.removeprefix("bridges."): tensor for name, tensor in held.items() if name.startswith("bridges.")}
 
 

@@ -30,9 +30,9 @@ Overrides = Annotated[
 @app.command()
 def run(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Train, evaluate, draw and export; run it again to go on after an interruption."""
-    from limbeck.stages import expand
+    from limbeck.arms import asked
 
-    expand(recipe, overrides or [])  # what is wrong with the words is said before anything heavy is imported
+    asked(recipe, overrides or []).arms()  # what is wrong with the words is said before anything heavy is imported
     from limbeck import api
     from limbeck.world import World
 
@@ -47,9 +47,9 @@ def run(recipe: RecipeName, overrides: Overrides = None) -> None:
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Say everything that can be known before training, and what is wrong with it."""
-    from limbeck.stages import expand
+    from limbeck.arms import asked
 
-    expand(recipe, overrides or [])  # what is wrong with the words is said before anything heavy is imported
+    asked(recipe, overrides or []).arms()  # what is wrong with the words is said before anything heavy is imported
     from limbeck import api
 
     for line in api.check(recipe, overrides or []):
@@ -57,13 +57,15 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def report(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
-    """Draw the figures and the report of a run anew."""
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories; of several, one page for all.")],
+) -> None:
+    """Draw the figures and the report of a run anew, or compare several runs on one page."""
     from pathlib import Path
 
     from limbeck.lab import report as lab
 
-    print(lab.write(Path(run)))
+    print(lab.write(*map(Path, runs)))
 
 
 @app.command()
@@ -95,9 +97,9 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, to 
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
-    from limbeck.recipe import Recipe
+    from limbeck import stages
 
-    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    print(json.dumps(stages.schema(), indent=2))
 
 
 @app.command()

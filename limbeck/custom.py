@@ -26,6 +26,7 @@ TENSORS = ("teacher", "labels", "mask")
 B, T, D, h, V = 2, 3, 4, 5, 11  # the shapes on which a loss is tried out
 GIVEN = {
     "logits": (B * T, V),
+    "exit": (B * T, V),
     "pooled": (B, D),
     "scores": (B, h, T, T),
     "probs": (B, h, T, T),
@@ -35,6 +36,7 @@ GIVEN = {
 }
 Given = Tensor | tuple[Tensor, ...]
 PER = {1: "row", 0: "batch", 2: "token"}
+SPOKEN = (("logits",), ("exit",))  # the taps of which a loss gets selected tokens, without a mask
 
 
 def load(path: str, where: str) -> Loss:
@@ -114,7 +116,7 @@ def _tried(loss: Loss, term: settings.Term, needs: tuple[str, ...], where: str, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         student, teacher = _tensors(mine, several, True), _tensors(theirs, several, False)
-        labels = torch.randint(min(V, D), (B * T,) if term.taps == ("logits",) else (B, T))
+        labels = torch.randint(min(V, D), (B * T,) if term.taps in SPOKEN else (B, T))
     given = {"teacher": teacher, "labels": labels, "mask": None, "needs": needs}
     try:
         values = loss(student=student, **{name: given[name] for name in needs}, **term.parameters)
@@ -124,7 +126,7 @@ def _tried(loss: Loss, term: settings.Term, needs: tuple[str, ...], where: str, 
         raise UserError(
             f"{where}: a trial on random tensors {apart}fails ({type(error).__name__}: {line}); mend it"
         ) from None
-    expected = (B * T,) if term.taps == ("logits",) else (B, T)
+    expected = (B * T,) if term.taps in SPOKEN else (B, T)
     if not isinstance(values, Tensor) or tuple(values.shape) not in (expected, expected[:1], ()):
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise UserError(f"{where}: gives {found}; it must give one value for each token, row or batch, unreduced")
@@ -132,7 +134,7 @@ def _tried(loss: Loss, term: settings.Term, needs: tuple[str, ...], where: str, 
         raise UserError(
             f"{where}: its value has no gradient in the student's tensor; compute it with torch's operations"
         )
-    if "mask" in needs and term.taps not in (("logits",), ("pooled",)):
+    if "mask" in needs and term.taps not in (*SPOKEN, ("pooled",)):
         _masked(loss, term, given, student, where)
     return "token" if tuple(values.shape) == expected else PER[values.dim()]
 

@@ -104,10 +104,12 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
     theirs = _one_tokenizer(table.models, library)
     mine = library.tokenizer(recipe.Source(source=said.tokenizer)) if said.tokenizer else theirs
     mine = mine or (library.tokenizer(said.origin) if said.origin else None)
+    if mine and said.origin and stage_of(said.origin.source):
+        _same_words(mine, library.tokenizer(said.origin), said.origin.source)
     if mine is None:
         raise UserError("models.student.tokenizer: missing; without a teacher the student needs a tokenizer")
     student = students.shape(said, origin or teacher, **_facts(mine))
-    tasks.give(table.data, student, shapes, theirs or mine, mine)
+    tasks.give(table.data, student, shapes, theirs or mine, mine, offline)
     for config in shapes.values():
         if family(config.model_type).causal != family(student.model_type).causal:
             raise UserError(
@@ -166,6 +168,15 @@ def _one_tokenizer(said: recipe.Models, library: _Library) -> PreTrainedTokenize
     return first
 
 
+def _same_words(mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, source: str) -> None:
+    """Whether a student reads the vocabulary that it learned in an earlier stage."""
+    if mine.get_vocab() != theirs.get_vocab():
+        raise UserError(
+            f"models.student.init: {source} learned another vocabulary than this stage's teacher or tokenizer has; give both "
+            "stages the same, or set init to random"
+        )
+
+
 def _facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     names = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
     return {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
@@ -192,8 +203,8 @@ def _has_targets(table: recipe.Recipe, made: dict[str, tuple[lessons.Term, ...]]
             raise UserError(
                 f"settings.{name}: patient reads the first token, which sees nothing in a causal model; set position: last"
             )
+    tasks.has_targets(table, made)
     if table.data.task is not None:
-        tasks.has_targets(table, made)
         return
     if causal and table.data.positions == "masked":
         raise UserError("data.positions: masked, but a causal model is never masked; set data.positions to all")

@@ -24,7 +24,7 @@ from limbeck.errors import UserError
 from limbeck.taps import Tapped
 
 FILE = "exits.safetensors"
-_OF_ANOTHER_DEPTH = ("model_type", "architectures", "dtype", "transformers_version", "_name_or_path", "layer_types")
+_NOT_OF_ITS_SHAPE = ("model_type", "architectures", "dtype", "transformers_version", "_name_or_path")
 
 
 class Exit(nn.Module):
@@ -32,10 +32,16 @@ class Exit(nn.Module):
 
     Args:
         tapped: the model whose head is copied, with the norm before it where there is one.
+
+    Raises:
+        UserError: the model takes the mean of its tokens behind that norm; an exit's tokens are pooled before it.
     """
 
     def __init__(self, tapped: Tapped) -> None:
         super().__init__()
+        means = tapped.classifies and getattr(tapped.model.config, "classifier_pooling", "cls") == "mean"
+        if means and tapped.final_norm is not None:
+            raise UserError("an exit cannot take the mean of normed tokens; set classifier_pooling of the model to cls")
         embedding = tapped.model.get_input_embeddings().weight
         norms = [tapped.final_norm] if tapped.final_norm is not None else []
         self.columns = tapped.columns
@@ -63,8 +69,10 @@ def head(making: Making) -> Exit:
 def cut(model: PreTrainedModel, exit: nn.Module, layer: int) -> PreTrainedModel:
     """The plain model that ends with an exit: layers 1 to `layer`, and the exit's head."""
     assert isinstance(exit, Exit)
-    said = {name: value for name, value in model.config.to_dict().items() if name not in _OF_ANOTHER_DEPTH}
+    said = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_OF_ITS_SHAPE}
     said[Tapped(model).family.n_layers] = layer
+    if said.get("layer_types"):
+        said["layer_types"] = said["layer_types"][:layer]
     small = students.build(AutoConfig.for_model(model.config.model_type, **said), seed=0)
     nn.Module.to(small, next(model.parameters()).dtype)
     source = dict(model.named_parameters())
@@ -100,31 +108,36 @@ class EarlyExit:
     Args:
         model: the whole model.
         exits: layer -> the head behind it.
+
+    Raises:
+        UserError: it predicts a score, of which nothing says how sure it is.
     """
 
     def __init__(self, model: PreTrainedModel, exits: Mapping[int, Exit]) -> None:
         self.tapped, self.exits = Tapped(model.eval()), {layer: exits[layer] for layer in sorted(exits)}
+        if self.tapped.classifies and model.config.num_labels == 1:
+            raise UserError("a score has no probability to be sure by; use the models in exit-N, or the whole one")
 
     @classmethod
     def load(cls, folder: str | Path) -> EarlyExit:
         """Reads a student that was trained with exits.
 
         Raises:
-            UserError: there are no exits, or they do not fit the model.
+            UserError: there are no exits, they do not fit the model, or it predicts a score.
         """
-        source = recipe.Source(source=str(folder))
-        if not (Path(folder) / FILE).is_file():
+        source, path = recipe.Source(source=str(folder)), Path(folder) / FILE
+        if not path.is_file():
             raise UserError(f"{folder}: no {FILE} there; name a student that was trained with exits")
-        model = models.model_of(source, torch.float32)
-        tensors: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in load_file(Path(folder) / FILE).items():
-            _, layer, rest = name.split(".", 2)
-            tensors.setdefault(int(layer), {})[rest] = tensor
-        exits = {layer: Exit(Tapped(model)) for layer in tensors}
-        for layer, exit in exits.items():
-            with torch.no_grad():
-                for name, parameter in exit.named_parameters():
-                    parameter.copy_(tensors[layer][name])
+        model, tensors = models.model_of(source, torch.float32), load_file(path)
+        tapped = Tapped(model)
+        exits = {layer: Exit(tapped) for layer in {int(name.split(".")[1]) for name in tensors}}
+        held = {f"exit.{layer}.{name}": p for layer, exit in exits.items() for name, p in exit.named_parameters()}
+        shapes = [{name: tensor.shape for name, tensor in named.items()} for named in (held, tensors)]
+        if shapes[0] != shapes[1] or max(exits) >= tapped.depth:
+            raise UserError(f"{path}: of another model than the one beside it; put the two of one training together")
+        with torch.no_grad():
+            for name, parameter in held.items():
+                parameter.copy_(tensors[name])
         return cls(model, exits)
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from limbeck import exits, rundir
 from limbeck.actors import Learner
+
+NAMES = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}
 
 
 def export(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, card: str) -> Path:
@@ -38,18 +47,25 @@ def export(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, c
 
 
 def model_card(manifest: dict[str, Any], recipe: str, setting: str, learner: str, numbers: list[dict[str, Any]]) -> str:
-    """The card of one student: recipe, teacher, data, numbers, versions."""
-    teacher, data = manifest["teacher"], manifest["data"]
-    rows = "\n".join(
-        f"| {row['split']} | {_number(row['logit_loss'])} | {_number(row['agreement'])} "
-        f"| {_number(row['label_loss'])} | {_number(row['label_accuracy'])} |"
-        for row in numbers
-    )
-    described = (
-        f"`{teacher['source']}` ({teacher['parameters']:,} parameters, sha256 `{teacher['sha256'][:16]}`)"
-        if teacher
-        else "none: trained on labels alone"
-    )
+    """The card of one student: recipe, teachers, data, numbers, versions.
+
+    Args:
+        manifest: of the run.
+        recipe: text of its recipe.yaml.
+        setting: that trained the student.
+        learner: the student's name.
+        numbers: its last rows of evals.jsonl, one a split.
+    """
+    data = manifest["data"]
+    noun = "documents" if data.get("classes") is None else "rows"
+    about = [
+        *(f"- {line}" for line in _teachers(manifest, setting, learner)),
+        f"- student: {manifest['students'][learner]['parameters']:,} parameters",
+        f"- data: {_text(data, noun)}",
+        *([f"- unlabelled: {_text(data['unlabelled'], noun)}"] if data.get("unlabelled") else []),
+        *([f"- classes: {', '.join(map(str, data['classes']))}"] if data.get("classes") else []),
+    ]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in _table(numbers))
     return f"""---
 library_name: transformers
 tags: [limbeck, distillation]
@@ -59,17 +75,13 @@ tags: [limbeck, distillation]
 
 Trained with limbeck {manifest["versions"]["limbeck"]} by the setting `{setting}`.
 
-- teacher: {described}
-- student: {manifest["students"][learner]["parameters"]:,} parameters
-- data: `{data["corpus"]}`, {data["documents"]:,} documents, {data["tokens"]:,} tokens (sha256 `{data["sha256"][:16]}`)
+{chr(10).join(about)}
 
 ## Numbers
 
-On the blocks of the run's last evaluation, {numbers[0]["tokens"]:,} tokens a split; losses in nats a token.
+{_measured(numbers)}
 
-| split | logit loss, KL(teacher, student) | top-1 agreement | label loss | label accuracy |
-|---|---|---|---|---|
-{rows}
+{table}
 
 ## Recipe
 
@@ -81,6 +93,75 @@ On the blocks of the run's last evaluation, {numbers[0]["tokens"]:,} tokens a sp
 
 {", ".join(f"{name} {number}" for name, number in manifest["versions"].items())}
 """
+
+
+def _teachers(manifest: dict[str, Any], setting: str, learner: str) -> list[str]:
+    """One line for each; of students of an earlier stage those that teach this learner."""
+    seed = learner.removeprefix(f"{setting}-seed").partition("-")[0]
+    told = [teacher for teacher in (manifest["teacher"], *manifest.get("teachers", [])) if teacher]
+    roles: dict[str, list[dict[str, Any]]] = {}
+    for teacher in told:
+        roles.setdefault(str(teacher.get("name", "teacher")).partition("@")[0], []).append(teacher)
+    found = []
+    for role, players in roles.items():
+        for wanted in (rf"{re.escape(setting)}-seed{seed}(-.*)?", rf".*-seed{seed}(-.*)?", ".*"):
+            mine = [it for it in players if re.fullmatch(wanted, str(it.get("name", "")).partition("@")[2])]
+            if mine:
+                found += [f"{role}: {_described(teacher)}" for teacher in mine]
+                break
+    return found or ["teacher: none: trained on labels alone"]
+
+
+def _described(teacher: dict[str, Any]) -> str:
+    source, student = teacher["source"], str(teacher.get("name", "")).partition("@")[2]
+    stage = source.removeprefix("$").partition("/")[0]
+    who = f"`{student}` of the stage `{stage}`" if student and source.startswith("$") else f"`{source}`"
+    return f"{who} ({teacher['parameters']:,} parameters, sha256 `{teacher['sha256'][:16]}`)"
+
+
+def _text(data: dict[str, Any], noun: str) -> str:
+    amount = f"{data['documents']:,} {noun}, {data['tokens']:,} tokens"
+    return f"`{data['corpus']}`, {amount} (sha256 `{data['sha256'][:16]}`)"
+
+
+def _measured(numbers: list[dict[str, Any]]) -> str:
+    """What was measured, and in which unit."""
+    counts = list(dict.fromkeys(row["tokens"] for row in numbers))
+    each = " and ".join(f"{count:,}" for count in counts)
+    if not numbers[0].get("metrics"):
+        return f"On the blocks of the run's last evaluation, {each} tokens a split; losses in nats a token."
+    unit = "are squared errors" if _scored(numbers) else "in nats a row"
+    return f"On the rows of the run's last evaluation, {each} a split; losses {unit}. A metric that is not defined is left empty."
+
+
+def _table(numbers: list[dict[str, Any]]) -> list[list[str]]:
+    """Split by split the student, its early exits, and of a task its teacher."""
+    metrics = list(numbers[0].get("metrics") or {})
+    losses = {"logit_loss": "logit loss, KL(teacher, student)", "agreement": "top-1 agreement"}
+    losses |= {"label_loss": "label loss", "label_accuracy": "label accuracy"}
+    if _scored(numbers):
+        losses = {"logit_loss": "squared error against the teacher", "label_loss": "squared error against the labels"}
+    elif metrics:
+        del losses["label_accuracy"]  # is among the metrics
+    lines = []
+    for row in numbers:
+        split = row["split"]
+        told: list[tuple[str, dict[str, Any]]] = [(split, row)]
+        told += [
+            (f"{split}, exit after layer {tap.removeprefix('exit.')}", said)
+            for tap, said in row.get("exits", {}).items()
+        ]
+        told += [(f"{split}, the teacher", {"metrics": row["teacher_metrics"]})] if row.get("teacher_metrics") else []
+        for what, said in told:
+            values = [(said.get("metrics") or {}).get(name) for name in metrics] + [said.get(name) for name in losses]
+            lines.append([what, *map(_number, values)])
+    head = ["split", *(NAMES.get(name, name) for name in metrics), *losses.values()]
+    return [head, ["---"] * len(head), *lines]
+
+
+def _scored(numbers: list[dict[str, Any]]) -> bool:
+    """Whether these are numbers of a regression."""
+    return "pearson" in (numbers[0].get("metrics") or {})
 
 
 def _number(value: float | None) -> str:

@@ -21,6 +21,7 @@ Facts = dict[str, Any]
 HARMFUL = {
     "the text": ("data", "sha256"),
     "the held-out text": ("data", "heldout_sha256"),
+    "the unlabelled text": ("data", "unlabelled", "sha256"),
     "the tokenizer": ("data", "tokenizer_sha256"),
     "the teacher": ("teacher", "sha256"),
     "another teacher": ("teachers",),
@@ -57,7 +58,10 @@ def of(study: build.Study, flops: Mapping[str, float]) -> Facts:
         "name": table.name,
         "question": table.question,
         "stage": table.stage,
-        "earlier": {name: plan.recipe.run_dir for name, plan in study.design.earlier.items()},
+        "earlier": {
+            name: {"folder": plan.recipe.run_dir, "recipe_sha256": identity(plan.recipe)}
+            for name, plan in study.design.earlier.items()
+        },
         "recipe_sha256": identity(table),
         "command": shlex.join(["limbeck", *sys.argv[1:]]),
         "limbeck": environment.versions()["limbeck"],

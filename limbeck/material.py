@@ -94,4 +94,6 @@ class Data(Strict):
             raise wrong("positions", "masked needs masking; set masking.mode to dynamic or static, or positions to all")
         if self.positions == "masked" and self.task is not None:
             raise wrong("positions", "rows of a task are not masked; leave the word out")
+        if self.masking != Masking() and self.task is not None:
+            raise wrong("masking", "rows of a task are not masked; leave the word out")
         return self

@@ -22,15 +22,16 @@ def scores(kind: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float
         labels: class numbers or scores `[n]`, -100 where there is none: such rows are left out.
 
     Returns:
-        `accuracy`, `f1` (of class 1 where there are two classes, else the mean over classes) and `matthews`, or `pearson` and
-        `spearman`; None where one is not defined: without rows, or where all answers or all labels are alike.
+        `accuracy`, `f1` (of class 1 where there are two classes, else the mean over those that stand among labels or answers)
+        and `matthews` (0, as scikit-learn has it, where all answers or all labels are alike), or `pearson` and `spearman`
+        (None there). None without rows, and where a logit is not finite.
 
     >>> scores("classification", np.array([[0.0, 1.0], [2.0, 1.0], [0.0, 1.0]]), np.array([1, 0, 0]))["accuracy"]
     0.6666666666666666
     """
     kept = labels != IGNORED
     logits, labels = logits[kept].astype(np.float64), labels[kept]
-    if not len(labels):
+    if not len(labels) or not np.isfinite(logits).all():
         return dict.fromkeys(NAMES[kind])
     found = _of_classes(logits, labels) if kind == "classification" else _of_scores(logits[:, 0], labels)
     return {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
@@ -39,13 +40,13 @@ def scores(kind: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float
 def _of_classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    answers, count = logits.argmax(1), logits.shape[1]
-    average: Any = {"average": "binary"} if count == 2 else {"average": "macro", "labels": list(range(count))}
-    average["zero_division"] = 0.0
+    answers = logits.argmax(1)
+    average: dict[str, Any] = {"average": "binary" if logits.shape[1] == 2 else "macro", "zero_division": 0.0}
+    vary = len(np.union1d(labels, answers)) > 1  # else scikit-learn warns
     return {
         "accuracy": float(accuracy_score(labels, answers)),
         "f1": float(f1_score(labels, answers, **average)),
-        "matthews": float(matthews_corrcoef(labels, answers)),
+        "matthews": float(matthews_corrcoef(labels, answers)) if vary else 0.0,
     }
 
 

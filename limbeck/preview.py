@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from limbeck import build, costs, designs, models, terms
+from limbeck import build, costs, designs, models, tasks, terms
+from limbeck.arms import Arm, Words
 from limbeck.feeds.corpora import each, find_files
 from limbeck.feeds.readers import hub_name
 from limbeck.feeds.tokenise import Encoder
@@ -47,6 +48,17 @@ def lines(tables: Sequence[Recipe]) -> list[str]:
     return found
 
 
+def study(words: Words, arms: Sequence[Arm], trials: int) -> list[str]:
+    """What a study of several arms trains, arm by arm."""
+    rows: list[Row] = [("arms", "settings", "updates")]
+    rows += [(f"  {arm.name or '-'}", ", ".join(arm.last.chosen), arm.last.train.steps) for arm in arms]
+    if words.equal:
+        rows.append(("", f"updates at equal {words.equal} are counted when it runs"))
+    if words.tune:
+        rows.append(("", f"tuned first: {trials} trials of every setting, on a validation part"))
+    return _aligned(rows)
+
+
 def _stage(table: Recipe, plans: dict[str, designs.Design]) -> list[str]:
     """One stage on a page; its design is put to those before it."""
     away = _far_corpora(table)
@@ -82,11 +94,15 @@ def _text(plan: designs.Design) -> list[Row]:
     notes: list[str] = []
     material = build.text(plan, notes.append)
     build.feed(plan, material, seed=0)
-    facts = material.facts
+    facts, noun = material.facts, "rows" if plan.recipe.data.task else "documents"
     rows = [
-        ("text", f"{facts['corpus']}: {facts['documents']:,} documents, {facts['tokens']:,} tokens"),
-        ("held out", f"{facts['heldout_documents']:,} documents, {facts['heldout_tokens']:,} tokens"),
+        ("text", f"{facts['corpus']}: {facts['documents']:,} {noun}, {facts['tokens']:,} tokens"),
+        ("held out", f"{facts['heldout_documents']:,} {noun}, {facts['heldout_tokens']:,} tokens"),
     ]
+    if plan.classes:
+        rows.append(("classes", tasks.listed(plan.classes)))
+    if more := facts.get("unlabelled"):
+        rows.append(("unlabelled", f"{more['corpus']}: {more['documents']:,} {noun}, {more['tokens']:,} tokens"))
     return [*rows, *(("" if i else "note", note) for i, note in enumerate(facts["notes"]))]
 
 
@@ -104,7 +120,10 @@ def _models(plan: designs.Design, inherited: Sequence[str]) -> list[str]:
     average = plan.recipe.models.teacher
     if isinstance(average, Ensemble):
         rows.append(("", f"an ensemble of {len(average.ensemble)}, averaging {average.average.replace('_', '-')}"))
-    return _aligned(rows)
+    said = {f"{name} is": source.source for name, source in designs.sources(plan.recipe.models).items()}
+    said["student begins as"] = plan.recipe.models.student.init
+    taken: list[Row] = [("", f"{what} the student of {it}") for what, it in said.items() if it.startswith("$")]
+    return [*_aligned(rows), *(_aligned(taken) if taken else [])]
 
 
 def _settings(table: Recipe, plan: designs.Design | None) -> list[str]:

@@ -230,7 +230,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _peers_differ(self) -> Recipe:
-        if self.models.student.init == "teacher" and any(setting.peers > 1 for setting in self.settings.values()):
+        if self.models.student.init != "random" and any(setting.peers > 1 for setting in self.settings.values()):
             raise wrong("models.student.init", "peers that begin alike stay alike; set init to random")
         return self
 

@@ -36,14 +36,19 @@ def resolved(
     Raises:
         UserError: the folder holds another study.
     """
+    if len(arms) == 1 and not words.resolves and (folder / rundir.MANIFEST).is_file():
+        return arms  # it has begun as one run
     key = _key(words, arms)
     known = _read(folder, key)
     parts = known["parts"] if known else _parts(words, arms, world, tell)
     found = [restricted(arms[part["arm"]], part["settings"], steps=part["steps"]) for part in parts]
     if len(parts) == len(arms) and all(part["whole"] for part in parts):
         found = arms
-    found = placed_all(found, folder)
-    if len(found) > 1 and world.is_main:
+    several = len(found) > 1 or bool(facts)
+    found = placed_all(found, folder, always=bool(facts))
+    if several and (folder / rundir.MANIFEST).is_file():
+        raise UserError(f"{folder}: holds a single run; choose another folder with out=DIR, or remove it")
+    if several and world.is_main:
         _write(folder, key, parts, found, facts or {})
     world.wait()
     return found

@@ -7,13 +7,15 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from limbeck import lessons, recipe
+from limbeck import lessons, models, recipe
 from limbeck.errors import UserError
+from limbeck.feeds.corpora import each
 from limbeck.feeds.tasks import prepare_task
 from limbeck.losses import LOSSES
-from limbeck.material import Data
+from limbeck.material import Data, Task
 
 HEAD_DROPOUTS = ("classifier_dropout", "seq_classif_dropout")
+SHOWN = 12  # how many classes an error names
 OF_SCORES = ("logit_mse", "squared_error")  # the losses on logits that a score has
 
 
@@ -23,11 +25,13 @@ def give(
     teachers: Mapping[str, PretrainedConfig],
     teacher_tokenizer: PreTrainedTokenizerBase,
     student_tokenizer: PreTrainedTokenizerBase,
+    offline: bool = False,
 ) -> None:
     """Makes the student's config that of a classifier for the task of the data, or of a language model where there is none.
 
     Raises:
         UserError: a teacher is no model for this task, or its classes are others.
+        NotDownloaded: only rows on the Hub name the classes, and it is not to be asked (`offline`).
     """
     task = data.task
     for name, config in teachers.items():
@@ -35,11 +39,12 @@ def give(
     if task is None:
         student.problem_type = None
         return
-    first = next(iter(teachers.values()), None)
     classes: Sequence[str] = ("score",)
     if task.kind == "classification":
-        named = task.classes or (first and _names(first))
-        classes = named or prepare_task(data, teacher_tokenizer, student_tokenizer, tell=_silent).classes
+        known = _known(task, list(teachers.values()))
+        if known is None and offline and any(one.corpus.startswith("hub:") for one in each(data)):
+            raise models.NotDownloaded(f"{data.corpus}: its rows name the classes; name them in data.task.classes")
+        classes = known or prepare_task(data, teacher_tokenizer, student_tokenizer, tell=_silent).classes
     student.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
     student.id2label = dict(enumerate(classes))
     student.label2id = {name: number for number, name in enumerate(classes)}
@@ -47,14 +52,39 @@ def give(
     for word in HEAD_DROPOUTS:
         if hasattr(student, word):
             setattr(student, word, 0.0)
-    if hasattr(student, "classifier_pooling"):
-        student.classifier_pooling = "cls"
     for name, config in teachers.items():
-        if config.num_labels != len(classes) or (_names(config) or classes) != tuple(classes):
-            mine, theirs = ", ".join(classes), ", ".join(map(str, (config.id2label or {}).values()))
-            raise UserError(
-                f"models.{name}: it predicts {theirs}, and the task has {mine}; give both the same, in one order"
-            )
+        _agrees(task, name, config, classes)
+
+
+def _known(task: Task, teachers: Sequence[PretrainedConfig]) -> Sequence[str] | None:
+    """The classes where the recipe or a teacher names them, None where the rows must. Without labels they need no names."""
+    named = [names for names in map(_names, teachers) if names]
+    if task.label is None and not named:
+        named = [_in_order(config) for config in teachers]
+    return task.classes or next(iter(named), None)
+
+
+def _agrees(task: Task, name: str, config: PretrainedConfig, classes: Sequence[str]) -> None:
+    """Whether a teacher predicts the classes of the task, in their order.
+
+    Names differ where the recipe says what the rows call the classes (0, 1) that the model calls otherwise (NEGATIVE,
+    POSITIVE); the same names in another order are a mistake.
+    """
+    theirs, mine, remedy = _in_order(config), list(classes), "data.task.classes in the order of its logits"
+    said = f"models.{name}: it predicts {listed(theirs)}, and the task has {listed(mine)}"
+    if len(theirs) != len(mine):
+        count = f"{len(theirs)} and {len(mine)}"
+        raise UserError(f"{said} ({count}); " + ("take another" if task.kind == "regression" else f"name all {remedy}"))
+    if task.kind == "regression" or _names(config) is None:
+        return
+    low, high = ([word.casefold() for word in words] for words in (theirs, mine))
+    if low != high and (not task.classes or set(low) & set(high)):
+        raise UserError(f"{said}; name {remedy}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first classes of many, for people."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def _silent(line: str) -> None:
@@ -83,23 +113,37 @@ def _suits(data: Data, name: str, config: PretrainedConfig) -> None:
 
 def _names(config: PretrainedConfig) -> tuple[str, ...] | None:
     """The classes of a model in the order of its logits, None where it only counts them (LABEL_0, LABEL_1)."""
-    names = tuple(map(str, (config.id2label or {}).values()))
+    names = _in_order(config)
     return None if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
 
 
+def _in_order(config: PretrainedConfig) -> tuple[str, ...]:
+    """What a model calls its logits; a file may hold them sorted as text, 10 before 2."""
+    return tuple(str(name) for _, name in sorted((config.id2label or {}).items(), key=lambda item: int(item[0])))
+
+
 def padding(tokenizer: Any) -> int:
-    """The id that fills rows up: the tokenizer's own, or that of the end of text."""
-    own = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return own if own is not None else 0
+    """The id that fills rows up: the tokenizer's own, or else the first special token with which no row ends.
+
+    A causal classifier of transformers answers at the last token that is not this one.
+    """
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    last = tokenizer("a")["input_ids"][-1:]
+    known = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    return next((number for number in known if number is not None and number not in last), 0)
 
 
 def has_targets(table: recipe.Recipe, made: Mapping[str, Sequence[lessons.Term]]) -> None:
     """Whether the task gives every setting what its losses look at, and has the distribution that they compare."""
     task = table.data.task
-    assert task is not None
     for name, setting in table.chosen.items():
         for said, term in zip(setting.terms, made[name], strict=True):
             where = f"settings.{name}.{term.name}"
+            if said.loss == "squared_error" and (task is None or task.kind == "classification"):
+                raise UserError(f"{where}: squared_error learns scores; use cross_entropy for classes and tokens")
+            if task is None:
+                continue
             if "labels" in term.needs and task.label is None:
                 raise UserError(f"{where}: {said.loss} learns labels, and data.task.label is null; name their column")
             if said.loss not in LOSSES or not term.on_logits:
@@ -108,8 +152,22 @@ def has_targets(table: recipe.Recipe, made: Mapping[str, Sequence[lessons.Term]]
                 raise UserError(
                     f"{where}: a score is no distribution; use {' or '.join(OF_SCORES)} in place of {said.loss}"
                 )
-            if task.kind == "classification" and said.loss == "squared_error":
-                raise UserError(f"{where}: squared_error learns scores; use cross_entropy for classes")
+
+
+def labelled(table: recipe.Recipe, made: Mapping[str, Sequence[lessons.Term]], rows: int) -> None:
+    """Whether there are labels of training rows, `rows` of them, where a loss learns them.
+
+    Raises:
+        UserError: there are none: a task may have labels in its held-out part alone.
+    """
+    for name, terms in made.items() if table.data.task and not rows else ():
+        for term in terms:
+            if "labels" in term.needs:
+                raise UserError(
+                    f"settings.{name}.{term.name}: learns labels, and no training row of {table.data.corpus} has one in the "
+                    f"column '{table.data.task and table.data.task.label}'; name another column in data.task.label, or take "
+                    "a loss that learns from the teacher"
+                )
 
 
 def vocabulary(config: PretrainedConfig) -> int:

@@ -185,10 +185,11 @@ def layer_map(
 ) -> dict[int, int]:
     """The layers that a layered term compares: {student layer: teacher layer}."""
     assert teacher is not None
-    if term.teacher == "self" and term.layers == "uniform":  # the last layer teaches those behind which it exits
-        return {layer: int(student.num_hidden_layers or 0) for layer in at or (1,)}
+    spec: layers.LayerMap = term.layers
+    if term.teacher == "self" and spec == "uniform":  # the last layer teaches those behind which it exits
+        spec = dict.fromkeys(at or (1,), "last")
     try:
-        pairs = layers.resolve(term.layers, student.num_hidden_layers, teacher.num_hidden_layers)
+        pairs = layers.resolve(spec, student.num_hidden_layers, teacher.num_hidden_layers)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     if term.teacher == "self" and any(mine >= theirs for mine, theirs in pairs.items()):

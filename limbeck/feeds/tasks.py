@@ -123,7 +123,8 @@ def prepare_task(
     folder = cache_folder(data.cache) / "tasks" / _key(data, encoder)
     entry = open_or_make(folder, partial(_write, data=data, encoder=encoder, tell=tell), tell)
     tell(encoder.note)
-    names = () if task.kind == "regression" else choose(task, classes, entry["classes"]["train"])
+    found = entry["classes"]["train"] or entry["classes"]["heldout"]
+    names = () if task.kind == "regression" else choose(task, classes, found)
     train, heldout = (_rows(folder, part, data, entry, encoder.special, names) for part in PARTS)
     facts = facts_of(data, encoder, entry, "rows")
     facts["notes"] += _notes(data, entry)
@@ -177,7 +178,7 @@ def _write(folder: Path, data: Data, encoder: Encoder, tell: Tell) -> Facts:
             for (part, name, row), encoded in zip(kept, _encoded(encoder, data, kept), strict=True):
                 parts[part].add(name, row, encoded)
     found = both_parts(data, parts, both, tell, "row")
-    if _task(data).label is not None and not found["train"]["labelled"]:
+    if _task(data).label is not None and not any(found[part]["labelled"] for part in PARTS):
         raise _no_label(data)
     return {"dtype": dtype, "both": both, **found, "classes": {part: parts[part].classes for part in PARTS}}
 
@@ -192,7 +193,7 @@ def _no_label(data: Data) -> UserError:
     task, spec = _task(data), each(data)[0].corpus
     names = listed(column_names(spec, task.columns))
     remedy = f"set data.task.label to one of: {names}; or to null where nothing is labelled"
-    return UserError(f"{data.corpus}: no training row has a label in the column '{task.label}'; {remedy}")
+    return UserError(f"{data.corpus}: no row has a label in the column '{task.label}'; {remedy}")
 
 
 class _RowPart:

@@ -24,7 +24,7 @@ class Curve:
 
 
 def across_seeds(run: Run, name: str, setting: str, split: str | None = None, window: int = 1) -> Curve | None:
-    """The curve of one column over the steps that all seeds have; None if nothing finite was recorded.
+    """The curve of one column over the steps that all seeds have; None if at no step all are finite.
 
     Values over layers are averaged. window: steps of the running mean, taken per seed.
     """
@@ -36,7 +36,7 @@ def over_seeds(series: list[tuple[np.ndarray, np.ndarray]], window: int = 1) -> 
     """The curve of several seeds, each given by its steps `[N]` and values `[N]`."""
     steps = reduce(np.intersect1d, [steps for steps, _ in series])
     stack = np.array([running_mean(v[np.isin(s, steps)], window) for s, v in series])
-    if not np.isfinite(stack).any():
+    if not np.isfinite(stack).all(axis=0).any():
         return None
     some = np.isfinite(stack).any(axis=0) if window == 1 else np.ones(len(steps), dtype=bool)
     stack, steps = stack[:, some], steps[some]

@@ -12,13 +12,13 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from limbeck.lab import style
-from limbeck.lab.curves import Curve, across_seeds, binned, over_seeds, thin, window_for
+from limbeck.lab import style, words
+from limbeck.lab.curves import Curve, binned, over_seeds, thin, window_for
+from limbeck.lab.lines import evaluated, lines
+from limbeck.lab.numbers import share
 from limbeck.lab.read import Run, read
 from limbeck.rundir import FIGURES as FOLDER
 
-LOGIT_LOSS = "KL(teacher || student), nats per token"
-LABEL_LOSS = "cross-entropy with the labels, nats per token"
 GRADIENT = "gradient norm (L2; loss per unit of weight)"
 UPDATE = "relative update |\u0394w| / |w| (dimensionless)"
 COLUMNS = 240  # of a heat map: steps are averaged to at most so many
@@ -45,41 +45,50 @@ def multi_loss_terms(run: Run) -> Figure | None:
     return figure
 
 
+def metric_train(run: Run) -> Figure | None:
+    """The first metric of a task on training rows."""
+    return _metric(run, "train")
+
+
+def metric_test(run: Run) -> Figure | None:
+    """The first metric of a task on held-out rows."""
+    return _metric(run, "test")
+
+
 def logit_loss_train(run: Run) -> Figure | None:
     """Logit loss on training text: evaluations of a fixed sample, and the batches themselves, faint."""
-    return _evaluated(run, "logit_loss", "train", LOGIT_LOSS, batches=True)
+    return evaluated(run, "logit_loss", "train", words.of(run).logit_axis, batches=True)
 
 
 def logit_loss_test(run: Run) -> Figure | None:
     """Logit loss on held-out text."""
-    return _evaluated(run, "logit_loss", "test", LOGIT_LOSS)
+    return evaluated(run, "logit_loss", "test", words.of(run).logit_axis)
 
 
 def label_loss_train(run: Run) -> Figure | None:
-    """Label loss on training text, for a run without a teacher."""
-    return None if _has_teacher(run) else _evaluated(run, "label_loss", "train", LABEL_LOSS)
+    """Label loss on training text, for a run without a teacher of all settings."""
+    return evaluated(run, "label_loss", "train", words.of(run).label_axis) if _by_labels(run) else None
 
 
 def label_loss_test(run: Run) -> Figure | None:
-    """Label loss on held-out text, for a run without a teacher."""
-    return None if _has_teacher(run) else _evaluated(run, "label_loss", "test", LABEL_LOSS)
+    """Label loss on held-out text, for a run without a teacher of all settings."""
+    return evaluated(run, "label_loss", "test", words.of(run).label_axis) if _by_labels(run) else None
 
 
 def label_accuracy_train(run: Run) -> Figure | None:
-    """Share of the labels that the student names, on training text, for a run without a teacher."""
-    return None if _has_teacher(run) else _evaluated(run, "label_accuracy", "train", "label accuracy (share of 1)")
+    """Share of the labels that the student names, on training text, for a run without a teacher of all settings."""
+    return _label_accuracy(run, "train")
 
 
 def label_accuracy_test(run: Run) -> Figure | None:
-    """Share of the labels that the student names, on held-out text, for a run without a teacher."""
-    return None if _has_teacher(run) else _evaluated(run, "label_accuracy", "test", "label accuracy (share of 1)")
+    """Share of the labels that the student names, on held-out text, for a run without a teacher of all settings."""
+    return _label_accuracy(run, "test")
 
 
 def gradient_norm(run: Run) -> Figure | None:
     """Norm of the gradient of each setting's own loss, averaged over the layers."""
     window = window_for(run)
-    words = f"{GRADIENT},\nmean over layers"
-    return _lines(run, "grad_norm_mean", None, words, window=window)
+    return lines(run, "grad_norm_mean", None, f"{GRADIENT},\nmean over layers", window=window)
 
 
 def gradient_norm_layers(run: Run) -> Figure | None:
@@ -111,16 +120,19 @@ def gradient_norm_layers(run: Run) -> Figure | None:
 
 def logit_gradient_norm(run: Run) -> Figure | None:
     """Norm of the gradient of the common logit loss, averaged over the layers: comparable."""
-    words = "gradient norm of the logit loss\n(L2; nats per token and unit of weight),\nmean over layers"
-    return _lines(run, "logit_grad_norm_layers", _split_with(run, "logit_grad_norm_layers"), words)
+    said = words.of(run)
+    label = f"gradient norm of the {said.logit_loss}\n(L2; {said.slope}),\nmean over layers"
+    return lines(run, "logit_grad_norm_layers", _split_with(run, "logit_grad_norm_layers"), label)
 
 
 def update_ratio(run: Run) -> Figure | None:
     """How far an update moves the weights, relative to their size, averaged over the layers."""
-    return _lines(run, "update_ratio_layers", _split_with(run, "update_ratio_layers"), f"{UPDATE},\nmean over layers")
+    return lines(run, "update_ratio_layers", _split_with(run, "update_ratio_layers"), f"{UPDATE},\nmean over layers")
 
 
 FIGURES: dict[str, Callable[[Run], Figure | None]] = {
+    "metric-test": metric_test,
+    "metric-train": metric_train,
     "multi-loss-terms": multi_loss_terms,
     "logit-loss-train": logit_loss_train,
     "logit-loss-test": logit_loss_test,
@@ -150,67 +162,25 @@ def draw(folder: str | Path | Run) -> list[Path]:
     return paths
 
 
-def _has_teacher(run: Run) -> bool:
-    return run.yardstick == "logit_loss"
+def _metric(run: Run, split: str) -> Figure | None:
+    first = words.of(run).metrics[:1]
+    unit = " (share of 1)" if first and first[0].write is share else ""
+    return evaluated(run, first[0].key, split, first[0].name + unit) if first else None
+
+
+def _by_labels(run: Run) -> bool:
+    return not (run.taught and run.shares_teacher)
+
+
+def _label_accuracy(run: Run, split: str) -> Figure | None:
+    """Of text; rows have the metrics of their task."""
+    shown = _by_labels(run) and run.task is None
+    return evaluated(run, "label_accuracy", split, "label accuracy (share of 1)") if shown else None
 
 
 def _split_with(run: Run, name: str) -> str:
     """The split on which a column was evaluated, the held-out one first."""
     return next((split for split in ("test", "train") if run.has(name, split)), "test")
-
-
-def _evaluated(run: Run, name: str, split: str, words: str, batches: bool = False) -> Figure | None:
-    """Evaluations of a split; the y axis is the same for both splits, so that the figures compare."""
-    words += ",\n" + {"train": "training text", "test": "held-out text"}[split]
-    figure = _lines(run, name, split, words, batches=batches)
-    both = [_lines_of(run, name, each) for each in ("train", "test")]
-    curves = [curve for found in both for curve in found.values()]
-    if figure is not None and curves:
-        style.value_axis(figure.axes[0], *_range(curves), words)
-    return figure
-
-
-def _lines_of(run: Run, name: str, split: str | None, window: int = 1) -> dict[str, Curve]:
-    curves = {setting: across_seeds(run, name, setting, split, window) for setting in run.settings}
-    return {setting: curve for setting, curve in curves.items() if curve is not None}
-
-
-def _lines(run: Run, name: str, split: str | None, words: str, window: int = 1, batches: bool = False) -> Figure | None:
-    """One line per setting: mean over the seeds, a band from the lowest to the highest seed.
-
-    window > 1 draws running means and the raw values, faint. batches: the training batches too, faint.
-    """
-    curves = _lines_of(run, name, split, window)
-    if not curves:
-        return None
-    figure = Figure(figsize=(style.WIDTH, 3.7))
-    axes = figure.subplots()
-    raw = _lines_of(run, name, None) if window > 1 or batches else {}
-    for setting, curve in raw.items():
-        hue = style.colour(run.settings, setting)
-        axes.plot(curve.steps, curve.mean, color=hue, alpha=0.28, lw=0.7, rasterized=len(curve.steps) > 2000)
-    handles = {setting: _line(axes, run, setting, curve, marks=split is not None) for setting, curve in curves.items()}
-    shown = [*curves.values(), *([] if batches else raw.values())]
-    style.value_axis(axes, *_range(shown), words)
-    style.step_axis(axes, max(curve.steps[-1] for curve in shown))
-    seeds = max(curve.seeds for curve in curves.values())
-    title = f"mean and range of {seeds} seeds" if seeds > 1 else None
-    style.legend(axes, list(handles.values()), list(handles), title)
-    return figure
-
-
-def _line(axes: Axes, run: Run, setting: str, curve: Curve, marks: bool) -> object:
-    hue, shape = style.colour(run.settings, setting), style.marker(run.settings, setting)
-    curve = curve if marks else thin(curve)
-    if curve.seeds > 1:
-        axes.fill_between(curve.steps, curve.low, curve.high, color=hue, alpha=0.18, lw=0)
-    size = 4 if marks and len(curve.steps) <= 40 else 0
-    return axes.plot(curve.steps, curve.mean, color=hue, marker=shape, ms=size, clip_on=False)[0]
-
-
-def _range(curves: list[Curve]) -> tuple[float, float]:
-    low = min(float(np.nanmin(curve.low)) for curve in curves)
-    return low, max(float(np.nanmax(curve.high)) for curve in curves)
 
 
 def _contributions(run: Run, setting: str) -> dict[str, Curve]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ from limbeck.rundir import EVALS, MANIFEST, METRICS, RECIPE
 
 Row = dict[str, Any]
 Lines = dict[tuple[str, int], list[Row]]  # (setting, seed) -> rows in the order of their steps
+OWN_TEACHERS = (
+    "Each setting has a teacher of its own, a student of an earlier stage: what is measured against the teacher "
+    "(its loss, agreement) does not compare across settings."
+)
 IDENTITY = {"step": int, "setting": str, "seed": int, "learner": str}  # what every line must carry
+
+# The teacher, or a member of an ensemble, that is a student of an earlier stage: teacher-1@logit-seed0
+MEASURE = re.compile(r"(?P<role>teacher(-\d+)?)@(?P<setting>.+?)-seed\d+(-.*)?")
 
 
 @dataclass(frozen=True)
@@ -74,10 +82,29 @@ class Run:
         return any(np.isfinite(self.series(name, setting, seed, split)[1]).any() for setting, seed in self.metrics)
 
     @property
-    def yardstick(self) -> str:
-        """The loss by which settings are compared: the logit loss, or the label loss without a teacher."""
-        sources = (None, *self.splits)
-        return "logit_loss" if any(self.has("logit_loss", split) for split in sources) else "label_loss"
+    def taught(self) -> bool:
+        """Whether anything was measured against a teacher."""
+        return any(self.has("logit_loss", split) for split in (None, *self.splits))
+
+    @property
+    def shares_teacher(self) -> bool:
+        """Whether all settings are measured against one teacher, or one of their seed; not each against its own."""
+        told = [self.manifest.get("teacher"), *(self.manifest.get("teachers") or [])]
+        names = [str(teacher["name"]) for teacher in told if teacher and teacher.get("name")]
+        found = {MEASURE.fullmatch(name) for name in names} - {None}
+        roles = {(match["role"], match["setting"]) for match in found if match}
+        return len(roles) == len({role for role, _ in roles})
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the manifest says of the text or rows."""
+        return self.manifest.get("data") or {}
+
+    @property
+    def task(self) -> str | None:
+        """classification or regression; None for running text."""
+        classes = self.data.get("classes")
+        return None if classes is None else "classification" if classes else "regression"
 
 
 def read(folder: str | Path) -> Run:
@@ -103,7 +130,8 @@ def read(folder: str | Path) -> Run:
         notes.append(f"{RECIPE} is missing: the page cannot show the recipe.")
     notes += _unfinished(manifest, rows)
     text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
-    return Run(folder, manifest, text, metrics, evals, tuple(notes))
+    run = Run(folder, manifest, text, metrics, evals, tuple(notes))
+    return run if run.shares_teacher else replace(run, notes=(*notes, OWN_TEACHERS))
 
 
 def _need(folder: Path, name: str) -> Path:

@@ -8,10 +8,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from limbeck.lab import style, svg
-from limbeck.lab.captions import CAPTIONS
+from limbeck.lab import exits, facts, stages, style, svg
+from limbeck.lab.captions import caption
 from limbeck.lab.figures import draw
-from limbeck.lab.read import Run, read
+from limbeck.lab.joined import gather, several
+from limbeck.lab.read import Run
 from limbeck.lab.summary import findings, question
 from limbeck.lab.table import best, cells, rows, title
 from limbeck.rundir import REPORT, write_text
@@ -19,12 +20,18 @@ from limbeck.rundir import REPORT, write_text
 TEMPLATE = "report.html.j2"
 
 
-def write(folder: str | Path) -> Path:
-    """Draw the figures of a run and write its report.html, whole or not at all; returns the page's path.
+def write(folder: str | Path, *others: str | Path) -> Path:
+    """Draw the figures of a run, a study, or several of them, and write report.html, whole or not at all; returns its path.
+
+    The page of several lies in a folder `compared` beside the first.
 
     Raises UserError for a folder that is no run.
     """
-    run = read(folder)
+    run = gather(folder)
+    if others:
+        out = Path(folder).resolve().parent / "compared"
+        out.mkdir(exist_ok=True)
+        run = several([folder, *others], out)
     page = render(run, figures(run))
     path = run.folder / REPORT
     write_text(path, page)
@@ -36,9 +43,9 @@ def figures(run: Run) -> list[dict[str, Any]]:
     found = []
     for path in draw(run):
         if path.suffix == ".svg":
-            caption = CAPTIONS[path.stem]
-            picture = svg.inline(path.read_text(encoding="utf-8"), path.stem, f"{caption.title}. {caption.alt}")
-            found.append({"name": path.stem, "svg": Markup(picture), **caption._asdict()})
+            said = caption(path.stem, run)
+            picture = svg.inline(path.read_text(encoding="utf-8"), path.stem, f"{said.title}. {said.alt}")
+            found.append({"name": path.stem, "svg": Markup(picture), **said._asdict()})
     return found
 
 
@@ -56,9 +63,13 @@ def render(run: Run, figures: list[dict[str, Any]]) -> str:
         seeds=max(len(row["seeds"]) for row in results),
         title=title(results),
         heads=[(row["setting"], style.colour(run.settings, row["setting"])) for row in results],
-        table=[
-            (heading, list(zip(texts, best(results, column), strict=True))) for column, heading, texts in cells(results)
-        ],
+        table=[(column, list(zip(texts, best(results, column), strict=True))) for column, texts in cells(results)],
+        measure=results[0]["measure"],
+        words=results[0]["words"],
+        exits=exits.lines(results),
+        stage=stages.here(run),
+        stages=stages.earlier(run),
+        made_of=facts.lines(run),
         figures=figures,
         manifest=run.manifest,
     )

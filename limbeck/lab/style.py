@@ -21,6 +21,7 @@ SETTING_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 # Paul Tol's muted scheme, also safe: the terms, so that no term wears the colour of a setting.
 TERM_COLOURS = ("#332288", "#88CCEE", "#117733", "#DDCC77", "#882255", "#44AA99", "#CC6677", "#999933")
+TEACHER_COLOUR = "#555555"
 COLOUR_MAP = "cividis"
 RULES: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -81,9 +82,9 @@ def step_axis(axes: Axes, last: float, first: float = 0) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def value_axis(axes: Axes, low: float, high: float, words: str) -> None:
-    """Name and bound the y axis; logarithmic, and named so, where values span more than a factor of three."""
-    log = low > 0 and high / low > 3
+def value_axis(axes: Axes, low: float, high: float, words: str, log: bool = True) -> None:
+    """Name and bound the y axis; logarithmic, and named so, where that is sought and values span a factor of three."""
+    log = log and low > 0 and high / low > 3
     axes.set_ylabel(words + (" (log scale)" if log else ""))
     axes.set_yscale("log" if log else "linear")
     if not log:

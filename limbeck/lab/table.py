@@ -3,138 +3,120 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from limbeck.lab import exits
 from limbeck.lab.curves import flat
+from limbeck.lab.numbers import Spread, duration, flops, number, percent
 from limbeck.lab.read import Run
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Values of one quantity by seed; nan where a value was not finite."""
-
-    by_seed: Mapping[int, float]
-
-    @property
-    def mean(self) -> float:
-        """The mean over the seeds."""
-        return float(np.mean(list(self.by_seed.values())))
-
-    @property
-    def low(self) -> float:
-        """The lowest seed."""
-        return float(np.min(list(self.by_seed.values())))
-
-    @property
-    def high(self) -> float:
-        """The highest seed."""
-        return float(np.max(list(self.by_seed.values())))
-
-    def show(self, write: Callable[[float], str]) -> str:
-        """The mean, and in brackets the range over the seeds where they differ as written."""
-        mean, low, high = write(self.mean), write(self.low), write(self.high)
-        return mean if low == high else f"{mean} ({low}..{high})"
-
-
-def number(value: float) -> str:
-    """Four significant digits: 2.310, 12.30, 0.0001234 -> 1.234e-04."""
-    if not math.isfinite(value):
-        return "not finite"
-    if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.3e}"
-    return f"{value:#.4g}".rstrip(".")
-
-
-def percent(value: float) -> str:
-    """Three significant digits of a share: 0.4123 -> 41.2 %."""
-    return f"{100 * value:#.3g}".rstrip(".") + " %" if math.isfinite(value) else "not finite"
-
-
-def duration(seconds: float) -> str:
-    """Three significant digits in a fitting unit: 1404 -> 23.4 min."""
-    if not math.isfinite(seconds):
-        return "not finite"
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:#.3g}".rstrip(".") + " " + unit
-    return f"{seconds:#.3g}".rstrip(".") + " s"
-
-
-def flops(value: float) -> str:
-    """Three significant digits: 1.23e15."""
-    return f"{value:.2e}".replace("e+", "e") if math.isfinite(value) else "not finite"
+from limbeck.lab.words import Measure, Words, compared, of
 
 
 class Column(NamedTuple):
-    """One quantity of the table. better: -1 lower, +1 higher, 0 neither."""
+    """One quantity of the table. better: -1 lower, +1 higher, 0 neither. under: it belongs to the one above."""
 
     key: str
     heading: str
     write: Callable[[Any], str]
     better: int = 0
+    under: bool = False
 
 
-COLUMNS = (
-    Column("test_logit_loss", "logit loss, test text (nats per token)", number, -1),
-    Column("train_logit_loss", "logit loss, training text (nats per token)", number, -1),
-    Column("agreement", "top-1 agreement with the teacher, test text", percent, +1),
-    Column("label_loss", "label loss, test text (nats per token)", number, -1),
-    Column("label_accuracy", "label accuracy, test text", percent, +1),
-    Column("equal_flops", "{loss}, test text, at equal compute ({flops} FLOPs)", number, -1),
-    Column("equal_seconds", "{loss}, test text, at equal time ({seconds})", number, -1),
-    Column("grad_norm_mean", "average gradient norm, last quarter of the steps", number),
-    Column("least_share", "smallest share of a term in the gradient, last probe", percent),
-    Column("seconds", "time it would take alone", duration),
-    Column("flops", "training compute (FLOPs)", flops),
-)
+def columns(row: dict[str, Any]) -> list[Column]:
+    """What a table shows of runs such as this row's."""
+    words, measure, unit = row["words"], row["measure"], row["words"].of_unit
+    lower, higher = (-1, +1) if row["one_teacher"] else (0, 0)  # what is measured against several does not compare
+    here = f"{measure.name}, {words.test}"
+    return [
+        *(column for metric in words.metrics for column in _of_metric(metric, words)),
+        Column("test_logit_loss", f"{words.logit_loss}, {words.test}{unit}", number, lower),
+        Column("train_logit_loss", f"{words.logit_loss}, {words.train}{unit}", number, lower),
+        Column("agreement", f"top-1 agreement with the teacher, {words.test}", percent, higher),
+        Column("label_loss", f"{words.label_loss}, {words.test}{unit}", number, -1),
+        *([] if words.metrics else [Column("label_accuracy", f"label accuracy, {words.test}", percent, +1)]),
+        Column(
+            "equal_flops",
+            f"{here}, at equal compute ({flops(row['flops_budget'] or 0.0)} FLOPs)",
+            measure.write,
+            measure.better,
+        ),
+        Column(
+            "equal_seconds",
+            f"{here}, at equal time ({duration(row['seconds_budget'] or 0.0)})",
+            measure.write,
+            measure.better,
+        ),
+        Column("grad_norm_mean", "average gradient norm, last quarter of the steps", number),
+        Column("least_share", "smallest share of a term in the gradient, last probe", percent),
+        Column("seconds", "time it would take alone", duration),
+        Column("flops", "training compute (FLOPs)", flops),
+    ]
+
+
+def _of_metric(metric: Measure, words: Words) -> list[Column]:
+    """The student's, the teacher's, and the one as a share of the other."""
+    return [
+        Column(metric.key, f"{metric.name}, {words.test}", metric.write, metric.better),
+        Column(f"teacher_{metric.key}", f"the teacher's {metric.name}", metric.write, under=True),
+        Column(f"share_{metric.key}", f"share of the teacher's {metric.name}", percent, under=True),
+    ]
 
 
 def rows(run: Run) -> list[dict[str, Any]]:
     """One dict per setting, in the order of the run.
 
-    Keys: setting, seeds (list), step (the last one at which every learner was evaluated), loss ("logit_loss"
-    or "label_loss": what equal_* refer to), flops_budget, seconds_budget (float or None), and for every entry
-    of COLUMNS a `Spread` over the seeds, or None if it was not recorded.
+    Keys: setting, seeds (list), step (the last one at which every learner was evaluated), words, measure (what
+    settings are compared by, and equal_* refer to) and under "compared" its values, one_teacher (of all settings),
+    flops_budget, seconds_budget (float or None), exits, and for every one of `columns` a `Spread` over the seeds, or None if it was not recorded.
 
-    "At equal compute": the test loss of each learner, linear in its cumulative cost between evaluations, at
+    "At equal compute": the measure of each learner, linear in its cumulative cost between evaluations, at
     the largest cost that all learners have reached.
     """
-    step = _common_step(run)
-    budgets = {by: _budget(run, by) for by in ("flops", "seconds")}
-    return [_result(run, setting, step, budgets) for setting in run.settings]
+    step, words, measure = _common_step(run), of(run), compared(run)
+    budgets = {by: _budget(run, measure.key, by) for by in ("flops", "seconds")}
+    said = {"step": step, "words": words, "measure": measure, "one_teacher": run.shares_teacher}
+    return [_result(run, setting, said, budgets) for setting in run.settings]
 
 
-def _result(run: Run, setting: str, step: int, budgets: dict[str, float | None]) -> dict[str, Any]:
+def _result(run: Run, setting: str, said: dict[str, Any], budgets: dict[str, float | None]) -> dict[str, Any]:
+    step, measure = said["step"], said["measure"].key
+
     def spread(value: Callable[[int], float | None]) -> Spread | None:
         values = {seed: value(seed) for seed in run.seeds(setting)}
-        kept = {seed: number for seed, number in values.items() if number is not None}
-        return Spread(kept) if kept else None
+        if all(number is None for number in values.values()):
+            return None
+        return Spread({seed: math.nan if number is None else number for seed, number in values.items()})
 
     def at_step(name: str, split: str) -> Spread | None:
         return spread(lambda seed: _at(*run.series(name, setting, seed, split), step))
 
-    row: dict[str, Any] = {
-        "setting": setting,
-        "seeds": run.seeds(setting),
-        "step": step,
-        "loss": run.yardstick,
-    }
-    row |= {
-        "test_logit_loss": at_step("logit_loss", "test"),
-        "train_logit_loss": at_step("logit_loss", "train"),
-    }
+    row: dict[str, Any] = {"setting": setting, "seeds": run.seeds(setting), **said}
+    row |= {f"{split}_logit_loss": at_step("logit_loss", split) for split in ("test", "train")}
     row |= {key: at_step(key, "test") for key in ("agreement", "label_loss", "label_accuracy")}
+    for metric in said["words"].metrics:
+        mine, theirs = at_step(metric.key, "test"), at_step(f"teacher_{metric.key}", "test")
+        shares = _shares(mine, theirs)
+        row |= {metric.key: mine, f"teacher_{metric.key}": theirs, f"share_{metric.key}": shares}
+    row |= {"compared": at_step(measure, "test"), "exits": exits.of_setting(run, setting, step)}
     row["grad_norm_mean"] = spread(lambda seed: _last_quarter(*run.series("grad_norm_mean", setting, seed)))
     row["least_share"] = spread(lambda seed: _least_share(run, setting, seed))
     for by, budget in budgets.items():
         row[by] = spread(lambda seed, by=by: _cost_at(run, setting, seed, by, step))
         row[f"{by}_budget"] = budget
-        row[f"equal_{by}"] = spread(lambda seed, by=by, at=budget: at_budget(run, setting, seed, by, at))
+        row[f"equal_{by}"] = spread(lambda seed, by=by, at=budget: at_budget(run, measure, setting, seed, by, at))
     return row
+
+
+def _shares(mine: Spread | None, theirs: Spread | None) -> Spread | None:
+    """By seed; none for a teacher at 0 or below, which has nothing to take a share of."""
+    if mine is None or theirs is None:
+        return None
+    known = {seed: theirs.by_seed[seed] for seed in mine.by_seed if theirs.by_seed.get(seed, 0) > 0}
+    shares = {seed: mine.by_seed[seed] / value for seed, value in known.items() if math.isfinite(mine.by_seed[seed])}
+    return Spread(shares) if len(shares) == len(mine.by_seed) else None
 
 
 def cost(run: Run, setting: str, seed: int, by: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -146,27 +128,27 @@ def cost(run: Run, setting: str, seed: int, by: str) -> tuple[np.ndarray, np.nda
     return np.concatenate([[0], steps]), np.concatenate([[0.0], total])
 
 
-def at_budget(run: Run, setting: str, seed: int, by: str, budget: float | None) -> float | None:
-    """Test loss of one learner where its cumulative cost is `budget`, linear between two evaluations."""
-    spent, values = _loss_by_cost(run, setting, seed, by)
+def at_budget(run: Run, measure: str, setting: str, seed: int, by: str, budget: float | None) -> float | None:
+    """The measure on held-out text where a learner's cumulative cost is `budget`, linear between two evaluations."""
+    spent, values = _by_cost(run, measure, setting, seed, by)
     if budget is None or not np.isfinite(values).any():
         return None
     return float(np.interp(budget, spent, values))
 
 
-def _loss_by_cost(run: Run, setting: str, seed: int, by: str) -> tuple[np.ndarray, np.ndarray]:
+def _by_cost(run: Run, measure: str, setting: str, seed: int, by: str) -> tuple[np.ndarray, np.ndarray]:
     known = cost(run, setting, seed, by)
-    steps, values = run.series(run.yardstick, setting, seed, "test")
+    steps, values = run.series(measure, setting, seed, "test")
     if known is None:
         return np.empty(0), np.empty(0)
     return np.interp(steps, *known), values
 
 
-def _budget(run: Run, by: str) -> float | None:
+def _budget(run: Run, measure: str, by: str) -> float | None:
     """The smallest of the final costs; None for a single setting, or if a cost is unknown."""
     if len(run.settings) < 2:
         return None
-    spent = [_loss_by_cost(run, setting, seed, by)[0] for setting, seed in run.metrics]
+    spent = [_by_cost(run, measure, setting, seed, by)[0] for setting, seed in run.metrics]
     if any(not len(each) or each[-1] <= 0 for each in spent):
         return None
     return float(min(each[-1] for each in spent))
@@ -205,14 +187,11 @@ def _least_share(run: Run, setting: str, seed: int) -> float | None:
     return min(probed[-1].values()) if probed and len(probed[-1]) > 1 else None
 
 
-def cells(rows: list[dict[str, Any]]) -> list[tuple[Column, str, list[str]]]:
-    """What to print: for every quantity that was recorded its column, heading and one text per setting."""
-    words = {"loss": compared(rows)}
-    for by, write in (("flops", flops), ("seconds", duration)):
-        words[by] = write(rows[0][f"{by}_budget"] or 0.0)
+def cells(rows: list[dict[str, Any]]) -> list[tuple[Column, list[str]]]:
+    """What to print: every quantity that was recorded, and one text per setting."""
     return [
-        (column, column.heading.format(**words), [_cell(row, column) for row in rows])
-        for column in COLUMNS
+        (column, [_cell(row, column) for row in rows])
+        for column in columns(rows[0])
         if any(row[column.key] is not None for row in rows)
     ]
 
@@ -221,39 +200,48 @@ def _cell(row: dict[str, Any], column: Column) -> str:
     return "\u2013" if row[column.key] is None else row[column.key].show(column.write)
 
 
-def compared(rows: list[dict[str, Any]]) -> str:
-    """The loss that is compared, in words: "logit loss" or "label loss"."""
-    return rows[0]["loss"].replace("_", " ")
-
-
 def best(rows: list[dict[str, Any]], column: Column) -> list[bool]:
-    """Which settings have the best mean; none where there is nothing to compare."""
+    """Which settings have the best mean; none where there is nothing to compare, or all are equal."""
     means = [row[column.key].mean * column.better if row[column.key] else math.nan for row in rows]
     finite = [mean for mean in means if math.isfinite(mean)]
-    return [len(finite) > 1 and column.better != 0 and mean == max(finite) for mean in means]
+    return [column.better != 0 and len(set(finite)) > 1 and mean == max(finite) for mean in means]
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table: quantities down, settings across."""
+    """A Markdown table: quantities down, settings across; below it that of the early exits, where there are some."""
 
     def safe(text: str) -> str:
         return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
-    head = [title(rows), *(safe(row["setting"]) for row in rows)]
-    lines = [head, ["---"] + ["---:"] * len(rows)]
-    lines += [[heading, *texts] for _, heading, texts in cells(rows)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    def written(lines: list[list[str]], left: int) -> str:
+        head, *body = [[safe(text) for text in line] for line in lines]
+        ruled = [head, ["---"] * left + ["---:"] * (len(head) - left), *body]
+        return "".join("| " + " | ".join(line) + " |\n" for line in ruled)
+
+    results = [[column.heading, *texts] for column, texts in cells(rows)]
+    return _with_exits(rows, written, [[title(rows), *(row["setting"] for row in rows)], *results])
 
 
 def as_text(rows: list[dict[str, Any]]) -> str:
-    """A plain table for a terminal: quantities down, settings across, columns aligned."""
-    lines = [[title(rows), *(row["setting"] for row in rows)]]
-    lines += [[heading, *texts] for _, heading, texts in cells(rows)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(rows) + 1)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + "\n" for line in lines
-    )
+    """A plain table for a terminal: quantities down, settings across, columns aligned; below it the early exits."""
+
+    def written(lines: list[list[str]], left: int) -> str:
+        widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+        ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
+        aligned = [[str.ljust] * left + [str.rjust] * (len(widths) - left)] * len(ruled)
+        return "".join(
+            "  ".join(place(text, width) for place, text, width in zip(places, line, widths, strict=True)) + "\n"
+            for places, line in zip(aligned, ruled, strict=True)
+        )
+
+    results = [["  " * column.under + column.heading, *texts] for column, texts in cells(rows)]
+    return _with_exits(rows, written, [[title(rows), *(row["setting"] for row in rows)], *results])
+
+
+def _with_exits(rows: list[dict[str, Any]], written: Callable[[list[list[str]], int], str], lines: Any) -> str:
+    found = exits.lines(rows)
+    heading = f"early exits, {rows[0]['words'].test}"
+    return written(lines, 1) + (f"\n{heading}\n\n{written(found, 2)}" if found else "")
 
 
 def title(rows: list[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def curve(values: Sequence[float | None], width: int = WIDTH) -> str:
         return ""
     count = min(width, len(known))
     edges = [round(i * len(known) / count) for i in range(count + 1)]
-    means = [sum(known[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [sum(known[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(means), max(means)
     scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(BLOCKS[round((mean - low) * scale)] for mean in means)

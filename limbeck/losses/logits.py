@@ -48,13 +48,14 @@ def cross_entropy(*, student: Tensor, labels: Tensor, mask: Tensor | None = None
 def squared_error(*, student: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
     """Squared distance of a score from its label: training a regression without a teacher.
 
-    (z_s - y)^2; exactly 0 where the label is -100. Source: Gauss 1809; as transformers trains a head of one logit.
+    (z_s - y)^2; exactly 0 where the label is -100. Source: Gauss 1809; as transformers (Wolf et al. 2020,
+    arXiv 1910.03771) trains a head of one logit.
 
     When: for tasks whose label is a number, as the baseline without a teacher, or beside `logit_mse` from one.
 
     Args:
         student: scores `[..., 1]`.
-        labels: numbers `[...]`, -100 where there is none.
+        labels: numbers `[...]`, taken as constants; -100 where there is none.
         mask: bool `[...]`, which positions count. None: all that have a label.
 
     Returns:
@@ -74,7 +75,7 @@ def squared_error(*, student: Tensor, labels: Tensor, mask: Tensor | None = None
     if student.shape[-1] != 1:
         raise ValueError(f"squared_error takes one score for each label, not {student.shape[-1]} logits")
     kept = _labelled(labels, mask)
-    return (blank(kept, student).squeeze(-1) - torch.where(kept, labels, 0)).square()
+    return (blank(kept, student).squeeze(-1) - torch.where(kept, labels.detach(), 0)).square()
 
 
 def soft_cross_entropy(

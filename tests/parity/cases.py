@@ -86,6 +86,9 @@ def inputs(
             mask[..., 0] = True
             mask[-1] |= axes == "B"
             return mask
+        if key == "labels" and case.layout["student"] == "BT1":  # scores
+            scores = torch.randn(shape, generator=draw, dtype=torch.float64) * case.scale * scale
+            return scores.masked_fill(torch.rand(shape, generator=draw) < 0.2, -100)
         if key == "labels":
             labels = torch.randint(0, sizes["V"], shape, generator=draw)
             return labels.masked_fill(torch.rand(shape, generator=draw) < 0.2, -100)
@@ -168,6 +171,9 @@ CONTRAST = ({}, {"temperature": 0.5}, {"log_partition": 2.0, "temperature": 0.2}
 CASES: dict[str, Case] = {
     "cross_entropy": logits(
         "cross_entropy", layout={"student": "BTV", "labels": "BT", "mask": "BT"}, zero=False, chunks="T"
+    ),
+    "squared_error": logits(
+        "squared_error", layout={"student": "BT1", "labels": "BT", "mask": "BT"}, zero=False, chunks="T"
     ),
     "soft_cross_entropy": logits("soft_cross_entropy", *SOFT, zero=False),
     "forward_kl": logits("forward_kl", *SOFT),

@@ -10,8 +10,8 @@ from parity import naive_attention, naive_hidden, naive_logits, naive_relation
 
 NAMES = {
     naive_logits: (
-        "cross_entropy soft_cross_entropy forward_kl reverse_kl symmetric_kl jensen_shannon skew_forward_kl"
-        " skew_reverse_kl total_variation logit_mse decoupled_kl pearson universal_logit"
+        "cross_entropy squared_error soft_cross_entropy forward_kl reverse_kl symmetric_kl jensen_shannon"
+        " skew_forward_kl skew_reverse_kl total_variation logit_mse decoupled_kl pearson universal_logit"
         " topk_kl topk_reverse_kl topk_jensen_shannon"
     ),
     naive_hidden: ("mse cosine patient attention_transfer neuron_selectivity activation_boundary factor_transfer cka"),

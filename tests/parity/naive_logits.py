@@ -59,6 +59,14 @@ def cross_entropy(*, student: Tensor, labels: Tensor, mask: Given = None) -> Ten
     return per_token(loss, mask, student, labels.unsqueeze(-1))
 
 
+def squared_error(*, student: Tensor, labels: Tensor, mask: Given = None) -> Tensor:
+    def loss(s: Row, y: list[float]) -> float:
+        (score,) = s
+        return 0.0 if y[0] == -100 else (score - y[0]) ** 2
+
+    return per_token(loss, mask, student, labels.unsqueeze(-1))
+
+
 def soft_cross_entropy(*, student: Tensor, teacher: Tensor, mask: Given = None, temperature: float = 1.0) -> Tensor:
     def loss(s: Row, t: Row) -> float:
         return -fsum(exp(y) * x for x, y in pairs(s, t) if min(x, y) > -inf)

@@ -108,6 +108,12 @@ def test_a_mask_has_the_leading_axes(mask: Tensor) -> None:
         LOSSES["forward_kl"](student=random(2, 3, 5), teacher=random(2, 3, 5), mask=mask)
 
 
+@pytest.mark.parametrize("logits", [0, 2, 7])
+def test_a_label_has_one_score(logits: int) -> None:
+    with pytest.raises(ValueError, match=f"takes one score for each label, not {logits} logits"):
+        LOSSES["squared_error"](student=random(3, logits), labels=random(3))
+
+
 def test_no_token_at_all() -> None:
     student = random(2, 0, 4).requires_grad_()
     value = patient(student=student, teacher=random(2, 0, 4))

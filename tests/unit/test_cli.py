@@ -305,7 +305,8 @@ def test_recipes(limbeck: Command) -> None:
 
 def test_schema_and_env(limbeck: Command) -> None:
     schema = json.loads(limbeck("schema")[1])
-    assert schema["required"] == ["name", "settings"]
+    assert schema["required"] == ["name"]
+    assert schema["anyOf"] == [{"required": ["settings"]}, {"required": ["stages"]}]
     assert "torch" in limbeck("env")[1]
 
 

@@ -35,6 +35,7 @@ from limbeck.world import World
 
 BLOCKS, STEPS, PARAPHRASER = 12, 4, 5
 PLAINLY = Optimisation(constant(1e-3), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=None)
+OF_SCORES = ("squared_error",)  # losses of a task whose labels are numbers
 TAPS = [(loss, tap) for loss, words in WORDS.items() if len(words.taps) > 1 for tap in words.taps]
 
 
@@ -55,6 +56,11 @@ def alone() -> dict[str, Any]:
     return {name: {"terms": [term]} for name, term in said.items()}
 
 
+def of_text() -> dict[str, Any]:
+    """Those of them that a language model learns by."""
+    return {name: setting for name, setting in alone().items() if name not in OF_SCORES}
+
+
 def few(world: Path) -> dict[str, Any]:
     """The table of a text of twelve blocks that are masked once and for all: a batch of twelve is always the same batch."""
     return recipe(world, world)["data"] | {"masking": {"mode": "static"}, "heldout": 0.9, "max_length": 20}
@@ -63,7 +69,20 @@ def few(world: Path) -> dict[str, Any]:
 def everything(world: Path, out: Path) -> dict[str, Any]:
     how = {"steps": STEPS, "batch_size": BLOCKS, "lr": 1e-3, "warmup": 0, "schedule": "constant", "probe_every": 2}
     how |= {"eval_every": STEPS, "eval_blocks": 2, "checkpoint_every": STEPS, "chunk": 50}
-    return recipe(world, out, settings=alone(), data=few(world), train=how)
+    return recipe(world, out, settings=of_text(), data=few(world), train=how)
+
+
+def of_scores(world: Path, out: Path) -> dict[str, Any]:
+    """The same for the losses of scores: twelve rows of a text and a number, learned without a teacher."""
+    texts, table = (world / "corpus.txt").read_text().split("\n\n"), everything(world, out)
+    for name, part in (("train", texts[:BLOCKS]), ("dev", texts[BLOCKS:20])):
+        rows = [f"{text}\t{len(text) % 7 / 2}\n" for text in part]
+        (out / f"{name}.tsv").write_text("".join(rows), encoding="utf-8")
+    task = {"kind": "regression", "text": 0, "label": 1}
+    data = {"corpus": str(out), "task": task, "max_length": 20, "cache": str(world / "cache")}
+    student = table["models"]["student"] | {"family": "bert", "tokenizer": str(world / "teacher")}
+    settings = {name: alone()[name] for name in OF_SCORES}
+    return table | {"models": {"student": student}, "data": data, "settings": settings, "out": str(out / "run")}
 
 
 @dataclass(frozen=True)
@@ -84,15 +103,16 @@ class Everything:
 
 @pytest.fixture(scope="module")
 def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Everything:
-    """All settings in one run, and the same study built anew to be measured with what the run found."""
-    table = everything(world, tmp_path_factory.mktemp("runs") / "everything")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write", lambda folder: folder)
-        run = limbeck.run(table, quiet=True)
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in run.metrics:
-        rows.setdefault(row["setting"], []).append(row)
-    return Everything(rows, moved(study_of(table | {"train": table["train"] | {"precision": "fp64"}}), run))
+    """All settings in one run (those of scores in another), and the same study built anew to be measured with what the run found."""
+    folder, rows, found = tmp_path_factory.mktemp("runs"), dict[str, list[dict[str, Any]]](), dict[str, Moved]()
+    for table in (everything(world, folder / "everything"), of_scores(world, folder)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "write", lambda folder: folder)
+            run = limbeck.run(table, quiet=True)
+        for row in run.metrics:
+            rows.setdefault(row["setting"], []).append(row)
+        found |= moved(study_of(table | {"train": table["train"] | {"precision": "fp64"}}), run)
+    return Everything(rows, found)
 
 
 def study_of(table: dict[str, Any]) -> build.Study:
@@ -188,8 +208,8 @@ def test_every_loss_goes_down(trained: Everything, setting: str) -> None:
 
 
 def named_terms() -> list[dict[str, Any]]:
-    """All of them as terms of one setting, each with a name of its own."""
-    said = [setting["terms"][0] | {"name": name} for name, setting in alone().items() if name != "forward_kl"]
+    """All of text as terms of one setting, each with a name of its own."""
+    said = [setting["terms"][0] | {"name": name} for name, setting in of_text().items() if name != "forward_kl"]
     return [{"loss": "forward_kl"}, *said]
 
 

@@ -24,11 +24,11 @@ FLOORS = [
     # 4: casts, and text
     "schemes feeds",
     # 5: the loop, what is kept of it, what is asked of it
-    "probe engine checkpoint evaluate export",
+    "probe engine checkpoint evaluate paths reasons export",
     # 6: where words become objects, and what they cost
     "tasks terms designs casting build costs preview manifest",
     # 7: what people touch
-    "progress trackers session studies api cli __main__",
+    "progress trackers session chain studies api cli __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 TORCH_FREE = {
@@ -48,7 +48,10 @@ TORCH_FREE = {
     "lab",
     "__main__",
 }
-TORCH_FREE_OF_FEEDS = set("corpora readers docs store blocks tokenise masking tables labels tasks".split())
+TORCH_FREE_OF_FEEDS = {
+    *("corpora", "readers", "docs", "store", "blocks", "tokenise", "masking"),
+    *("tables", "labels", "tasks"),
+}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

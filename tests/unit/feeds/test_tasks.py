@@ -375,7 +375,7 @@ def test_a_class_that_only_held_out_rows_have(tmp_path: Path, framed: Build) -> 
 def test_a_wrong_column_of_labels(single: Build, framed: Build, tmp_path: Path) -> None:
     said = message(lambda: prepare_task(single(task={"label": "labels"}), framed(), tell=quiet))
     assert said == (
-        f"{single().corpus}: no training row has a label in the column 'labels'; "
+        f"{single().corpus}: no row has a label in the column 'labels'; "
         "set data.task.label to one of: sentence, label; or to null where nothing is labelled"
     )
     assert list((tmp_path / "cache/tasks").iterdir()) == []

@@ -10,6 +10,7 @@ import pytest
 
 from limbeck.errors import UserError
 from limbeck.lab.read import read
+from limbeck.lab.words import compared
 
 
 def test_series_are_the_numbers_of_the_file(make_run):
@@ -73,7 +74,7 @@ def test_null_is_nan_and_missing_evaluations_are_noted(make_run):
     run = read(folder)
     assert np.isnan(run.series("grad_norm", "logit", 0)[1][0])
     assert "no evaluation yet" in run.notes[0]
-    assert run.yardstick == "logit_loss"
+    assert compared(run).key == "logit_loss"
 
 
 def test_tied_learners_of_a_setting_are_told_apart_and_the_last_stage_counts(make_run):

@@ -5,9 +5,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from limbeck.lab import svg
+from limbeck.lab.numbers import number
 from limbeck.lab.read import read
 from limbeck.lab.report import write
-from limbeck.lab.table import number, rows
+from limbeck.lab.table import rows
 
 NAMESPACES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 

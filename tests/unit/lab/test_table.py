@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from limbeck.lab.numbers import coefficient, duration, flops, number, percent, share
 from limbeck.lab.read import read
 from limbeck.lab.summary import findings, question
-from limbeck.lab.table import as_markdown, as_text, duration, flops, number, percent, rows
+from limbeck.lab.table import as_markdown, as_text, rows
 
 
 def test_a_row_holds_the_numbers_of_the_files(make_run):
@@ -76,7 +77,7 @@ def test_one_setting_alone_and_a_run_without_a_teacher(make_run):
     ]
     labels = rows(read(make_run("labels", teacher=False)))
     assert labels[0]["test_logit_loss"] is None
-    assert labels[0]["loss"] == "label_loss"
+    assert labels[0]["measure"].key == "label_loss"
     assert "held-out label loss" in findings(labels)[0]
     assert "logit loss" not in as_text(labels)
     assert "label loss, test text, at equal compute" in as_text(labels)
@@ -115,6 +116,11 @@ def test_an_interrupted_run_is_compared_at_the_last_common_evaluation(make_run):
         (duration, 1404, "23.4 min"),
         (duration, 9000, "2.50 h"),
         (flops, 1.234e15, "1.23e15"),
+        (coefficient, -0.03312, "-0.033"),
+        (coefficient, -0.0001, "0.000"),
+        (coefficient, float("nan"), "undefined"),
+        (share, float("nan"), "undefined"),
+        (share, 0.5, "50.0 %"),
     ],
 )
 def test_numbers_are_written_with_sensible_digits(write, value, text):

@@ -1,0 +1,162 @@
+"""One recipe, or its stages one after another: what is done is left alone, what is not is trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from limbeck import build, designs, environment, manifest, rundir
+from limbeck.engine import interruptible
+from limbeck.errors import UserError
+from limbeck.lab import report
+from limbeck.manifest import identity
+from limbeck.recipe import Recipe
+from limbeck.session import Session
+from limbeck.stages import FOLDER, taken
+from limbeck.world import World
+
+Tell = Callable[[str], None]
+
+
+def train(tables: Sequence[Recipe], world: World, tell: Tell, quiet: bool) -> None:
+    """Trains every stage that is not done, in its own directory.
+
+    Raises:
+        UserError: a stage cannot be run; said before the first one trains.
+        Interrupted: SIGINT or SIGTERM; everything is saved.
+    """
+    done, folder = are_done(tables), Path(tables[-1].run_dir)
+    if done[-1]:
+        tell(f"{folder}: this run is done; its report is {folder / rundir.REPORT}")
+        if not (folder / rundir.REPORT).is_file():  # it was killed between the two
+            report.write(folder)
+        return
+    plans, note = _plans(tables, world), _once(tell)
+    texts = {name: _text(plan, world, note) for (name, plan), over in zip(plans.items(), done, strict=True) if not over}
+    for number, plan in enumerate(plans.values()):
+        if done[number]:
+            tell(f"{plan.recipe.run_dir}: the stage {plan.recipe.stage} is done")
+            continue
+        if len(tables) > 1:
+            tell(f"stage {number + 1} of {len(tables)}: {plan.recipe.stage}")
+        _train(plan, world, texts.pop(plan.recipe.stage), tell, manifest.text(tables[: number + 1]), quiet)
+
+
+def _train(
+    plan: designs.Design,
+    world: World,
+    material: build.Material,
+    tell: Callable[[str], None],
+    said: str,
+    quiet: bool,
+) -> None:
+    """One stage; when it returns, nothing holds its models any more."""
+    with interruptible() as stopped:
+        study = build.study(plan, world, material)
+        Session(study, Path(plan.recipe.run_dir), tell, said).go(stopped, quiet=quiet or not world.is_main)
+
+
+def _plans(tables: Sequence[Recipe], world: World) -> dict[str, designs.Design]:
+    """The designs of all stages, held together before the first one trains."""
+    plans: dict[str, designs.Design] = {}
+    for table in tables:
+        plan = designs.design(table, earlier=dict(plans))
+        divides(table, world)
+        designs.weights_fit(plan)
+        plans[table.stage] = plan
+    return plans
+
+
+def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Tells each line once: stages often read the same text."""
+    told: set[str] = set()
+
+    def once(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            tell(line)
+
+    return once
+
+
+def _text(plan: designs.Design, world: World, tell: Callable[[str], None]) -> build.Material:
+    """The tokenised text; with several processes the first makes it and the others open it."""
+    if not world.is_main:
+        world.wait()
+    material = build.text(plan, tell)
+    if world.is_main:
+        world.wait()
+    return material
+
+
+def prepare_libraries(table: Recipe) -> None:
+    """Sets what holds for the whole process: threads, deterministic kernels."""
+    environment.keep_freed_memory()
+    disable_progress_bar()
+    if table.train.threads:
+        torch.set_num_threads(table.train.threads)
+    if torch.cuda.is_available() and table.train.device != "cpu" and table.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def divides(table: Recipe, world: World) -> None:
+    """Whether the batch can be split over micro-batches and processes.
+
+    Raises:
+        UserError: it cannot.
+    """
+    parts = table.train.accumulate * world.size
+    if table.train.batch_size % parts:
+        raise UserError(
+            f"train.batch_size: {table.train.batch_size} blocks cannot be split into {table.train.accumulate} micro-batches "
+            f"of {world.size} processes; make it a multiple of {parts}"
+        )
+
+
+def are_done(tables: Sequence[Recipe]) -> list[bool]:
+    """Which stages are finished.
+
+    Raises:
+        UserError: a folder holds something else, or a finished stage has lost a student that is still needed.
+    """
+    done = [_is_done(Path(table.run_dir), table, tables[:number]) for number, table in enumerate(tables)]
+    finished = {table.stage: table for table, over in zip(tables, done, strict=True) if over}
+    for table in tables:
+        if table.stage not in finished and not done[-1]:
+            taken(table, finished)
+    return done
+
+
+def _is_done(folder: Path, table: Recipe, before: Sequence[Recipe] = ()) -> bool:
+    """Whether the folder holds this run, finished, after these stages.
+
+    Raises:
+        UserError: it holds something else, or cannot be made.
+    """
+    if not folder.exists():
+        above = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise UserError(f"{folder}: no folder can be made in {above}; choose another with out=DIR")
+        return False
+    if folder.is_dir() and all(path.name.endswith(".tmp") or path.name == FOLDER for path in folder.iterdir()):
+        return False
+    try:
+        began = rundir.read_json(folder / rundir.MANIFEST)
+        recipe, status, earlier = began["recipe_sha256"], began["status"], began.get("earlier", {})
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder}: is there and is no run, or a damaged one; choose another folder with out=DIR"
+        ) from None
+    if recipe != identity(table):
+        raise UserError(f"{folder}: holds a run of another recipe; choose another folder with out=DIR, or remove it")
+    for stage in before:
+        if earlier.get(stage.stage, {}).get("recipe_sha256") != identity(stage):
+            raise UserError(
+                f"{folder}: was trained after another stage {stage.stage}; choose another folder with out=DIR, or remove it"
+            )
+    return status == "done"

@@ -1,0 +1,377 @@
+"""Verdicts on pairs of settings, from one value per setting and seed.
+
+Settings of one seed share data and initial parameters, so a pair is compared by its differences within seeds: Student's
+t-test (1908) on them, and Holm's correction (1979) over all pairs. How documents vary is told beside it and decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from scipy.optimize import root_scalar
+from scipy.special import chdtri, gammaln, nctdtr, ndtri, stdtr, stdtrit
+
+from limbeck.errors import UserError
+
+Word = Literal["better", "worse", "inconclusive"]
+Documents = Mapping[int, tuple[float, float]]  # document -> sum of a measure, number of tokens
+POWER = 0.8  # with which `detectable` would have been found
+ONE_SEED = "seeds were not varied"
+NO_SEED = "the settings have no seed in common"
+NO_SPREAD = "the difference is the same in every seed: the seeds did not vary it"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of an evaluation. name: its key in evals.jsonl, where metrics of tasks stand under `metrics`."""
+
+    name: str
+    lower_is_better: bool
+
+
+LOSSES = ("logit_loss", "label_loss")
+SCORES = ("agreement", "label_accuracy", "accuracy", "f1", "matthews", "pearson", "spearman")
+MEASURES = {name: Measure(name, name in LOSSES) for name in LOSSES + SCORES}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The second setting against the first, by `compare`. All numbers are None where there is no test.
+
+    seeds: those that both settings have. mean, spread: average and standard deviation (n - 1) of the differences
+    second - first, in units of the measure, as are interval (t, for this pair alone) and detectable (the smallest true
+    difference that this many seeds with this spread find with 80 % power; None at spread 0, which says nothing of it).
+    p: two-sided. effect: Cohen's d_z = mean / spread. hedges: the same without its bias in small samples; None for two
+    seeds. word: by this p alone; None for the given reason.
+    """
+
+    measure: Measure
+    confidence: float
+    seeds: tuple[int, ...]
+    mean: float | None = None
+    spread: float | None = None
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    effect: float | None = None
+    hedges: float | None = None
+    detectable: float | None = None
+    word: Word | None = None
+    reason: str = ""
+
+    @property
+    def n(self) -> int:
+        """The number of seeds."""
+        return len(self.seeds)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The word of the second setting against the first, in the company of all other pairs.
+
+    adjusted: p by Holm, which decides. detectable: as in `Comparison`, at the strictest level that Holm may ask for.
+    word: None for the given reason.
+    """
+
+    first: str
+    second: str
+    comparison: Comparison
+    adjusted: float | None
+    detectable: float | None
+    word: Word | None
+    reason: str = ""
+
+
+class Paired(NamedTuple):
+    """What `paired_t` finds, each `[...]`."""
+
+    mean: np.ndarray
+    spread: np.ndarray  # standard deviation (n - 1)
+    error: np.ndarray  # of the mean
+    p: np.ndarray  # two-sided
+
+
+def paired_t(differences: np.ndarray) -> Paired:
+    """Student's t-test on differences `[..., n]`, n >= 2, which are not all equal: t = mean / (spread / sqrt n).
+
+    >>> paired_t(np.array([1.0, 2.0, 3.0])).p.round(4).item()
+    0.0742
+    """
+    n = differences.shape[-1]
+    mean, spread = differences.mean(-1), differences.std(-1, ddof=1)
+    error = spread / math.sqrt(n)
+    return Paired(mean, spread, error, 2 * stdtr(n - 1, -np.abs(mean) / error))
+
+
+def compare(
+    first: Mapping[int, float], second: Mapping[int, float], measure: Measure, confidence: float = 0.95
+) -> Comparison:
+    """Compares two settings over the seeds that both have.
+
+    With d_i = second_i - first_i, i = 1..n: mean d, interval d +- t(n - 1) s / sqrt n, effect d / s. Three cases have no
+    spread to test by. One seed: no word. A value that is not finite: no word, for to leave that seed out would favour
+    who failed. All d_i equal but for rounding: inconclusive with p = 1 if they are 0, else no word, since equal
+    differences are one observation repeated.
+
+    Args:
+        first, second: seed -> value, in units of the measure.
+        measure: tells which direction is better.
+        confidence: of the interval; its complement is the level of the test.
+
+    Raises:
+        UserError: confidence is not between 0 and 1.
+
+    Sources: Student 1908, The probable error of a mean; Cohen 1988, Statistical power analysis for the behavioral sciences;
+    Hedges 1981, Distribution theory for Glass's estimator of effect size and related estimators.
+
+    >>> found = compare({0: 2.0, 1: 3.0, 2: 4.0}, {0: 1.5, 1: 2.4, 2: 3.6}, MEASURES["logit_loss"])
+    >>> found.word, round(found.mean, 3), [round(end, 3) for end in found.interval]
+    ('better', -0.5, [-0.748, -0.252])
+    """
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence {confidence}: give a share between 0 and 1, such as 0.95")
+    seeds = tuple(sorted(first.keys() & second.keys()))
+    bare = Comparison(measure, confidence, seeds)
+    values = np.array([[each[seed] for seed in seeds] for each in (first, second)], dtype=np.float64)
+    lost = [seed for seed, pair in zip(seeds, values.T, strict=True) if not np.isfinite(pair).all()]
+    if lost:
+        return replace(bare, reason=f"no finite value in seeds {', '.join(map(str, lost))}")
+    if len(seeds) < 2:
+        mean = float(values[1, 0] - values[0, 0]) if seeds else None
+        return replace(bare, mean=mean, reason=ONE_SEED if seeds else NO_SEED)
+    differences = values[1] - values[0]
+    rounding = 4 * np.finfo(np.float64).eps * np.abs(values).max()
+    if np.ptp(differences) > rounding:
+        return _tested(bare, differences)
+    if np.abs(differences).max() > rounding:
+        return replace(bare, mean=float(differences.mean()), spread=0.0, reason=NO_SPREAD)
+    nothing = {"mean": 0.0, "spread": 0.0, "interval": (0.0, 0.0), "p": 1.0, "effect": 0.0, "hedges": 0.0}
+    return replace(bare, **nothing, word="inconclusive")
+
+
+def _tested(bare: Comparison, differences: np.ndarray) -> Comparison:
+    n, confidence = len(differences), bare.confidence
+    mean, spread, error, p = (float(number) for number in paired_t(differences))
+    half = _quantile(n - 1, confidence) * error
+    return replace(
+        bare,
+        mean=mean,
+        spread=spread,
+        interval=(mean - half, mean + half),
+        p=p,
+        effect=mean / spread,
+        hedges=hedges_correction(n - 1) * mean / spread if n > 2 else None,
+        detectable=detectable_effect(spread, n, confidence),
+        word=_word(p, mean, bare),
+    )
+
+
+def _word(p: float, mean: float, comparison: Comparison) -> Word:
+    if p >= 1 - comparison.confidence:
+        return "inconclusive"
+    return "better" if (mean < 0) == comparison.measure.lower_is_better else "worse"
+
+
+@cache
+def _quantile(freedom: int, confidence: float) -> float:
+    return float(-stdtrit(freedom, (1 - confidence) / 2))
+
+
+@cache
+def hedges_correction(freedom: int) -> float:
+    """What makes Cohen's d unbiased: Gamma(f / 2) / (sqrt(f / 2) Gamma((f - 1) / 2)), f >= 2 degrees of freedom (Hedges 1981).
+
+    >>> round(hedges_correction(2), 4), round(hedges_correction(9), 4)
+    (0.5642, 0.9139)
+    """
+    return float(np.exp(gammaln(freedom / 2) - gammaln((freedom - 1) / 2)) / math.sqrt(freedom / 2))
+
+
+def detectable_effect(spread: float, n: int, confidence: float = 0.95, power: float = POWER) -> float:
+    """The smallest true difference that a paired t-test finds, with the right sign, with this power.
+
+    That is c s / sqrt n, where the t of n - 1 degrees and noncentrality c exceeds the critical value with this probability.
+
+    Args:
+        spread: standard deviation s of the differences within seeds, in units of the measure.
+        n: seeds, at least 2.
+        confidence: of the test, two-sided.
+        power: above half of 1 - confidence.
+
+    >>> [round(detectable_effect(1.0, n), 2) for n in (2, 3, 5, 10)]
+    [11.55, 3.26, 1.68, 1.0]
+    """
+    return _noncentrality(n - 1, confidence, power) * spread / math.sqrt(n)
+
+
+@cache
+def _noncentrality(freedom: int, confidence: float, power: float) -> float:
+    """The c of `detectable_effect`: below a bound at which spread or mean are unlucky with half of 1 - power each."""
+    critical, half = _quantile(freedom, confidence), (1 - power) / 2
+    bound = critical * math.sqrt(chdtri(freedom, half) / freedom) - float(ndtri(half))
+    return root_scalar(lambda shift: 1 - nctdtr(freedom, shift, critical) - power, bracket=(0.0, bound)).root
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values, in the order given: of the k-th smallest of m, the largest (m - j + 1) p_(j) over j <= k, at most 1.
+
+    Whoever calls those below 0.05 different makes any false claim in at most 5 % of studies, however the tests
+    depend on each other (Holm 1979, A simple sequentially rejective multiple test procedure).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return adjusted.tolist()
+
+
+def verdicts(values: Mapping[str, Mapping[int, float]], measure: Measure, confidence: float = 0.95) -> list[Verdict]:
+    """Verdicts on all pairs of settings, in order.
+
+    Holm's family is every pair with two seeds or more in common, so that its size does not hang on the numbers: a pair without
+    a test counts as p = 1 in it. An interval is of its pair alone, so one that excludes 0 can be inconclusive here.
+
+    Args:
+        values: setting -> seed -> value, in units of the measure; nan where there is none.
+        measure, confidence: as in `compare`.
+
+    >>> seeds = {"a": {0: 2.0, 1: 3.0, 2: 4.0}, "b": {0: 1.5, 1: 2.4, 2: 3.6}, "c": {0: 1.9, 1: 3.0, 2: 4.1}}
+    >>> for verdict in verdicts(seeds, MEASURES["logit_loss"]):
+    ...     print(verdict.second, "against", verdict.first, verdict.word, round(verdict.adjusted, 3))
+    b against a better 0.039
+    c against a inconclusive 1.0
+    c against b worse 0.039
+    """
+    pairs = list(combinations(values, 2))
+    compared = {pair: compare(values[pair[0]], values[pair[1]], measure, confidence) for pair in pairs}
+    family = {pair: 1.0 if found.p is None else found.p for pair, found in compared.items() if found.n > 1}
+    adjusted = dict(zip(family, holm(list(family.values())), strict=True))
+    strictest = 1 - (1 - confidence) / max(len(family), 1)
+    return [_verdict(pair, found, adjusted.get(pair), strictest) for pair, found in compared.items()]
+
+
+def _verdict(pair: tuple[str, str], found: Comparison, adjusted: float | None, strictest: float) -> Verdict:
+    if found.p is None or found.mean is None or adjusted is None:
+        return Verdict(*pair, found, None, None, None, found.reason)
+    detectable = detectable_effect(found.spread, found.n, strictest) if found.spread else None
+    return Verdict(*pair, found, adjusted, detectable, _word(adjusted, found.mean, found))
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A mean over tokens (or a difference of two), its standard error over documents (None for one), their number."""
+
+    mean: float
+    error: float | None
+    documents: int
+
+
+def documents_of(rows: Iterable[Mapping[str, Any]], measure: Measure) -> dict[int, tuple[float, float]]:
+    """Sum and count of every document that was counted, of rows of evals/step-*.parquet of one split.
+
+    Rows of the same document add up: those of several seeds give the documents of their mean.
+
+    >>> documents_of([{"document": 7, "tokens": 4, "logit_loss_sum": 6.0}] * 2, MEASURES["logit_loss"])
+    {7: (12.0, 8.0)}
+    """
+    count = "labels_sum" if measure.name.startswith("label_") else "tokens"
+    sums: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(2))
+    for row in rows:
+        sums[row["document"]] += row[f"{measure.name}_sum"], row[count]
+    return {document: (float(total), float(number)) for document, (total, number) in sums.items() if number}
+
+
+def inner_variance(first: Documents, second: Documents | None = None) -> Inner:
+    """How sure a mean over tokens is of its documents: the part of the noise that more held-out text would lower.
+
+    With sums x_i and counts n_i of D documents, r = sum x / sum n is a ratio, whose linearised variance is
+    D / (D - 1) sum e_i^2 with e_i = (x_i - r n_i) / sum n. Of a pair on the same documents it is r_2 - r_1, with
+    e_i the difference of theirs. It is blind to what a new seed would change, so it makes no verdict.
+
+    Args:
+        first, second: document -> sum and count, from `documents_of`; without second, the mean of the first.
+
+    Raises:
+        UserError: the two were evaluated on different documents.
+
+    >>> inner_variance({0: (2.0, 2.0), 1: (6.0, 2.0)})
+    Inner(mean=2.0, error=1.0, documents=2)
+    """
+    if second is not None and first.keys() != second.keys():
+        raise UserError("the settings were evaluated on different documents: give rows of one step and split of both")
+    mean, errors = _linearised(first, list(first))
+    if second is not None:
+        other, others = _linearised(second, list(first))
+        mean, errors = other - mean, others - errors
+    n = len(errors)
+    return Inner(mean, math.sqrt(n / (n - 1) * float(np.square(errors).sum())) if n > 1 else None, n)
+
+
+def _linearised(documents: Documents, order: list[int]) -> tuple[float, np.ndarray]:
+    sums, counts = np.array([documents[document] for document in order], dtype=np.float64).T
+    ratio = float(sums.sum() / counts.sum())
+    return ratio, (sums - ratio * counts) / counts.sum()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One measure of a run: its values by setting and seed at a step, the settings without any, and the verdicts."""
+
+    measure: Measure
+    step: int
+    values: dict[str, dict[int, float]]
+    missing: tuple[str, ...]
+    verdicts: list[Verdict]
+
+
+def of_run(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95, split: str = "test") -> list[Outcome]:
+    """Values and verdicts of every measure that a run recorded, at the last step at which all learners were evaluated.
+
+    Args:
+        rows: lines of evals.jsonl in their order. The last stage counts, and of a line that was written twice the later one.
+            Learners that a setting ties together (peers) count by their mean. A null among the seeds of a setting is nan.
+        confidence: as in `compare`.
+        split: whose lines count.
+
+    >>> rows = [{"step": 9, "setting": s, "seed": i, "learner": f"{s}-seed{i}", "split": "test", "logit_loss": loss}
+    ...         for s, losses in {"a": [2.0, 3.0, 4.0], "b": [1.5, 2.4, 3.6]}.items() for i, loss in enumerate(losses)]
+    >>> [(o.measure.name, o.step, o.verdicts[0].word) for o in of_run(rows)]
+    [('logit_loss', 9, 'better')]
+    """
+    stage = rows[-1].get("stage") if rows else None
+    kept = [row for row in rows if row["split"] == split and row.get("stage") == stage]
+    learners: dict[tuple[str, int, str], dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for row in kept:
+        learners[row["setting"], row["seed"], row["learner"]][row["step"]] = row
+    if not learners:
+        return []
+    common = set.intersection(*(set(steps) for steps in learners.values()))
+    if not common:
+        raise UserError("evals.jsonl: no step at which all learners were evaluated; run the recipe again to go on")
+    last = [(setting, seed, steps[max(common)]) for (setting, seed, _), steps in learners.items()]
+    found = (_outcome(measure, max(common), _by_seed(last, measure.name), confidence) for measure in MEASURES.values())
+    return [outcome for outcome in found if outcome.values]
+
+
+def _by_seed(last: list[tuple[str, int, Mapping[str, Any]]], name: str) -> dict[str, dict[int, float]]:
+    """Setting -> seed -> mean over its learners; nan where one has none."""
+    values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for setting, seed, row in last:
+        value = row.get(name, (row.get("metrics") or {}).get(name))
+        values[setting][seed].append(math.nan if value is None else float(value))
+    return {setting: {seed: float(np.mean(each)) for seed, each in seeds.items()} for setting, seeds in values.items()}
+
+
+def _outcome(measure: Measure, step: int, table: dict[str, dict[int, float]], confidence: float) -> Outcome:
+    values = {setting: seeds for setting, seeds in table.items() if np.isfinite(list(seeds.values())).any()}
+    missing = tuple(setting for setting in table if setting not in values)
+    return Outcome(measure, step, values, missing, verdicts(values, measure, confidence))

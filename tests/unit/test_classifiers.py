@@ -1,0 +1,493 @@
+"""Classifiers under the kernel, against plain transformers; and what a task makes of configs, classes and terms."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families import CONFIGS
+from kernel import LABEL, LOGIT, LOGITS, still_of
+from kernel import tokenizer as words_only
+from rows import bare, batch, classifier, config, framed, parts, recipe, sentence, small, table
+from torch import Tensor, nn
+
+from limbeck import build, costs, designs, models, tasks
+from limbeck.actors import Frozen, Learner, Optimisation
+from limbeck.anatomy import family
+from limbeck.errors import UserError
+from limbeck.lessons import Pair, Term
+from limbeck.load import load
+from limbeck.losses import LOSSES, cross_entropy, logit_mse, mse, squared_error
+from limbeck.material import Data
+from limbeck.models import NotDownloaded
+from limbeck.recipe import Source
+from limbeck.reduce import Counts
+from limbeck.schedules import constant
+from limbeck.words import LOSSES as WORDS
+
+FAMILIES = ("bert", "distilbert", "roberta", "gpt2", "llama", "modernbert")
+PLAINLY = Optimisation(constant(1e-3), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=None)
+LEARNED = Term("label", cross_entropy, LOGITS, constant(1.0), needs=("labels",))
+SCORED = Term("score", squared_error, LOGITS, constant(1.0), needs=("labels",))
+LENGTHS = (7, 3, 9, 5, 2, 6)
+
+Gradients = dict[str, Tensor]
+
+
+def student(model: Any, *terms: Term) -> Learner:
+    taps = sorted({tap for term in terms for tap in term.taps("student")})
+    return Learner("a", model, taps, seed=0, bridges=nn.ModuleDict(), optimisation=PLAINLY)
+
+
+def learned(
+    model: Any, terms: Sequence[Term], batches: Sequence[Mapping[str, Tensor]], teacher: Any = None, chunk: int = 4
+) -> tuple[dict[str, float], Gradients]:
+    """Values of the terms and all gradients, by the still."""
+    one = student(copy.deepcopy(model), *terms)
+    taps = sorted({tap for term in terms for tap in term.taps("teacher")})
+    still = still_of(Frozen("teacher", teacher, taps) if teacher else None, [(one, terms)], chunk=chunk)
+    tally = still.gradients(batches, Counts.of(batches), 0)["a"]
+    found = {name: p.grad for name, p in one.model.named_parameters() if p.grad is not None}
+    return {name: value.item() for name, value in tally.terms.items()}, found
+
+
+def plain(model: Any, rows: Mapping[str, Tensor], labels: Tensor | None = None) -> Any:
+    """What transformers answers."""
+    words = ("input_ids", "attention_mask", *(["token_type_ids"] if "token_type_ids" in rows else []))
+    return model(**{word: rows[word] for word in words}, labels=labels)
+
+
+def by_autograd(model: Any, loss: Callable[[Any], Tensor]) -> tuple[float, Gradients]:
+    """The value and the gradients of a loss of a copy of a model."""
+    own = copy.deepcopy(model)
+    value = loss(own)
+    value.backward()
+    return value.item(), {name: p.grad for name, p in own.named_parameters() if p.grad is not None}
+
+
+def same(mine: Gradients, theirs: Gradients) -> None:
+    """To 1e-10; a parameter without a gradient has the gradient 0."""
+    assert any(bool(gradient.abs().max() > 1e-3) for gradient in theirs.values())
+    for name in mine.keys() | theirs.keys():
+        a, b = mine.get(name), theirs.get(name)
+        a, b = (torch.zeros_like(b if a is None else a) if x is None else x for x in (a, b))  # type: ignore[arg-type]
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# the kernel
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_labels_are_learned_as_by_transformers(name: str) -> None:
+    """Padded rows, rows without a label: `model(**batch, labels=...).loss` and its gradients."""
+    model, rows = classifier(name), batch(LENGTHS, bare=(1, 4))
+    value, gradients = learned(model, (LEARNED,), [rows])
+    expected, theirs = by_autograd(model, lambda own: plain(own, rows, rows["labels"]).loss)
+    assert value["label"] == pytest.approx(expected, rel=1e-12)
+    same(gradients, theirs)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_score_is_learned_as_by_transformers(name: str) -> None:
+    model, rows = classifier(name, 1), batch(LENGTHS, classes=1, bare=(2,))
+    value, gradients = learned(model, (SCORED,), [rows])
+    labelled = {key: tensor[rows["labels"] != -100] for key, tensor in rows.items()}
+    expected, theirs = by_autograd(model, lambda own: plain(own, labelled, labelled["labels"].double()).loss)
+    assert value["score"] == pytest.approx(expected, rel=1e-12)
+    same(gradients, theirs)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_teacher_is_learned_from_as_by_hand(name: str) -> None:
+    """KL of all rows at a temperature, times its square, beside the labels of those that have one."""
+    soft = Term("logit", lambda **given: LOSSES["forward_kl"](**given, temperature=2.0), LOGITS, constant(0.7))
+    terms = (soft, Term("label", cross_entropy, LOGITS, constant(0.3), needs=("labels",)))
+    model, teacher = classifier(name, seed=1), classifier(name, seed=2)
+    rows = batch(LENGTHS, bare=(0, 3), types=name == "bert")
+    values, gradients = learned(model, terms, [rows], teacher)
+    with torch.no_grad():
+        target = plain(teacher, rows).logits
+
+    def loss(own: Any) -> Tensor:
+        out = plain(own, rows, rows["labels"])
+        kl = F.kl_div((out.logits / 2).log_softmax(-1), (target / 2).softmax(-1), reduction="batchmean") * 4
+        return 0.7 * kl + 0.3 * out.loss
+
+    expected, theirs = by_autograd(model, loss)
+    assert 0.7 * values["logit"] + 0.3 * values["label"] == pytest.approx(expected, rel=1e-12)
+    same(gradients, theirs)
+
+
+def test_two_scores_are_compared_as_by_hand() -> None:
+    near = Term("logit", logit_mse, LOGITS, constant(1.0))
+    model, teacher, rows = classifier("bert", 1), classifier("bert", 1, seed=2), batch(LENGTHS, classes=1)
+    values, gradients = learned(model, (near,), [rows], teacher)
+    with torch.no_grad():
+        target = plain(teacher, rows).logits
+    expected, theirs = by_autograd(model, lambda own: (plain(own, rows).logits - target).square().mean())
+    assert values["logit"] == pytest.approx(expected, rel=1e-12)
+    same(gradients, theirs)
+
+
+def test_a_mean_over_tokens_is_pooled_as_by_transformers() -> None:
+    model, rows = classifier("modernbert", classifier_pooling="mean"), batch(LENGTHS)
+    value, gradients = learned(model, (LEARNED,), [rows])
+    expected, theirs = by_autograd(model, lambda own: plain(own, rows, rows["labels"]).loss)
+    assert value["label"] == pytest.approx(expected, rel=1e-12)
+    same(gradients, theirs)
+
+
+def test_segments_reach_the_model() -> None:
+    model, rows = classifier("bert"), batch(LENGTHS, types=True)
+    with_them = learned(model, (LEARNED,), [rows])[0]
+    without = learned(model, (LEARNED,), [{k: v for k, v in rows.items() if k != "token_type_ids"}])[0]
+    assert with_them["label"] == pytest.approx(plain(model, rows, rows["labels"]).loss.item(), rel=1e-12)
+    assert with_them["label"] != pytest.approx(without["label"], rel=1e-3)
+
+
+def test_another_family_learns_from_what_it_does_not_read_itself() -> None:
+    """A distilbert student of a bert teacher: segments are the teacher's alone."""
+    model, teacher, rows = classifier("distilbert"), classifier("bert", seed=3), batch(LENGTHS, types=True)
+    terms = (LOGIT, Term("hidden", mse, (Pair("hidden.1", "hidden.3"), Pair("hidden.3", "hidden.2")), constant(0.5)))
+    values, gradients = learned(model, terms, [rows], teacher)
+    with torch.no_grad():
+        told = teacher(
+            **{k: rows[k] for k in ("input_ids", "attention_mask", "token_type_ids")}, output_hidden_states=True
+        )
+    kept = rows["attention_mask"].bool()
+
+    def loss(own: Any) -> Tensor:
+        out = own(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], output_hidden_states=True)
+        kl = F.kl_div(out.logits.log_softmax(-1), told.logits.softmax(-1), reduction="batchmean")
+        pairs = [(out.hidden_states[s], told.hidden_states[t]) for s, t in ((1, 3), (3, 2))]
+        return kl + 0.5 * sum(((s - t).square().mean(-1)[kept].mean() for s, t in pairs), start=torch.zeros(()))
+
+    expected, theirs = by_autograd(model, loss)
+    assert values["logit"] + 0.5 * values["hidden"] == pytest.approx(expected, rel=1e-12)
+    same(gradients, theirs)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+@pytest.mark.parametrize("chunk", [1, 4, 1000])
+def test_parts_of_a_batch_add_up(name: str, chunk: int) -> None:
+    """Micro-batches with other padding, other numbers of labelled rows, one without any: the same bits of mathematics."""
+    rows, model, teacher = batch(LENGTHS, bare=(2, 3, 5)), classifier(name), classifier(name, seed=5)
+    terms = (LOGIT, LABEL, Term("hidden", mse, (Pair("hidden.2", "hidden.3"),), constant(1.0)))
+    values, gradients = learned(model, terms, [rows], teacher, chunk=1000)
+    split = parts(rows, slice(0, 1), slice(1, 3), slice(3, 4), slice(4, 6))
+    assert len({part["input_ids"].shape[1] for part in split}) > 1
+    assert [int((part["labels"] != -100).sum()) for part in split] == [1, 1, 0, 1]
+    found, mine = learned(model, terms, split, teacher, chunk=chunk)
+    assert found == pytest.approx(values, rel=1e-12)
+    same(mine, gradients)
+
+
+def test_rows_without_a_label_teach_nothing_to_a_loss_of_labels() -> None:
+    """Only what the teacher says of them counts: other tokens there change the KL and not the cross-entropy."""
+    model, teacher, rows = classifier("bert"), classifier("bert", seed=5), batch(LENGTHS, bare=(1, 4))
+    other = rows | {"input_ids": torch.where((rows["labels"] == -100)[:, None], 91, rows["input_ids"])}
+    before, after = (learned(model, (LOGIT, LEARNED), [each], teacher)[0] for each in (rows, other))
+    assert before["label"] == pytest.approx(after["label"], rel=1e-13)
+    assert before["logit"] != pytest.approx(after["logit"], rel=1e-3)
+    same(*(learned(model, (LEARNED,), [each])[1] for each in (rows, other)))
+    values, gradients = learned(model, (LEARNED,), [rows | {"labels": torch.full_like(rows["labels"], -100)}])
+    assert values["label"] == 0 and all(not gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("loss", [name for name, words in WORDS.items() if words.taps == ("logits",)])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_every_loss_on_logits_takes_classes(loss: str, classes: int) -> None:
+    """What it says of tokens it says of rows: the same logits as tokens of one row, and a gradient for the model."""
+    if loss == "squared_error":
+        return
+    term = Term("it", LOSSES[loss], LOGITS, constant(1.0), WORDS[loss].needs, WORDS[loss].per)
+    model, teacher, rows = classifier("bert", classes), classifier("bert", classes, seed=5), batch(LENGTHS, classes)
+    values, gradients = learned(model, (term,), [rows], teacher if "teacher" in term.needs else None)
+    with torch.no_grad():
+        given = {"student": plain(model, rows).logits, "teacher": plain(teacher, rows).logits, "labels": rows["labels"]}
+        expected = LOSSES[loss](**{side: given[side] for side in ("student", *term.needs)}).mean().item()
+    assert values["it"] == pytest.approx(expected, rel=1e-9) and expected > 0
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
+    assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 1e-6
+
+
+# what a task makes of configs
+
+
+def data(**task: Any) -> Data:
+    return Data.model_validate({"corpus": "nowhere.tsv", "task": {"kind": "classification", **task}})
+
+
+def given(said: Data, teachers: Mapping[str, Any] = {}, mine: Any = None, **how: Any) -> Any:
+    """The student's config after the task."""
+    mine = CONFIGS["bert"]() if mine is None else mine
+    tasks.give(said, mine, teachers, framed(), framed(), **how)
+    return mine
+
+
+def named(*names: str) -> Any:
+    made = config("bert", len(names))
+    made.id2label = dict(enumerate(names))
+    return made
+
+
+def refused(call: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value) and ";" in str(caught.value), "one line, with a remedy"
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_students_config(name: str) -> None:
+    made = CONFIGS[name]()
+    made.classifier_dropout = 0.1 if hasattr(made, "classifier_dropout") else None
+    given(data(classes=["bad", "good", "middling"]), mine=made)
+    assert made.num_labels == 3 and made.id2label == {0: "bad", 1: "good", 2: "middling"}
+    assert made.label2id == {"bad": 0, "good": 1, "middling": 2}
+    assert made.problem_type == "single_label_classification" and made.pad_token_id == 0
+    assert not any(getattr(made, word, None) for word in ("classifier_dropout", "seq_classif_dropout"))
+    given(data(kind="regression"), mine=made)
+    assert made.num_labels == 1 and made.problem_type == "regression" and made.id2label == {0: "score"}
+
+
+def test_running_text_leaves_a_language_model() -> None:
+    made = named("bad", "good")
+    given(Data(corpus="nowhere.txt"), mine=made)
+    assert made.problem_type is None
+    assert models.kind_of(made) is models.AutoModelForMaskedLM
+
+
+def test_padding_is_no_token_at_which_a_row_ends() -> None:
+    assert tasks.padding(framed()) == 0 == tasks.padding(words_only())
+    assert tasks.padding(bare()) == 2, "the end of text"
+    assert tasks.padding(bare("<s>", "$A")) == 2
+    assert tasks.padding(bare("<s>", "$A", "</s>")) == 1, "rows end with the end of text: the beginning"
+    assert tasks.padding(bare("$A", "</s>")) == 1
+
+
+def test_classes_of_the_recipe_of_the_teacher_and_of_the_rows(tmp_path: Path) -> None:
+    stated = data(classes=["no", "yes"])
+    assert list(given(stated).id2label.values()) == ["no", "yes"]
+    assert list(given(data(), {"teacher": named("no", "yes")}).id2label.values()) == ["no", "yes"]
+    others = {"teacher": named("LABEL_0", "LABEL_1"), "second": named("no", "yes")}
+    assert list(given(data(), others).id2label.values()) == ["no", "yes"], "of the first teacher that names them"
+    rows = [{"sentence": sentence(i), "label": ("b", "a", "c")[i % 3]} for i in range(12)]
+    said = {"corpus": str(table(tmp_path / "train.tsv", rows)), "heldout": 0.3, "cache": str(tmp_path / "cache")}
+    found = Data.model_validate(said | {"task": {"kind": "classification"}})
+    assert list(given(found).id2label.values()) == ["a", "b", "c"], "sorted"
+    nameless = {"teacher": named("LABEL_0", "LABEL_1", "LABEL_2")}
+    assert list(given(found, nameless).id2label.values()) == ["a", "b", "c"], "its logits are taken to be in that order"
+    two = {"teacher": named("LABEL_0", "LABEL_1")}
+    assert "(2 and 3); name all data.task.classes in the order of its logits" in refused(lambda: given(found, two))
+
+
+def test_without_labels_the_classes_of_a_teacher_need_no_names() -> None:
+    made = given(data(label=None), {"teacher": named("LABEL_0", "LABEL_1")})
+    assert list(made.id2label.values()) == ["LABEL_0", "LABEL_1"]
+
+
+def test_names_that_a_file_holds_sorted_as_text() -> None:
+    """10 before 2 in config.json: logits are in the order of the numbers."""
+    teacher = named(*(f"class {number}" for number in range(12)))
+    teacher.id2label = {int(key): f"class {key}" for key in sorted(map(str, range(12)))}
+    made = given(data(), {"teacher": teacher})
+    assert list(made.id2label.values()) == [f"class {number}" for number in range(12)]
+
+
+def test_the_rows_may_call_the_classes_otherwise() -> None:
+    """A teacher of NEGATIVE and POSITIVE, and rows with 0 and 1: the recipe says which is which."""
+    teacher = {"teacher": named("NEGATIVE", "POSITIVE")}
+    assert list(given(data(classes=["0", "1"]), teacher).id2label.values()) == ["0", "1"]
+    assert list(given(data(classes=["negative", "positive"]), teacher).id2label.values()) == ["negative", "positive"]
+    said = refused(lambda: given(data(classes=["positive", "negative"]), teacher))
+    assert said.startswith("models.teacher: it predicts NEGATIVE, POSITIVE, and the task has positive, negative; name ")
+    both = teacher | {"second": named("0", "1")}
+    assert refused(lambda: given(data(), both)).startswith("models.second: it predicts 0, 1, and the task has NEGATIVE")
+
+
+@pytest.mark.parametrize(
+    ("classes", "theirs"),
+    [
+        (("a", "b"), ("b", "a")),
+        (("a", "b", "c"), ("a", "c", "b")),
+        (("a", "b"), ("a", "c")),
+        (("a", "b"), ("a", "b", "c")),
+    ],
+)
+def test_classes_in_another_order_or_number(classes: tuple[str, ...], theirs: tuple[str, ...]) -> None:
+    said = refused(lambda: given(data(classes=list(classes)), {"teacher": named(*theirs)}))
+    assert said.startswith(f"models.teacher: it predicts {', '.join(theirs)}, and the task has {', '.join(classes)}")
+    assert said.endswith("data.task.classes in the order of its logits")
+
+
+def test_a_score_has_any_name() -> None:
+    """The one logit of a regression is LABEL_0, similarity, or what its maker liked."""
+    for name in ("LABEL_0", "similarity", "score"):
+        teacher = named(name)
+        assert teacher.problem_type == "regression"
+        assert given(data(kind="regression"), {"teacher": teacher}).num_labels == 1
+    two = named("height", "width")
+    two.problem_type = "regression"
+    said = refused(lambda: given(data(kind="regression"), {"teacher": two}))
+    assert "(2 and 1); take another" in said
+
+
+def test_teachers_that_do_not_fit_the_task() -> None:
+    language, many = CONFIGS["bert"](), named("a", "b")
+    language.problem_type, many.problem_type = None, "multi_label_classification"
+    said = refused(lambda: given(data(), {"teacher": language}))
+    assert said.startswith("models.teacher: a language model, which predicts no class yet; fine-tune it first")
+    said = refused(lambda: given(data(kind="regression"), {"teacher": language}))
+    assert "predicts no score yet" in said
+    said = refused(lambda: given(data(), {"teacher": many}))
+    assert said == "models.teacher: made for multi_label_classification, and the task is a classification; take another"
+    said = refused(lambda: given(data(kind="regression"), {"teacher": named("a", "b")}))
+    assert "made for single_label_classification, and the task is a regression" in said
+    said = refused(lambda: given(Data(corpus="nowhere.txt"), {"other": named("a", "b")}))
+    assert said.startswith("models.other: a classifier of rows, and the data are running text; set data.task")
+    assert refused(lambda: given(Data(corpus="nowhere.txt"), {"other": many})).startswith("models.other: a classifier")
+
+
+def test_rows_on_the_hub_are_not_asked_by_a_check() -> None:
+    far = Data.model_validate({"corpus": "hub:nyu-mll/glue:sst2", "task": {"kind": "classification"}})
+    with pytest.raises(NotDownloaded, match=r"name them in data\.task\.classes"):
+        given(far, offline=True)
+    assert given(far, {"teacher": named("a", "b")}, offline=True).num_labels == 2
+
+
+# what a task makes of a recipe
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier, a scorer, a language model, each with its tokenizer, and rows for them."""
+    folder = tmp_path_factory.mktemp("world")
+    kinds = {"classifier": small(classes=2), "scorer": small(classes=1), "language": small()}
+    for name, model in kinds.items():
+        model.save_pretrained(folder / name)
+        framed().save_pretrained(folder / name)
+    rows = [{"sentence": sentence(i), "label": i % 2, "score": i / 7} for i in range(40)]
+    table(folder / "rows" / "train.tsv", rows[:30])
+    table(folder / "rows" / "dev.tsv", rows[30:])
+    return folder
+
+
+def plan(world: Path, loss: str | dict[str, Any], teacher: str | None = "classifier", **more: Any) -> designs.Design:
+    task = {"kind": "classification"} | more.pop("task", {})
+    who = {"teacher": str(world / teacher)} if teacher else {}
+    who |= {"student": more.pop("student", {"init": str(world / "language")} if not teacher else {})}
+    said = recipe({"corpus": str(world / "rows"), "task": task}, who, world / "run", "forward_kl")
+    said["settings"] = {"a": {"terms": [{"loss": loss} if isinstance(loss, str) else loss]}}
+    return designs.design(load(said | more))
+
+
+SCORE = {"kind": "regression", "label": "score"}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "task", "loss", "said"),
+    [
+        (
+            "scorer",
+            SCORE,
+            "forward_kl",
+            "a score is no distribution; use logit_mse or squared_error in place of forward_kl",
+        ),
+        ("scorer", SCORE, "cross_entropy", "a score is no distribution; use logit_mse or squared_error"),
+        ("classifier", {}, "squared_error", "squared_error learns scores; use cross_entropy for classes"),
+        (
+            "classifier",
+            {"label": None},
+            "cross_entropy",
+            "cross_entropy learns labels, and data.task.label is null; name",
+        ),
+        (
+            "classifier",
+            {"label": None},
+            "decoupled_kl",
+            "decoupled_kl learns labels, and data.task.label is null; name",
+        ),
+        (
+            "scorer",
+            SCORE | {"label": None},
+            "squared_error",
+            "squared_error learns labels, and data.task.label is null",
+        ),
+    ],
+)
+def test_losses_that_do_not_fit_the_task(world: Path, teacher: str, task: dict[str, Any], loss: str, said: str) -> None:
+    assert f"settings.a.logit: {said}" in refused(lambda: plan(world, loss, teacher, task=task))
+
+
+def test_a_score_is_no_loss_of_running_text(world: Path) -> None:
+    said = recipe({"corpus": "nowhere.txt"}, {"teacher": str(world / "language")}, world / "run", "squared_error")
+    error = refused(lambda: designs.design(load(said)))
+    assert error == "settings.a.logit: squared_error learns scores; use cross_entropy for classes and tokens"
+
+
+def test_losses_that_fit(world: Path) -> None:
+    assert plan(world, "logit_mse", "scorer", task=SCORE).classes == ()
+    assert plan(world, "squared_error", None, task=SCORE).student.problem_type == "regression"
+    assert plan(world, "forward_kl").classes == ("0", "1")
+    assert plan(world, "cross_entropy", None).classes == ("0", "1")
+    assert plan(world, {"loss": "mse", "tap": "hidden"}, "scorer", task=SCORE).classes == ()
+
+
+def test_embeddings_of_other_sizes_cut_no_class(tmp_path: Path) -> None:
+    """A vocabulary that a student pads otherwise is no matter of its three classes."""
+    rows = [{"sentence": sentence(i), "label": i % 3} for i in range(20)]
+    corpus = str(table(tmp_path / "rows.tsv", rows))
+    for name, size in (("teacher", 64), ("origin", 72)):
+        model = small(classes=3)
+        model.resize_token_embeddings(size)
+        model.save_pretrained(tmp_path / name)
+        framed().save_pretrained(tmp_path / name)
+    who = {"teacher": str(tmp_path / "teacher"), "student": {"init": str(tmp_path / "origin")}}
+    said = recipe(
+        {"corpus": corpus, "heldout": 0.3, "task": {"kind": "classification"}}, who, tmp_path / "run", "forward_kl"
+    )
+    found = designs.design(load(said))
+    assert found.student.vocab_size == 72 and found.columns is None
+    study = build.study(found, build.World(), build.text(found, lambda line: None))
+    rows_ = study.feeds[0].batch(0)
+    for actor in study.stills[0].actors.values():
+        assert actor.speak(actor.read(rows_).features).shape == (8, 3)
+
+
+def test_segments_are_given_where_one_of_the_tokenizers_has_them(world: Path, tmp_path: Path) -> None:
+    """The student's tokenizer does without, and the teacher still sees which text is which."""
+    framed(types=False).save_pretrained(tmp_path / "plain")
+    said = {"family": "distilbert", "layers": 1, "hidden": 16, "heads": 4, "tokenizer": str(tmp_path / "plain")}
+    found = plan(world, "forward_kl", student=said)
+    assert "token_type_ids" not in found.student_tokenizer.model_input_names
+    assert "token_type_ids" in build.feed(found, build.text(found, lambda line: None), 0).batch(0)
+
+
+def test_a_teacher_that_is_fine_tuned_keeps_its_pooling(tmp_path: Path) -> None:
+    """A head that was trained on the mean of the tokens answers from the mean, where the student begins with it."""
+    origin = classifier("modernbert", 2, classifier_pooling="mean").float()
+    origin.save_pretrained(tmp_path / "origin")
+    framed().save_pretrained(tmp_path / "origin")
+    read = models.config_of(Source(source=str(tmp_path / "origin")))
+    made = given(data(classes=["a", "b"]), mine=read)
+    assert made.classifier_pooling == "mean"
+
+
+# what it costs
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "distilbert", "modernbert"])
+def test_a_head_speaks_once_a_row(name: str) -> None:
+    """The FLOPs of the head of one row: two for each weight of its matrices, however long the row."""
+    model = classifier(name)
+    heads = [model.get_submodule(part) for part in family(name).classifier if not part.startswith("torch.")]
+    matrices = [module.weight for head in heads for module in head.modules() if isinstance(module, nn.Linear)]
+    weights = sum(matrix.numel() for matrix in matrices)
+    for length in (4, 16):
+        assert costs.of_model(config(name), length).head_flops == 2 * weights

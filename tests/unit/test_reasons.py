@@ -1,0 +1,575 @@
+"""Reasons against definitions by hand: numpy in fp64, Gram matrices, loops; and that nobody notices them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import rows as tasks
+import torch
+import torch.nn.functional as F
+from kernel import LABEL, LOGIT, MULTI, VOCABULARY, batch, bert, frozen, gradients_of, learner, parameters_of, still_of
+from torch import Tensor, nn
+
+from limbeck import checkpoint
+from limbeck.actors import Frozen, Learner
+from limbeck.ensemble import Ensemble
+from limbeck.evaluate import Evaluation
+from limbeck.paths import barrier, cosines
+from limbeck.reasons import (
+    CONFIDENCES,
+    PLACES,
+    Found,
+    Layer,
+    Reasons,
+    calibration,
+    cka_grid,
+    effective_rank,
+    linear_cka,
+)
+from limbeck.reduce import Batch, Counts
+
+BATCHES: list[Batch] = [batch(20), batch(21, rows=2), batch(22, rows=4)]
+COUNTS = np.array([0] * 10 + [1, 9, 10, 99, 100] * 10, np.int64)  # of 60 tokens
+ALL = 10**6
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def measure(learners: Sequence[Learner], teacher: Any, batches: Sequence[Batch] = BATCHES, **how: Any) -> Found:
+    how = {"chunk": 5, "counts": COUNTS, "tokens": ALL, **how}
+    return Reasons({one.name: teacher for one in learners}, batches, **how)(learners)
+
+
+def said(model: nn.Module, one: Batch) -> Any:
+    """What plain transformers answers in evaluation mode, with all hidden states."""
+    plain: Any = copy.deepcopy(model).eval()
+    plain.set_attn_implementation("sdpa")
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in one]
+    with torch.no_grad():
+        return plain(**{name: one[name] for name in names}, output_hidden_states=True)
+
+
+def asked(one: Batch) -> Tensor:
+    return one["select"] & (one["documents"] >= 0)
+
+
+def logits(model: nn.Module, batches: Sequence[Batch] = BATCHES) -> Tensor:
+    return torch.cat([said(model, one).logits[asked(one)] for one in batches])
+
+
+def hidden(model: nn.Module, batches: Sequence[Batch] = BATCHES) -> list[np.ndarray]:
+    """Every layer's states at attended tokens."""
+    parts = [[h[one["attention_mask"].bool()] for h in said(model, one).hidden_states] for one in batches]
+    return [torch.cat(pieces).numpy() for pieces in zip(*parts, strict=True)]
+
+
+def gram_cka(x: np.ndarray, y: np.ndarray) -> float:
+    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), tr(K H L H) with n x n matrices (Kornblith et al., eq. 3)."""
+    n = len(x)
+    h = np.eye(n) - np.ones((n, n)) / n
+    hsic = lambda k, other: np.trace(k @ h @ other @ h)  # noqa: E731
+    k, other = x @ x.T, y @ y.T
+    return float(hsic(k, other) / math.sqrt(hsic(k, k) * hsic(other, other)))
+
+
+def rank_by_svd(x: np.ndarray) -> float:
+    s = np.linalg.svd(x - x.mean(0), compute_uv=False)
+    p = s[s > 1e-12 * s[0]] / s.sum()
+    return math.exp(-sum(each * math.log(each) for each in p))
+
+
+def ece_by_loop(confidence: Sequence[float], right: Sequence[bool]) -> float:
+    total = 0.0
+    for m in range(CONFIDENCES):
+        mine = [(c, r) for c, r in zip(confidence, right, strict=True) if m / 15 < c <= (m + 1) / 15]
+        if mine:
+            gap = sum(r for _, r in mine) / len(mine) - sum(c for c, _ in mine) / len(mine)
+            total += len(mine) / len(confidence) * abs(gap)
+    return total
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Frozen:
+    """Read by all, changed by none."""
+    return frozen()
+
+
+@pytest.fixture(scope="module")
+def found(teacher: Frozen) -> Found:
+    return measure([learner("a", (LOGIT,)), learner("b", MULTI, seed=0)], teacher)
+
+
+# alignment and rank
+
+
+@pytest.mark.parametrize("shape", [(40, 6, 9), (12, 6, 9), (5, 30, 40), (7, 3, 50)])
+def test_cka_is_the_ratio_of_gram_matrices(shape: tuple[int, int, int]) -> None:
+    """With more tokens than dimensions and with fewer, where the other way of computing it is taken."""
+    n, h, other = shape
+    x, y = draw(n, h) + 3, draw(n, other, seed=1) - 1
+    y[:, 0] += x[:, 0]
+    assert linear_cka(x, y) == pytest.approx(gram_cka(x.numpy(), y.numpy()), rel=1e-10)
+
+
+def test_cka_is_blind_to_rotation_scale_and_shift_and_not_to_stretching() -> None:
+    x, y = draw(50, 8), draw(50, 5, seed=1)
+    y[:, :3] += x[:, :3]
+    turned = 7 * x @ torch.linalg.qr(draw(8, 8, seed=2))[0] + 11
+    assert linear_cka(turned, y) == pytest.approx(linear_cka(x, y), rel=1e-10)
+    assert linear_cka(x, turned) == pytest.approx(1.0, abs=1e-12) and linear_cka(x, turned) <= 1
+    assert linear_cka(x * torch.arange(1, 9), x) < 0.95
+    assert linear_cka(x, y) == pytest.approx(linear_cka(y, x), rel=1e-12) and 0.05 < linear_cka(x, y) < 0.95
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_a_grid_is_every_pair_of_layers(few: bool) -> None:
+    n = 6 if few else 40
+    mine = [draw(n, 10, seed=seed) for seed in range(3)]
+    theirs = [draw(n, 14, seed=seed) + mine[0][:, :1] for seed in range(3, 7)]
+    grid = cka_grid([Layer.of(x) for x in mine], [Layer.of(y) for y in theirs])
+    expected = [[gram_cka(x.numpy(), y.numpy()) for y in theirs] for x in mine]
+    np.testing.assert_allclose(grid, expected, rtol=1e-10)
+
+
+def test_effective_rank_of_known_matrices() -> None:
+    both = lambda half: torch.cat([half, -half])  # of mean 0  # noqa: E731
+    assert effective_rank(both(torch.eye(8))) == pytest.approx(8, rel=1e-12)
+    assert effective_rank(both(torch.outer(draw(9), draw(8, seed=1)))) == pytest.approx(1, rel=1e-12)
+    assert effective_rank(both(torch.diag(torch.tensor([3.0, 1.0])))) == pytest.approx(4 / 27**0.25, rel=1e-6)
+    assert effective_rank(both(torch.eye(8)) + 100) == pytest.approx(8, rel=1e-12), "centred"
+
+
+@pytest.mark.parametrize("shape", [(30, 8), (6, 20)])
+def test_effective_rank_is_the_entropy_of_the_singular_values(shape: tuple[int, int]) -> None:
+    x = draw(*shape) * torch.linspace(0.01, 2, shape[1]) + 5
+    assert effective_rank(x) == pytest.approx(rank_by_svd(x.numpy()), rel=1e-9)
+    turned = 3 * x @ torch.linalg.qr(draw(shape[1], shape[1], seed=2))[0]
+    assert effective_rank(turned) == pytest.approx(effective_rank(x), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_states_that_do_not_vary_have_no_rank_and_no_alignment(dtype: torch.dtype) -> None:
+    x = draw(20, 6)
+    for still in (torch.zeros(20, 6), draw(1, 6).expand(20, 6) / 3, draw(1, 6).expand(1, 6)):
+        still = still.to(dtype)
+        assert effective_rank(still) == 0 and linear_cka(still, x[: len(still)]) == 0
+    ulps = draw(1, 6).float().expand(20, 6).clone()
+    ulps[::2] *= 1 + torch.finfo(torch.float32).eps
+    assert effective_rank(ulps) == 0, "rounding is no direction"
+    assert effective_rank(torch.empty(0, 6)) == 0
+    assert math.isnan(effective_rank(x * math.nan)) and math.isnan(linear_cka(x, x * math.inf))
+
+
+# calibration
+
+
+def test_calibration_by_loops() -> None:
+    confidence = torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+    right = np.arange(200) % 3 == 0
+    table = calibration(confidence, right.astype(float))
+    assert table is not None and table["ece"] == pytest.approx(ece_by_loop(confidence, right), rel=1e-12)
+    assert sum(table["count"]) == 200 and len(table["count"]) == 15
+    for m in range(15):
+        mine = (confidence > m / 15) & (confidence <= (m + 1) / 15)
+        assert table["count"][m] == mine.sum()
+        assert table["accuracy"][m] == pytest.approx(right[mine].mean())
+        assert table["confidence"][m] == pytest.approx(confidence[mine].mean())
+
+
+def test_calibration_at_its_ends() -> None:
+    sure = calibration(np.ones(4), np.ones(4))
+    assert sure is not None and sure["ece"] == 0 and sure["count"][14] == 4 and sure["accuracy"][0] is None
+    wrong = calibration(np.ones(4), np.zeros(4))
+    assert wrong is not None and wrong["ece"] == 1
+    assert calibration(np.empty(0), np.empty(0)) is None
+    assert calibration(np.array([0.5, math.nan]), np.ones(2)) is None
+
+
+# directions and lines of weights
+
+
+def test_cosines_of_known_gradients() -> None:
+    e = [torch.tensor([1.0, 0.0, 0.0]), torch.tensor([[0.0, 2.0]])]
+    found = cosines(
+        {"e": e, "away": [-3 * g for g in e], "across": [e[0] * 0, e[1].flip(1)], "none": [g * 0 for g in e]}
+    )
+    assert found["e"] == {"e": pytest.approx(1), "away": pytest.approx(-1), "across": 0.0, "none": None}
+    assert found["none"] == dict.fromkeys(found, None) and found["away"]["e"] == pytest.approx(-1)
+    assert cosines({}) == {} and cosines({"a": e, "b": [e[0] * math.nan, e[1]]})["a"]["b"] is None
+
+
+def test_cosines_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all parameters together, in pieces, and where fp32 would lose the small ones."""
+    monkeypatch.setattr("limbeck.paths.PIECE", 7)
+    sums = {name: [draw(5, 4, seed=n), draw(9, seed=n + 10)] for n, name in enumerate("abc")}
+    sums["c"] = [(g * 1e-25).float() for g in sums["c"]]
+    flat = {name: np.concatenate([g.double().numpy().ravel() for g in parts]) for name, parts in sums.items()}
+    for one, row in cosines(sums).items():
+        for other, value in row.items():
+            expected = flat[one] @ flat[other] / np.linalg.norm(flat[one]) / np.linalg.norm(flat[other])
+            assert value == pytest.approx(expected, rel=1e-9)
+
+
+class Point(nn.Module):
+    def __init__(self, *at: float, mean: float = 0.0, seen: int = 0) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(at, dtype=torch.float64))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64))
+        self.register_buffer("seen", torch.tensor(seen))
+
+
+def test_the_barrier_of_a_quadratic_loss() -> None:
+    """L(w) = w'Aw: the rise over the chord is -alpha (1 - alpha) d'Ad, largest in the middle where A is negative."""
+    a, b, curved = Point(1.0, 2.0), Point(-1.0, 0.5), torch.diag(torch.tensor([-1.0, 0.25], dtype=torch.float64))
+    d = (b.w - a.w).detach()
+    found = barrier(a, b, lambda model: float(model.w @ curved @ model.w))  # type: ignore[operator]
+    assert found["alphas"] == pytest.approx([n / 10 for n in range(11)]) and len(found["losses"]) == 11
+    assert found["barrier"] == pytest.approx(-float(d @ curved @ d) / 4, rel=1e-12)
+    bowl = barrier(a, b, lambda model: float(model.w @ model.w), points=5)  # type: ignore[operator]
+    assert bowl["barrier"] == 0 and bowl["losses"][0] == 5 and bowl["losses"][-1] == 1.25
+
+
+def test_on_the_line_stand_parameters_and_buffers() -> None:
+    a, b = Point(0.0, mean=4.0, seen=3), Point(1.0, mean=8.0, seen=5)
+    seen: list[tuple[float, ...]] = []
+    barrier(a, b, lambda model: seen.append((model.w.item(), model.mean.item(), model.seen.item())) or 0.0, points=5)  # type: ignore[union-attr, operator]
+    assert seen == [(0, 4, 3), (0.25, 5, 3), (0.5, 6, 5), (0.75, 7, 5), (1, 8, 5)]
+
+
+def test_after_a_barrier_all_is_as_before_bit_for_bit() -> None:
+    """Tied embeddings, -0.0 and NaN included; also where the loss fails. At the ends it is each model's own."""
+    a, b = bert(16, 2, seed=1).float(), bert(16, 2, seed=2).float()
+    with torch.no_grad():
+        a.bert.encoder.layer[0].output.dense.bias[:3] = torch.tensor([-0.0, 1e-42, 1 / 3])
+    bits = [{name: t.numpy().tobytes() for name, t in model.state_dict().items()} for model in (a, b)]
+    places = [p.data_ptr() for p in a.parameters()]
+    ends: list[bool] = []
+
+    def visit(model: nn.Module) -> float:
+        now = {name: t.numpy().tobytes() for name, t in model.state_dict().items()}
+        ends.append(now in bits)
+        return 1.0
+
+    def fail(model: nn.Module) -> float:
+        raise RuntimeError("broken")
+
+    assert barrier(a, b, visit, points=4)["barrier"] == 0 and ends == [True, False, False, True]
+    with pytest.raises(RuntimeError, match="broken"):
+        barrier(a, b, fail)
+    assert [{name: t.numpy().tobytes() for name, t in model.state_dict().items()} for model in (a, b)] == bits
+    assert [p.data_ptr() for p in a.parameters()] == places and all(p.grad is None for p in a.parameters())
+
+
+def test_a_barrier_that_is_infinite_is_null() -> None:
+    found = barrier(Point(-1.0), Point(1.0), lambda m: 1 / abs(w) if (w := m.w.item()) else math.inf, points=3)  # type: ignore[operator, union-attr]
+    assert found == {"alphas": [0.0, 0.5, 1.0], "losses": [1.0, None, 1.0], "barrier": None}
+    with pytest.raises(ValueError, match="w"):
+        barrier(Point(1.0), Point(1.0, 2.0), lambda model: 0.0)
+    with pytest.raises(ValueError, match="at least 2"):
+        barrier(Point(1.0), Point(1.0), lambda model: 0.0, points=1)
+
+
+# all of it
+
+
+def test_layers_against_transformers(teacher: Frozen, found: Found) -> None:
+    """Every attended token of all batches, padding left out."""
+    mine, theirs = (hidden(model) for model in (learner("a", (LOGIT,)).model, teacher.model))
+    told = found.learners["a"]
+    assert told["states"] == len(mine[0]) == sum(int(one["attention_mask"].sum()) for one in BATCHES)
+    assert np.shape(told["cka"]) == (3, 5)
+    np.testing.assert_allclose(told["cka"], [[gram_cka(x, y) for y in theirs] for x in mine], rtol=1e-9)
+    assert told["effective_rank"] == pytest.approx([rank_by_svd(x) for x in mine], rel=1e-9)
+    assert told["teacher_effective_rank"] == pytest.approx([rank_by_svd(y) for y in theirs], rel=1e-9)
+
+
+def test_trust_against_transformers(teacher: Frozen, found: Found) -> None:
+    labels = torch.cat([one["labels"][asked(one)] for one in BATCHES])
+    kept = labels != -100
+    for key, model in (("calibration", learner("a", (LOGIT,)).model), ("teacher_calibration", teacher.model)):
+        top, best = logits(model)[kept].softmax(-1).max(-1)
+        told = found.learners["a"][key]
+        assert told["ece"] == pytest.approx(ece_by_loop(top.tolist(), (best == labels[kept]).tolist()), rel=1e-9)
+        assert sum(told["count"]) == int(kept.sum()) < len(kept)
+
+
+@pytest.mark.parametrize("how", ["masked", "causal"])
+def test_bins_by_loops(teacher: Frozen, how: str) -> None:
+    """What is predicted: the label (of a causal row the next token), and where there is none the token itself."""
+    batches = BATCHES
+    if how == "causal":
+        batches = [one | {"labels": torch.where(one["select"], one["input_ids"].roll(-1, 1), -100)} for one in BATCHES]
+    one = learner("a", (LOGIT,))
+    told = measure([one], teacher, batches).learners["a"]
+    s, t = (iter(logits(model, batches).log_softmax(-1)) for model in (one.model, teacher.model))
+    edges = [0, 1, 10, 100]
+    rare: list[list[tuple[float, float]]] = [[] for _ in edges]
+    place: list[list[tuple[float, float]]] = [[] for _ in range(PLACES)]
+    for each in batches:
+        rows, length = each["input_ids"].shape
+        for row in range(rows):
+            for at in range(length):
+                if asked(each)[row, at]:
+                    q, p = next(s), next(t)
+                    pair = (float(q.argmax() == p.argmax()), float((p.exp() * (p - q)).sum()))
+                    label = int(each["labels"][row, at])
+                    count = COUNTS[label if label != -100 else int(each["input_ids"][row, at])]
+                    rare[max(b for b, edge in enumerate(edges) if count >= edge)].append(pair)
+                    place[math.floor(8 * at / length)].append(pair)
+    assert told["by_frequency"]["from"] == edges
+    for key, bins in (("by_frequency", rare), ("by_place", place)):
+        assert told[key]["count"] == [len(pairs) for pairs in bins] and all(bins)
+        assert told[key]["agreement"] == pytest.approx([np.mean([a for a, _ in pairs]) for pairs in bins], rel=1e-9)
+        assert told[key]["logit_loss"] == pytest.approx([np.mean([k for _, k in pairs]) for pairs in bins], rel=1e-9)
+
+
+def test_bins_add_up_to_the_evaluation(teacher: Frozen, found: Found) -> None:
+    one = learner("a", (LOGIT,))
+    whole = Evaluation({"a": teacher}, {"test": BATCHES}, chunk=5)([one])["a", "test"]
+    told = found.learners["a"]
+    assert told["tokens"] == whole["tokens"]
+    for key in ("by_frequency", "by_place"):
+        for name in ("agreement", "logit_loss"):
+            total = sum(n * mean for n, mean in zip(told[key]["count"], told[key][name], strict=True))
+            assert total / told["tokens"] == pytest.approx(whole[name], rel=1e-9)
+    reasons = Reasons({"a": teacher}, BATCHES, chunk=4)
+    assert reasons.label_loss(one) == pytest.approx(whole["label_loss"], rel=1e-12) and one.model.training
+
+
+def test_pairs_of_one_seed(teacher: Frozen) -> None:
+    """Of seed 0 two, of seed 1 one: a single pair."""
+    a, b, other = learner("a", (LOGIT,)), learner("b", (LOGIT,)), learner("c", (LOGIT,), seed=1)
+    b.model.load_state_dict(bert(16, 2, seed=7).state_dict())
+    told = measure([a, other, b], teacher).pairs
+    assert [(pair["seed"], pair["learners"]) for pair in told] == [(0, ["a", "b"])]
+    p, q = (logits(one.model).log_softmax(-1) for one in (a, b))
+    assert told[0]["agreement"] == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item(), rel=1e-12)
+    both = F.kl_div(q, p, log_target=True, reduction="batchmean") + F.kl_div(
+        p, q, log_target=True, reduction="batchmean"
+    )
+    assert told[0]["symmetric_kl"] == pytest.approx(both.item() / 2, rel=1e-9)
+    x, y = hidden(a.model), hidden(b.model)
+    np.testing.assert_allclose(told[0]["cka"], [[gram_cka(i, j) for j in y] for i in x], rtol=1e-9)
+    assert Reasons({"a": teacher, "b": teacher}, BATCHES, chunk=5)([a, b], pairs=False).pairs == []
+
+
+def test_twins_differ_in_nothing(found: Found) -> None:
+    """Settings a and b begin from the same weights."""
+    assert found.learners["a"] == found.learners["b"]
+    (pair,) = found.pairs
+    assert pair["agreement"] == 1 and abs(pair["symmetric_kl"]) < 1e-12
+    assert [pair["cka"][i][i] for i in range(3)] == pytest.approx([1.0] * 3)
+
+
+def close(mine: Any, theirs: Any) -> None:
+    """Equal in form, and in every number to rounding."""
+    if isinstance(mine, dict):
+        assert mine.keys() == theirs.keys()
+        mine, theirs = list(mine.values()), list(theirs.values())
+    if isinstance(mine, list):
+        assert len(mine) == len(theirs)
+        for one, other in zip(mine, theirs, strict=True):
+            close(one, other)
+    else:
+        assert mine == (pytest.approx(theirs, rel=1e-9, abs=1e-12) if isinstance(theirs, float) else theirs)
+
+
+@pytest.mark.parametrize("chunk", [1, 1000])
+def test_batches_and_chunks_change_no_number(teacher: Frozen, chunk: int) -> None:
+    """One batch, or its rows one by one; company, or alone."""
+    whole = batch(30, rows=4)
+    parts = [{name: tensor[row : row + 1] for name, tensor in whole.items()} for row in range(4)]
+    learners = [learner("a", (LOGIT,)), learner("c", (LABEL,), seed=1)]
+    one, several = measure(learners, teacher, [whole]), measure(learners, teacher, parts, chunk=chunk)
+    close(one.learners, several.learners)
+    for each in learners:
+        close(measure([each], teacher, [whole]).learners[each.name], one.learners[each.name])
+
+
+def test_what_does_not_count_changes_nothing(teacher: Frozen) -> None:
+    """Ids behind the mask, labels of tokens that are not selected; tokens that packing added have no states either."""
+    changed = []
+    for one in BATCHES:
+        padding = ~one["attention_mask"].bool()
+        other = one | {"input_ids": torch.where(padding, 7, one["input_ids"])}
+        changed.append(other | {"labels": torch.where(one["select"], one["labels"], 3)})
+    close(
+        measure([learner("a", (LOGIT,))], teacher, changed).learners,
+        measure([learner("a", (LOGIT,))], teacher).learners,
+    )
+    added = batch(20)
+    added["select"][:, 0], added["documents"][:, 0] = True, -1
+    told = measure([learner("a", (LOGIT,))], teacher, [added]).learners["a"]
+    assert told["tokens"] == int(asked(added).sum()) < int(added["select"].sum())
+    assert told["states"] == int((added["attention_mask"].bool() & (added["documents"] >= 0)).sum())
+
+
+def test_few_tokens_are_the_same_for_all_and_spread_evenly(teacher: Frozen) -> None:
+    one = learner("a", (LOGIT,))
+    reasons = Reasons({"a": teacher}, BATCHES, chunk=5, tokens=10)
+    kept = [one["attention_mask"].bool() for one in BATCHES]
+    total = sum(int(mask.sum()) for mask in kept)
+    chosen = [k * total // 10 for k in range(10)]
+    x, y = (states[chosen] for states in (hidden(one.model)[2], hidden(teacher.model)[4]))
+    told = reasons([one]).learners["a"]
+    assert told["states"] == 10 and told["cka"][2][4] == pytest.approx(gram_cka(x, y), rel=1e-9)
+    assert all(len(fixed.states) for fixed in reasons.fixed)
+    assert reasons([one]) == reasons([one])
+
+
+# everyone
+
+
+def test_without_a_teacher_there_are_layers_and_labels() -> None:
+    told = measure([learner("a", (LABEL,)), learner("b", (LABEL,))], None)
+    mine = told.learners["a"]
+    for key in ("cka", "teacher_effective_rank", "teacher_calibration", "by_frequency", "by_place"):
+        assert mine[key] is None
+    assert mine["calibration"]["ece"] > 0 and len(mine["effective_rank"]) == 3 and len(told.pairs) == 1
+
+
+def test_an_ensemble_has_no_layers(teacher: Frozen) -> None:
+    """Its predictions are compared all the same; one teacher twice predicts as that teacher."""
+    both = Ensemble("both", [teacher, teacher], "probabilities")
+    mine, alone = (measure([learner("a", (LOGIT,))], one).learners["a"] for one in (both, teacher))
+    assert mine["cka"] is None and mine["teacher_effective_rank"] is None
+    for key in ("by_frequency", "by_place", "calibration", "teacher_calibration", "effective_rank"):
+        close(mine[key], alone[key])
+
+
+def test_two_teachers_at_once(teacher: Frozen) -> None:
+    learners = [learner("a", (LOGIT,)), learner("b", (LOGIT,)), learner("c", (LABEL,))]
+    other = frozen("other", seed=5)
+    told = Reasons({"a": teacher, "b": other, "c": None}, BATCHES, chunk=5, counts=COUNTS, tokens=ALL)(learners)
+    for one, taught in zip(learners, (teacher, other, None), strict=True):
+        close(told.learners[one.name], measure([one], taught).learners[one.name])
+    assert len(told.pairs) == 3
+
+
+def student(name: str, model: Any) -> Learner:
+    plain = learner(name, (LOGIT,))
+    return Learner(name, model, ["logits"], seed=0, bridges=nn.ModuleDict(), optimisation=plain.optimisation)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2"])
+def test_classifiers(name: str) -> None:
+    """Rows have no frequency and no place; states are those of their tokens."""
+    a, b, taught = (tasks.classifier(name, seed=seed) for seed in (1, 2, 3))
+    teacher = Frozen("teacher", taught, ["logits"])
+    batches: list[Batch] = [tasks.batch((7, 3, 9, 5), bare=(1,)), tasks.batch((2, 6), seed=1)]
+    found = measure([student("a", a), student("b", b)], teacher, batches, counts=np.ones(100, np.int64))
+    told, s = found.learners["a"], torch.cat([said(a, one).logits for one in batches])
+    labels = torch.cat([one["labels"] for one in batches])
+    top, best = s[labels != -100].softmax(-1).max(-1)
+    expected = ece_by_loop(top.tolist(), (best == labels[labels != -100]).tolist())
+    assert told["calibration"]["ece"] == pytest.approx(expected, rel=1e-9) and sum(told["calibration"]["count"]) == 5
+    assert told["by_frequency"] is None and told["by_place"] is None and told["tokens"] == 6 and told["states"] == 32
+    other = torch.cat([said(b, one).logits for one in batches])
+    assert found.pairs[0]["agreement"] == pytest.approx((s.argmax(-1) == other.argmax(-1)).double().mean().item())
+    if name != "gpt2":  # whose last state transformers gives behind the norm as well, by another way
+        x, y = hidden(a, batches), hidden(taught, batches)
+        np.testing.assert_allclose(told["cka"], [[gram_cka(i, j) for j in y] for i in x], rtol=1e-9)
+
+
+def test_scores_have_no_confidence() -> None:
+    a, b, taught = (tasks.classifier("bert", 1, seed=seed) for seed in (1, 2, 3))
+    rows = tasks.batch((7, 3, 9), classes=1)
+    found = measure([student("a", a), student("b", b)], Frozen("teacher", taught, ["logits"]), [rows], counts=None)
+    told, (pair,) = found.learners["a"], found.pairs
+    assert told["calibration"] is None and told["teacher_calibration"] is None and pair["agreement"] is None
+    apart = (said(a, rows).logits - said(b, rows).logits).square().mean().item()
+    assert pair["symmetric_kl"] == pytest.approx(apart, rel=1e-9) and told["cka"] is not None
+    plainly = (said(a, rows).logits[:, 0] - rows["labels"]).square().mean().item()
+    reasons = Reasons({"a": None}, [rows], chunk=2)
+    assert reasons.label_loss(student("a", a)) == pytest.approx(plainly, rel=1e-6)
+
+
+@pytest.mark.parametrize("broken", ["still", "lost", "bare"])
+def test_what_is_not_defined_is_null(teacher: Frozen, broken: str) -> None:
+    """States that do not vary, weights that are NaN, batches without a selected token: JSON, and no error."""
+    one, batches = learner("a", (LOGIT,)), BATCHES
+    with torch.no_grad():
+        if broken == "still":
+            for parameter in one.model.parameters():
+                parameter.zero_()
+        elif broken == "lost":
+            one.model.bert.encoder.layer[0].output.dense.weight.fill_(math.nan)
+        else:
+            batches = [each | {"select": torch.zeros_like(each["select"])} for each in BATCHES]
+    found = measure([one, learner("b", (LOGIT,))], teacher, batches)
+    json.dumps([found.learners, found.pairs], allow_nan=False)
+    told = found.learners["a"]
+    if broken == "still":
+        assert told["effective_rank"] == [0.0] * 3 and told["cka"] == [[0.0] * 5] * 3
+        assert told["calibration"]["count"][0] == sum(told["calibration"]["count"])
+    if broken == "lost":
+        assert (
+            told["calibration"] is None and told["effective_rank"][1:] == [None, None] and told["cka"][1] == [None] * 5
+        )
+        assert found.pairs[0]["symmetric_kl"] is None
+    if broken == "bare":
+        assert told["tokens"] == 0 and told["calibration"] is None and told["by_place"]["count"] == [0] * 8
+        assert (
+            math.isnan(Reasons({"a": None}, batches, chunk=5).label_loss(one)) and found.pairs[0]["agreement"] is None
+        )
+
+
+# that nobody notices
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_training_goes_on_with_the_same_bits(teacher: Frozen, autocast: torch.dtype | None) -> None:
+    """With dropout, an optimizer that has its state, and gradients that were there; a barrier between peers included."""
+    ends = []
+    for watched in (False, True):
+        a, b = (learner(name, MULTI, dropout=0.2, dtype=torch.float32) for name in "ab")
+        taught = Frozen("teacher", copy.deepcopy(teacher.model).float(), list(teacher.tapped.taps))
+        still = still_of(taught, [(a, MULTI), (b, MULTI)], chunk=9, autocast=autocast)
+        reasons = Reasons({"a": taught, "b": taught}, BATCHES, chunk=5, autocast=autocast)
+        for step in range(3):
+            still.step([batch(step)], Counts.of([batch(step)]), step)
+            still.gradients([batch(9)], Counts.of([batch(9)]), step)
+            if watched:
+                before, held, state = parameters_of(a), gradients_of(a), torch.random.get_rng_state()
+                reasons([a, b])
+                barrier(a.model, b.model, lambda model, a=a, reasons=reasons: reasons.label_loss(a), points=3)
+                assert torch.equal(torch.random.get_rng_state(), state)
+                assert a.model.training and b.model.training and not taught.model.training
+                assert all(torch.equal(t, before[n]) for n, t in parameters_of(a).items())
+                for name, gradient in gradients_of(a).items():
+                    expected = held[name]
+                    assert (gradient is None) == (expected is None)
+                    assert gradient is None or expected is None or torch.equal(gradient, expected)
+            for one in (a, b):
+                one.optimizer.zero_grad(set_to_none=True)
+        ends.append([checkpoint.state(one) for one in (a, b)])
+    for plain, seen in zip(*ends, strict=True):
+        assert plain.keys() == seen.keys() and all(torch.equal(t, seen[n]) for n, t in plain.items())
+
+
+def test_every_model_reads_every_batch_once(teacher: Frozen) -> None:
+    """And is wrapped once, however often it is asked."""
+    learners = [learner("a", (LOGIT,)), learner("b", (LOGIT,)), learner("c", (LOGIT,), seed=1)]
+    reasons = Reasons({one.name: teacher for one in learners}, BATCHES, chunk=5)
+    reads: dict[str, int] = {}
+    count: Callable[[str], Any] = lambda name: lambda *_: reads.update({name: reads.get(name, 0) + 1})  # noqa: E731
+    hooks = [one.model.bert.encoder.layer[0].register_forward_hook(count(one.name)) for one in (*learners, teacher)]
+    reasons(learners)
+    reasons(learners)
+    assert reads == dict.fromkeys(("a", "b", "c", "teacher"), 2 * len(BATCHES)) and len(reasons._wrapped) == 4
+    for hook in hooks:
+        hook.remove()
+    assert not any(module._forward_hooks for one in (*learners, teacher) for module in one.model.modules())
+
+
+def test_tokens_beyond_the_counts_are_an_error(teacher: Frozen) -> None:
+    with pytest.raises(IndexError):
+        Reasons({"a": teacher}, BATCHES, chunk=5, counts=COUNTS[: VOCABULARY // 2])
