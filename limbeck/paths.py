@@ -65,8 +65,8 @@ def barrier(
     Args:
         model_a: holds the weights between the two during the call, and its own again afterwards, bit for bit.
         model_b: of the same architecture; it is only read.
-        evaluate: the loss of `model_a` as it stands; called once for each point. It must not depend on anything else, and
-            may neither keep a graph nor change the model.
+        evaluate: the loss of `model_a` as it stands, such as `Reasons.label_loss`; called once for each point, without
+            gradients.
         points: how many values of alpha, evenly spread over 0 to 1, both ends included; at least 2.
 
     Returns:
@@ -78,7 +78,7 @@ def barrier(
     Example:
         >>> a, b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.constant_(a.weight, -1.0), nn.init.constant_(b.weight, 1.0)
-        >>> barrier(a, b, lambda model: 1 - float(model.weight) ** 2, points=3)
+        >>> barrier(a, b, lambda model: 1 - model.weight.item() ** 2, points=3)
         {'alphas': [0.0, 0.5, 1.0], 'losses': [0.0, 1.0, 0.0], 'barrier': 1.0}
     """
     if points < 2:
@@ -90,7 +90,8 @@ def barrier(
         _require_alike(saved, theirs)
         for alpha in alphas:
             _place(model_a, saved, theirs, alpha)
-            losses.append(float(evaluate(model_a)))
+            with torch.no_grad():
+                losses.append(float(evaluate(model_a)))
     finite = all(map(math.isfinite, losses))
     rises = [loss - ((1 - alpha) * losses[0] + alpha * losses[-1]) for alpha, loss in zip(alphas, losses, strict=True)]
     return {
@@ -123,7 +124,7 @@ def _borrowed(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def _place(model: nn.Module, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], alpha: float) -> None:
     """Moves a model to (1 - alpha) ours + alpha theirs; at 0 and 1 to the bits of the one and of the other."""
     for name, tensor in _tensors(model).items():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and 0 < alpha < 1:
             torch.lerp(ours[name], theirs[name].to(tensor), alpha, out=tensor)
         else:
             tensor.copy_((ours if alpha < 0.5 else theirs)[name])

@@ -150,7 +150,7 @@ def pupil(name: str, sort: str, layers: tuple[int, ...] = (1, 2)) -> Learner:
         [f"exit.{layer}" for layer in layers],
         seed=0,
         bridges=bridges.build(aids, bridges.Making(0, BLOCKS, Tapped(model))).to(torch.float64),
-        optimisation=Optimisation(constant(0.01), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=1.0),
+        optimisation=Optimisation(constant(0.01), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=0.01),
     )
 
 
@@ -170,6 +170,10 @@ def test_what_is_tied_is_trained_clipped_and_kept_once(name: str, sort: str) -> 
     before = embedding.detach().clone()
     norms = one.update(0, World())
     assert (norms.bridges, norms.whole) == pytest.approx((apart, whole), rel=1e-12)
+    assert min(apart, whole) > 0.01, "clipped, the heads apart from the model"
+    for module in (one.model, one.bridges):
+        means = [one.optimizer.state[p]["exp_avg"].flatten() for p in module.parameters() if p in one.optimizer.state]
+        assert torch.cat(means).norm().item() == pytest.approx(0.1 * 0.01, rel=1e-4)
     step = (embedding.detach() - before)[by_decoding.abs() > 1e-6].abs()
     assert step.max() < 0.0101, "one step of AdamW is as long as its rate"
     kept = checkpoint.state(one)

@@ -189,10 +189,12 @@ def test_identical_settings_are_inconclusive():
 
 def test_one_difference_repeated_is_one_observation():
     first = by_seed(PAIR[0])
-    found = compare(first, {seed: value - 0.1 for seed, value in first.items()}, LOSS)  # equal but for rounding
-    assert (found.word, found.p, found.spread, found.mean) == (None, None, 0.0, pytest.approx(-0.1))
+    second = {seed: value - 0.3 for seed, value in first.items()}
+    assert len({second[seed] - first[seed] for seed in first}) > 1  # equal but for rounding
+    found = compare(first, second, LOSS)
+    assert (found.word, found.p, found.spread, found.mean) == (None, None, 0.0, pytest.approx(-0.3))
     assert "same in every seed" in found.reason
-    (verdict,) = verdicts({"a": first, "b": {s: v - 0.1 for s, v in first.items()}}, LOSS)
+    (verdict,) = verdicts({"a": first, "b": second}, LOSS)
     assert (verdict.word, verdict.reason, verdict.adjusted) == (None, found.reason, None)
 
 
