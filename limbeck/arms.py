@@ -100,7 +100,7 @@ class Asked:
     def arm(self, values: Mapping[str, Any], *more: str) -> Arm:
         """The arm in which some words of the recipe have other values."""
         changes = [f"{word}={_flow(value)}" for word, value in values.items()]
-        found = stages.expand(self.table, [*self.overrides, *changes, *more])
+        found = stages.of_table(self.where, self.table, [*self.overrides, *changes, *more])
         found[-1] = _with_more(found[-1], self.words)
         name = ",".join(f"{word.rpartition('.')[2]}={_flow(value)}" for word, value in values.items())
         return Arm(name, tuple(found), {each: f"{each} {name}".strip() for each in found[-1].chosen})

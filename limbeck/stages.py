@@ -44,7 +44,11 @@ def expand(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -
     Raises:
         UserError: as `load.load`; a stage refers to one that is not before it.
     """
-    where, table = load.read(recipe)
+    return of_table(*load.read(recipe), overrides)
+
+
+def of_table(where: str, table: dict[str, Any], overrides: Sequence[str] = ()) -> list[Recipe]:
+    """As `expand`, of a table that is read already; `where` is what errors call it."""
     for override in overrides:
         if _OF_LIST.match(override) and not _OF_ONE.match(override) and ("stages" in table or override[6] == "="):
             table = load.overridden(table, override)

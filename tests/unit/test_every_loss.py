@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import limbeck
-from limbeck import api, bridges, build, designs, terms
+from limbeck import bridges, build, chain, designs, terms
 from limbeck.actors import Frozen, Learner, Optimisation
 from limbeck.engine import to_device
 from limbeck.errors import Interrupted
@@ -361,7 +361,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, questions: int) -> None:
     def signals() -> Iterator[Callable[[], bool]]:
         yield stopped
 
-    monkeypatch.setattr(api, "interruptible", signals)
+    monkeypatch.setattr(chain, "interruptible", signals)
 
 
 @pytest.mark.parametrize("after", [1, 3])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from limbeck.arms import asked
 from limbeck.errors import UserError
 from limbeck.load import built_in, load
 
@@ -166,4 +167,4 @@ def test_an_override_leaves_the_given_table_alone() -> None:
 def test_built_in_recipes_begin_with_what_they_are() -> None:
     for path in built_in().values():
         assert path.read_text(encoding="utf-8").startswith("# ")
-        assert load(path.stem).name == path.stem
+        assert all(arm.last.name == path.stem for arm in asked(path.stem).arms())

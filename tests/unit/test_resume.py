@@ -16,7 +16,7 @@ from kernel import recipe, with_dropout
 from runfiles import hashes, same_run, untimed, weights
 
 import limbeck
-from limbeck import api, manifest, rundir, session
+from limbeck import api, chain, manifest, rundir, session
 from limbeck.errors import Interrupted, UserError
 
 # stopping and going on
@@ -30,7 +30,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     def signals() -> Iterator[Callable[[], bool]]:
         yield lambda: len(asked) >= steps or asked.append(None) or len(asked) >= steps
 
-    monkeypatch.setattr(api, "interruptible", signals)
+    monkeypatch.setattr(chain, "interruptible", signals)
 
 
 @pytest.mark.parametrize("after", [1, 4, 5])

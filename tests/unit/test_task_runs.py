@@ -21,7 +21,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import limbeck
-from limbeck import api, build, cli, designs
+from limbeck import build, chain, cli, designs
 from limbeck.errors import Interrupted, UserError
 from limbeck.feeds.mixed import Mixed
 from limbeck.lab import report
@@ -259,7 +259,7 @@ def stopped(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch, updates: int)
         yield ask
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, "interruptible", signals)
+        patch.setattr(chain, "interruptible", signals)
         with pytest.raises(Interrupted):
             limbeck.run(said, quiet=True)
 
