@@ -35,7 +35,7 @@ def train(tables: Sequence[Recipe], world: World, tell: Tell, quiet: bool) -> No
         if not (folder / rundir.REPORT).is_file():  # it was killed between the two
             report.write(folder)
         return
-    plans, note = _plans(tables, world), _once(tell)
+    plans, note = plans_of(tables, world), _once(tell)
     texts = {name: _text(plan, world, note) for (name, plan), over in zip(plans.items(), done, strict=True) if not over}
     for number, plan in enumerate(plans.values()):
         if done[number]:
@@ -60,7 +60,7 @@ def _train(
         Session(study, Path(plan.recipe.run_dir), tell, said).go(stopped, quiet=quiet or not world.is_main)
 
 
-def _plans(tables: Sequence[Recipe], world: World) -> dict[str, designs.Design]:
+def plans_of(tables: Sequence[Recipe], world: World) -> dict[str, designs.Design]:
     """The designs of all stages, held together before the first one trains."""
     plans: dict[str, designs.Design] = {}
     for table in tables:

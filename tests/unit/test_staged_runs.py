@@ -22,7 +22,7 @@ from test_resume import stop_after
 from transformers import AutoModelForMaskedLM
 
 import limbeck
-from limbeck import api, build, checkpoint, session, stages, students
+from limbeck import build, chain, checkpoint, session, stages, students
 from limbeck.errors import Interrupted, UserError
 from limbeck.world import World
 
@@ -89,7 +89,7 @@ def digest(folder: Path) -> str:
 
 def study_of(table: dict[str, Any], stage: str) -> build.Study:
     """A stage as it is before its first update; those before it are finished."""
-    plan = api._plans(stages.expand(table), World())[stage]
+    plan = chain.plans_of(stages.expand(table), World())[stage]
     return build.study(plan, World(), build.text(plan, lambda line: None))
 
 
@@ -127,7 +127,7 @@ def test_in_company_is_alone(go: Callable[..., limbeck.Run], chained: limbeck.Ru
 
 def test_each_student_is_measured_against_its_own_teacher(chained: limbeck.Run) -> None:
     """The mean KL(assistant of the same seed and setting, student), by transformers alone."""
-    plan = api._plans(stages.expand(chained.folder / "recipe.yaml"), World())["student"]
+    plan = chain.plans_of(stages.expand(chained.folder / "recipe.yaml"), World())["student"]
     material = build.text(plan, lambda line: None)
     batches = list(build.feed(plan, material, 0, "heldout").fixed(8, batch_size=16))
     told = {row["learner"]: row["logit_loss"] for row in chained.evals if (row["step"], row["split"]) == (4, "test")}
