@@ -53,9 +53,10 @@ class Run:
 
     def table(self) -> str:
         """The result as plain text: quantities down, settings across."""
-        from limbeck.lab import joined, table
+        from limbeck.lab import joined, judged, table
 
-        return table.as_text(table.rows(joined.gather(self.folder)))
+        run = joined.gather(self.folder)
+        return "\n".join([table.as_text(table.rows(run)), *judged.sentences(run)])
 
 
 def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = (), *, quiet: bool = False) -> Run:

@@ -59,13 +59,22 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 @app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories; of several, one page for all.")],
+    csv: Annotated[
+        bool, typer.Option("--csv", help="Also write the numbers: CSV, Markdown and LaTeX in tables/.")
+    ] = False,
 ) -> None:
     """Draw the figures and the report of a run anew, or compare several runs on one page."""
     from pathlib import Path
 
     from limbeck.lab import report as lab
 
-    print(lab.write(*map(Path, runs)))
+    page = lab.write(*map(Path, runs))
+    print(page)
+    if csv:
+        from limbeck.lab import evidence, joined
+
+        run = joined.several(runs, page.parent) if len(runs) > 1 else joined.gather(runs[0])
+        print("\n".join(str(path) for path in evidence.write(run)))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from limbeck.lab import exits, facts, stages, style, svg
 from limbeck.lab.captions import caption
 from limbeck.lab.figures import draw
 from limbeck.lab.joined import gather, several
+from limbeck.lab.judged import HEADINGS, judged
 from limbeck.lab.read import Run
 from limbeck.lab.summary import findings, question
 from limbeck.lab.table import best, cells, rows, title
@@ -66,6 +67,8 @@ def render(run: Run, figures: list[dict[str, Any]]) -> str:
         table=[(column, list(zip(texts, best(results, column), strict=True))) for column, texts in cells(results)],
         measure=results[0]["measure"],
         words=results[0]["words"],
+        judged=judged(run),
+        headings=HEADINGS,
         exits=exits.lines(results),
         stage=stages.here(run),
         stages=stages.earlier(run),

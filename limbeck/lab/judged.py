@@ -1,0 +1,120 @@
+"""The verdicts of a run as the page and the terminal show them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from limbeck.lab.numbers import count, number
+from limbeck.lab.read import Run
+from limbeck.lab.verdicts import Outcome, Verdict, of_run
+from limbeck.lab.words import compared, of
+
+FEW = 5  # seeds below which the smallest effect is stated
+OF_TEACHER = ("logit_loss", "agreement")
+MOST = 45  # pairs that a table shows
+
+
+class Judged(NamedTuple):
+    """One measure: its name, the verdicts as lines of text, and a sentence on what could have been seen."""
+
+    name: str
+    main: bool  # what the settings are compared by
+    lines: list[list[str]]  # second, word, first, difference, interval, effect, p
+    remark: str
+
+
+HEADINGS = ("setting", "is", "than", "difference", "95 % interval", "effect d", "p (Holm)")
+
+
+def judged(run: Run) -> list[Judged]:
+    """Every measure with its verdicts, first the one that the settings are compared by; none for a single setting."""
+    if len(run.settings) < 2:
+        return []
+    first = compared(run).key.removeprefix("metrics.")
+    found = [each for each in of_run(rows_of(run)) if each.values and _compares(run, each.measure.name)]
+    found.sort(key=lambda each: each.measure.name != first)
+    return [_judged(run, each, each.measure.name == first) for each in found if each.verdicts]
+
+
+def _compares(run: Run, name: str) -> bool:
+    """Whether a measure means the same for all settings."""
+    return run.shares_teacher or name not in OF_TEACHER
+
+
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    """The evaluations on held-out text; peers, which stand one by one elsewhere, under their setting again."""
+    found = []
+    for (label, _), lines in run.evals.get("test", {}).items():
+        for row in lines:
+            stem = f"{row['setting']}-seed{row['seed']}"
+            setting = label.removesuffix(row["learner"].removeprefix(stem)) if row["learner"] != stem else label
+            found.append({**row, **(row.get("metrics") or {}), "setting": setting, "split": "test"})
+    return found
+
+
+def _judged(run: Run, outcome: Outcome, main: bool) -> Judged:
+    said = of(run)
+    names = {"logit_loss": said.logit_loss, "label_loss": said.label_loss, "label_accuracy": "label accuracy"}
+    names |= {metric.key.removeprefix("metrics."): metric.name for metric in said.metrics}
+    shown = outcome.verdicts[:MOST]
+    remark = _remark(outcome)
+    if len(outcome.verdicts) > MOST:
+        remark += f" The first {MOST} of {len(outcome.verdicts)} pairs are shown; tables/verdicts.csv has all."
+    name = names.get(outcome.measure.name, outcome.measure.name)
+    return Judged(f"{name}, {said.test}", main, [_line(it) for it in shown], remark)
+
+
+def _line(verdict: Verdict) -> list[str]:
+    found = verdict.comparison
+    low, high = found.interval or (None, None)
+    return [
+        verdict.second,
+        verdict.word or "no verdict",
+        verdict.first,
+        _signed(found.mean),
+        "\u2013" if low is None or high is None else f"{_signed(low)} .. {_signed(high)}",
+        "\u2013" if found.effect is None else f"{found.effect:+.2f}".replace("-", "\u2212"),
+        "\u2013" if verdict.adjusted is None else f"{verdict.adjusted:.3f}",
+    ]
+
+
+def _signed(value: float | None) -> str:
+    if value is None:
+        return "\u2013"
+    return ("+" if value > 0 else "\u2212" if value < 0 else "") + number(abs(value))
+
+
+def _remark(outcome: Outcome) -> str:
+    """What a reader must know: that seeds were not varied, or how small an effect could have been seen."""
+    seeds = max(verdict.comparison.n for verdict in outcome.verdicts)
+    if seeds < 2:
+        return "Seeds were not varied: no verdict. Give the recipe several seeds, such as seeds: [0, 1, 2, 3, 4]."
+    reasons = sorted({verdict.reason for verdict in outcome.verdicts if verdict.reason})
+    remark = f"Paired by {count(seeds, 'seed')}; p by Holm over {count(len(outcome.verdicts), 'pair')}."
+    known = [verdict.detectable for verdict in outcome.verdicts if verdict.detectable is not None]
+    if seeds < FEW and known:
+        span = number(min(known)) if len(known) == 1 else f"{number(min(known))} to {number(max(known))}"
+        remark += f" With so few seeds only differences of {span} or more would have been found with 80 % power."
+    return " ".join([remark, *(f"{reason[0].upper()}{reason[1:]}." for reason in reasons)])
+
+
+def sentences(run: Run, most: int = 12) -> list[str]:
+    """The verdicts on what the settings are compared by, one sentence each, for a terminal."""
+    main = next((each for each in judged(run) if each.main), None)
+    if main is None:
+        return []
+    lines = [
+        f"  {second} {_is(word)} {first}: {difference} ({interval}), p {p}"
+        for second, word, first, difference, interval, _, p in main.lines[:most]
+    ]
+    more = len(main.lines) - most
+    return [
+        f"verdicts, {main.name}:",
+        *lines,
+        *([f"  and {more} more pairs, in the report"] if more > 0 else []),
+        f"  {main.remark}",
+    ]
+
+
+def _is(word: str) -> str:
+    return {"better": "is better than", "worse": "is worse than"}.get(word, f"({word}) against")
