@@ -58,9 +58,10 @@ class Layer:
         mean = x.mean(0)
         centred, noise = x - mean, 8 * torch.finfo(wide(states[:0]).dtype).eps
         squares, whole = float(centred.square().sum()), float(x.square().sum())
-        if not math.isfinite(whole) or squares <= noise**2 * whole or len(x) < 2:
-            nothing = math.nan if len(x) and not math.isfinite(whole) else 0.0
-            return Layer(states, mean, nothing, nothing)
+        if not math.isfinite(whole):
+            return Layer(states, mean, math.nan, math.nan)
+        if squares <= noise**2 * whole:
+            return Layer(states, mean, 0.0, 0.0)
         squared = torch.linalg.eigvalsh(centred.T @ centred if x.shape[1] <= len(x) else centred @ centred.T)
         squared = squared[squared > len(squared) * torch.finfo(squared.dtype).eps * squared[-1]]
         share = squared.sqrt() / squared.sqrt().sum()
