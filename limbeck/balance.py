@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class Probed:
 
     value: float
     gradient_norm: float  # of all the student's parameters, unweighted
+    cosines: Mapping[str, float | None] = field(default_factory=dict, compare=False)  # with the gradients of all terms
 
 
 class Balance(nn.Module):

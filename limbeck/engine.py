@@ -81,7 +81,9 @@ def fit(course: Course, hooks: Sequence[Hook], stopped: Callable[[], bool] = lam
             speed = counts.tokens / (perf_counter() - begin)
             for name, tally in tallies.items():
                 shares = gradient_shares(probed[name], tally.weights) if name in probed else None
-                rows.append(_row(course, still, name, tally, step, counts, speed) | {"gradient_share": shares})
+                angles = {term: dict(it.cosines) for term, it in probed[name].items()} if name in probed else None
+                said = {"gradient_share": shares, "gradient_cosines": angles}
+                rows.append(_row(course, still, name, tally, step, counts, speed) | said)
                 norms[name] = tally.norms
         for hook in hooks:
             hook(Record(step + 1, rows, norms))

@@ -12,6 +12,7 @@ from limbeck.actors import Learner, gradients, norm
 from limbeck.balance import Probed
 from limbeck.lessons import Lesson
 from limbeck.memory import ContrastiveMemory
+from limbeck.paths import cosines
 from limbeck.reduce import Batch, Counts
 from limbeck.schedules import constant
 from limbeck.still import Micro, Still, Tally
@@ -40,7 +41,10 @@ def probe(still: Still, learner: Learner, batches: Sequence[Batch], counts: Coun
         if isinstance(aid, ContrastiveMemory):
             aid.forget()
     values = still.world.total([float(tally.terms.get(name, 0.0)) for name in sums])
-    return {name: Probed(value, _norm(still, learner, sums[name])) for name, value in zip(sums, values, strict=True)}
+    whole = {name: _whole(still, learner, summed) for name, summed in sums.items()}
+    angles = cosines(whole)
+    found = zip(whole.items(), values, strict=True)
+    return {name: Probed(value, norm(gradient).item(), angles[name]) for (name, gradient), value in found}
 
 
 def _taken(learner: Learner) -> list[Tensor]:
@@ -57,12 +61,12 @@ def _add(held: list[Tensor] | None, more: list[Tensor]) -> list[Tensor]:
     return held
 
 
-def _norm(still: Still, learner: Learner, summed: list[Tensor]) -> float:
-    """The norm of gradients that are first added up over the processes."""
+def _whole(still: Still, learner: Learner, summed: list[Tensor]) -> list[Tensor]:
+    """Gradients added up over the processes."""
     parameters = list(learner.model.parameters())
     for parameter, gradient in zip(parameters, summed, strict=True):
         parameter.grad = gradient
     still.world.sum_gradients(parameters)
-    total = norm(gradients(parameters)).item()
+    total = gradients(parameters)
     learner.optimizer.zero_grad(set_to_none=True)
     return total

@@ -160,6 +160,9 @@ class Train(Strict):
         default=None,
         description="held-out blocks, and as many training blocks, of an evaluation; 64 when left out, of a task all",
     )
+    reasons_blocks: Annotated[int, Field(ge=0)] = Field(
+        default=16, description="held-out blocks on which an evaluation looks for reasons; of a task all rows; 0: none"
+    )
     checkpoint_every: Positive = 500
     probe_every: Positive = Field(
         default=100, description="updates between probes of each term alone: its share of the gradient, and its balance"

@@ -15,6 +15,7 @@ RECIPE = "recipe.yaml"
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 EVALS = "evals.jsonl"
+REASONS = "reasons.jsonl"
 REPORT = "report.html"
 STUDY = "study.json"  # of a study of several arms
 DOCUMENTS = "evals"  # evals/step-000200.parquet

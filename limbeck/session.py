@@ -5,21 +5,35 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from limbeck import build, checkpoint, costs, export, manifest, progress, rundir
+from limbeck.actors import Learner
 from limbeck.engine import Course, Record, fit, require_finite, to_device
 from limbeck.errors import Interrupted, UserError
 from limbeck.evaluate import Evaluation, document_rows
 from limbeck.lab import report
+from limbeck.paths import barrier
+from limbeck.reasons import Reasons
 from limbeck.trackers import Trackers
 
+BARRIERS = 12  # pairs of students up to which the way between them is followed
+PIECE = 1 << 22  # tokens that are counted at a time
 BLOCKS = 64  # of an evaluation
 SILENT = 0.01  # share of the gradient below which a term is named
+
+
+def _occurrences(tokens: np.ndarray, vocabulary: int) -> np.ndarray:
+    """How often each token stands in a stream: int64 `[V]`; a piece at a time, for the stream is on disk."""
+    pieces = (tokens[start : start + PIECE] for start in range(0, len(tokens), PIECE))
+    return sum((np.bincount(piece, minlength=vocabulary) for piece in pieces), np.zeros(vocabulary, np.int64))
 
 
 class Session:
@@ -28,7 +42,7 @@ class Session:
     def __init__(self, study: build.Study, folder: Path, tell: Callable[[str], None], recipe: str) -> None:
         self.study, self.folder, self.tell, self.recipe = study, folder, tell, recipe
         self.table, self.how = study.design.recipe, study.design.recipe.train
-        self.evaluation = self._evaluation()
+        self.evaluation, self.reasons = self._evaluation(), self._reasons()
         self.flops = costs.of_study(study.design).flops_per_step
         self.tokens: dict[str, int] = {}
         self.silent: set[str] = set()
@@ -129,7 +143,7 @@ class Session:
                 *self.folder.glob(f"{rundir.STUDENTS}/.*.tmp"),
             ):
                 shutil.rmtree(left)
-            for name in (rundir.METRICS, rundir.EVALS):
+            for name in (rundir.METRICS, rundir.EVALS, rundir.REASONS):
                 rundir.keep_until(self.folder / name, start if found else -1)
         self.study.world.wait()
         return start
@@ -173,6 +187,32 @@ class Session:
         (self.folder / rundir.DOCUMENTS).mkdir(exist_ok=True)
         place = self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet"
         pq.write_table(pa.Table.from_pylist(documents), place)
+        self._look_for_reasons(step)
+
+    def _look_for_reasons(self, step: int) -> None:
+        """Appends what the reasons found to reasons.jsonl; at the end also the way from student to student."""
+        if self.reasons is None:
+            return
+        begin, learners = time.perf_counter(), {learner.name: learner for learner in self.study.learners}
+        found = self.reasons(list(learners.values()))
+        at, rows = {"step": step, "stage": self.table.stage}, []
+        for name, said in found.learners.items():
+            who = self._describe(name)
+            rows.append(
+                {**at, "kind": "learner", "setting": who["setting"], "seed": who["seed"], "learner": name, **said}
+            )
+        for pair in found.pairs:
+            one, other = (learners[name] for name in pair["learners"])
+            named = [self._describe(name)["setting"] for name in pair["learners"]]
+            ends = step == self.how.steps and len(found.pairs) <= BARRIERS and named[0] != named[1]  # one beginning
+            way = {"barrier": barrier(one.model, other.model, partial(self._loss_on_the_way, one))} if ends else {}
+            rows.append({**at, "kind": "pair", **pair, "settings": named, **way})
+        spent = time.perf_counter() - begin
+        rundir.append_lines(self.folder / rundir.REASONS, [row | {"seconds": spent / len(rows)} for row in rows])
+
+    def _loss_on_the_way(self, learner: Learner, model: torch.nn.Module) -> float:
+        assert self.reasons is not None and model is learner.model
+        return self.reasons.label_loss(learner)
 
     def _save_now(self, record: Record) -> None:
         if record.step % self.how.checkpoint_every == 0 and record.step < self.how.steps:
@@ -180,8 +220,13 @@ class Session:
 
     def _save(self, step: int) -> None:
         if self.study.world.is_main:
-            for name in (rundir.METRICS, rundir.EVALS):  # no line may be younger than a checkpoint that counts on it
-                checkpoint.sync(self.folder / name)
+            for name in (
+                rundir.METRICS,
+                rundir.EVALS,
+                rundir.REASONS,
+            ):  # no line may be younger than a checkpoint that counts on it
+                if (self.folder / name).exists():
+                    checkpoint.sync(self.folder / name)
             facts = {"recipe_sha256": manifest.identity(self.table), "tokens": self.tokens}
             checkpoint.save(self.folder / rundir.CHECKPOINTS, step, self.study.changing, facts)
         self.study.world.wait()
@@ -207,6 +252,19 @@ class Session:
             spent, ended = now["seconds"] + time.time() - begin, None if status == "running" else manifest.now()
             now |= {"status": status, "finished": ended, "seconds": round(spent, 1)}
             rundir.write_json(self.folder / rundir.MANIFEST, now)
+
+    def _reasons(self) -> Reasons | None:
+        """What looks for reasons at evaluations, in the first process."""
+        count, task, material = self.how.reasons_blocks, self.table.data.task, self.study.material
+        if not count or not self.study.world.is_main:
+            return None
+        plan, heldout = self.study.design, material.corpus.heldout
+        feed = build.feed(plan, build.Material(material.corpus, None), 0, "heldout")
+        batches = [
+            to_device(b, self.study.world.device) for b in feed.fixed(len(heldout) if task else count, batch_size=16)
+        ]
+        counts = None if task else _occurrences(material.corpus.train.tokens, plan.student.vocab_size)
+        return Reasons(self.study.measures, batches, chunk=self.how.chunk, autocast=plan.autocast, counts=counts)
 
     def _evaluation(self) -> Evaluation:
         """The fixed blocks of both splits."""

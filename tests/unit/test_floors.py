@@ -24,7 +24,7 @@ FLOORS = [
     # 4: casts, and text
     "schemes feeds",
     # 5: the loop, what is kept of it, what is asked of it
-    "probe engine checkpoint evaluate paths reasons export",
+    "paths probe engine checkpoint evaluate findings reasons export",
     # 6: where words become objects, and what they cost
     "tasks terms designs casting build costs preview manifest",
     # 7: what people touch

@@ -20,18 +20,9 @@ from limbeck import checkpoint
 from limbeck.actors import Frozen, Learner
 from limbeck.ensemble import Ensemble
 from limbeck.evaluate import Evaluation
+from limbeck.findings import CONFIDENCES, Layer, calibration, cka_grid, effective_rank, linear_cka
 from limbeck.paths import barrier, cosines
-from limbeck.reasons import (
-    CONFIDENCES,
-    PLACES,
-    Found,
-    Layer,
-    Reasons,
-    calibration,
-    cka_grid,
-    effective_rank,
-    linear_cka,
-)
+from limbeck.reasons import PLACES, Found, Reasons
 from limbeck.reduce import Batch, Counts
 
 BATCHES = [batch(20), batch(21, rows=2), batch(22, rows=4)]

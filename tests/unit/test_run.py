@@ -41,7 +41,7 @@ def test_the_run_directory(finished: limbeck.Run) -> None:
     found = {path.name for path in finished.folder.iterdir()}
     assert found == {
         "recipe.yaml", "manifest.json", "metrics.jsonl", "evals.jsonl", "evals", "checkpoints", "students", "figures",
-        "report.html",
+        "report.html", "reasons.jsonl",
     }  # fmt: skip
     assert {path.name for path in (finished.folder / "checkpoints").iterdir()} == {"step-000004", "step-000006"}
     assert {path.name for path in (finished.folder / "evals").iterdir()} == {
