@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from limbeck.lab import inner
 from limbeck.lab.numbers import count, number
 from limbeck.lab.read import Run
 from limbeck.lab.verdicts import Outcome, Verdict, of_run
@@ -19,11 +21,11 @@ class Judged(NamedTuple):
 
     name: str
     main: bool  # what the settings are compared by
-    lines: list[list[str]]  # second, word, first, difference, interval, effect, p
+    lines: list[list[str]]  # second, word, first, difference, interval, error over documents, effect, p
     remark: str
 
 
-HEADINGS = ("setting", "is", "than", "difference", "95 % interval", "effect d", "p (Holm)")
+HEADINGS = ("setting", "is", "than", "difference", "95 % interval", "s.e. over documents", "effect d", "p (Holm)")
 
 
 def judged(run: Run) -> list[Judged]:
@@ -61,11 +63,14 @@ def _judged(run: Run, outcome: Outcome, main: bool) -> Judged:
     if len(outcome.verdicts) > MOST:
         remark += f" The first {MOST} of {len(outcome.verdicts)} pairs are shown; tables/verdicts.csv has all."
     name = names.get(outcome.measure.name, outcome.measure.name)
-    return Judged(f"{name}, {said.test}", main, [_line(it) for it in shown], remark)
+    documents = inner.of_settings(run.folder, outcome.step, outcome.measure.name)
+    return Judged(f"{name}, {said.test}", main, [_line(it, documents) for it in shown], remark)
 
 
-def _line(verdict: Verdict) -> list[str]:
+def _line(verdict: Verdict, documents: Mapping[str, inner.Documents]) -> list[str]:
     found = verdict.comparison
+    pair = [documents[name] for name in (verdict.first, verdict.second) if documents.get(name)]
+    within = inner.inner_variance(*pair).error if len(pair) == 2 else None
     low, high = found.interval or (None, None)
     return [
         verdict.second,
@@ -73,6 +78,7 @@ def _line(verdict: Verdict) -> list[str]:
         verdict.first,
         _signed(found.mean),
         "\u2013" if low is None or high is None else f"{_signed(low)} .. {_signed(high)}",
+        "\u2013" if within is None else number(within),
         "\u2013" if found.effect is None else f"{found.effect:+.2f}".replace("-", "\u2212"),
         "\u2013" if verdict.adjusted is None else f"{verdict.adjusted:.3f}",
     ]
@@ -105,7 +111,7 @@ def sentences(run: Run, most: int = 12) -> list[str]:
         return []
     lines = [
         f"  {second} {_is(word)} {first}: {difference} ({interval}), p {p}"
-        for second, word, first, difference, interval, _, p in main.lines[:most]
+        for second, word, first, difference, interval, _, _, p in main.lines[:most]
     ]
     more = len(main.lines) - most
     return [

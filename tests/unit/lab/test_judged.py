@@ -57,7 +57,7 @@ def test_a_word_is_that_of_the_paired_t_test(make_run: MakeRun, pairs: Any, word
     assert float(line[3].replace("−", "-")) == pytest.approx(sum(second) / 5 - sum(first) / 5, rel=1e-3)
     ends = [float(end.replace("−", "-")) for end in line[4].split(" .. ")]
     assert ends == pytest.approx([low, high], rel=1e-3)
-    assert float(line[6]) == pytest.approx(test.pvalue, abs=6e-4)
+    assert float(line[7]) == pytest.approx(test.pvalue, abs=6e-4)
     assert (test.pvalue < 0.05) == (word == "better")
 
 
@@ -98,7 +98,11 @@ def test_evidence_equals_the_files(make_run: MakeRun) -> None:
     folder = run_of(make_run, FAR)
     written = {path.name: path for path in evidence.write(read(folder))}
     assert set(written) == {"results.csv", "results.md", "results.tex", "verdicts.csv", "evals.csv", "metrics.csv"}
-    (pair,) = [row for row in csv.DictReader(written["verdicts.csv"].read_text().splitlines()) if row["measure"] == "logit_loss"]
+    (pair,) = [
+        row
+        for row in csv.DictReader(written["verdicts.csv"].read_text().splitlines())
+        if row["measure"] == "logit_loss"
+    ]
     first, second = zip(*FAR.values(), strict=True)
     assert float(pair["p"]) == pytest.approx(stats.ttest_rel(second, first).pvalue)
     results = list(csv.DictReader(written["results.csv"].read_text().splitlines()))

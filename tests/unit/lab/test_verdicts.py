@@ -12,14 +12,13 @@ from scipy import stats
 
 from limbeck.errors import UserError
 from limbeck.evaluate import SUMS, document_rows
+from limbeck.lab.inner import documents_of, inner_variance
 from limbeck.lab.verdicts import (
     MEASURES,
     compare,
     detectable_effect,
-    documents_of,
     hedges_correction,
     holm,
-    inner_variance,
     of_run,
     paired_t,
     verdicts,
