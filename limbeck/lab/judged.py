@@ -80,8 +80,14 @@ def _line(verdict: Verdict, documents: Mapping[str, inner.Documents]) -> list[st
         "\u2013" if low is None or high is None else f"{_signed(low)} .. {_signed(high)}",
         "\u2013" if within is None else number(within),
         "\u2013" if found.effect is None else f"{found.effect:+.2f}".replace("-", "\u2212"),
-        "\u2013" if verdict.adjusted is None else f"{verdict.adjusted:.3f}",
+        _p(verdict.adjusted),
     ]
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "\u2013"
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _signed(value: float | None) -> str:
