@@ -78,6 +78,9 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
         return Run(folder)
     chain.prepare_libraries(first.last)
     world = World.join(first.last.train.device)
+    for arm in compared:
+        for table in arm.tables:
+            chain.divides(table, world)
     tell = tell if world.is_main else (lambda line: None)
     facts: dict[str, Any] = {}
     trials = asked.trials()
