@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbeck import arms, chain, preview, progress, rundir, studies
+from limbeck import arms, chain, models, preview, progress, rundir, stages, studies, trackers
 from limbeck.lab import report
 from limbeck.recipe import Recipe
-from limbeck.stages import alone
 from limbeck.world import World
 
 
@@ -73,7 +73,8 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
     asked = _asked(recipe, overrides)
     compared = asked.arms()
     first, folder = compared[0], Path(compared[0].last.run_dir)
-    if compared == [first] and not asked.words.resolves and chain.are_done(first.tables)[-1]:
+    alone = compared == [first] and not asked.words.resolves and not (folder / rundir.STUDY).is_file()
+    if alone and chain.are_done(first.tables)[-1]:
         chain.train(first.tables, World(), tell, quiet)  # says so
         return Run(folder)
     chain.prepare_libraries(first.last)
@@ -83,14 +84,18 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
             chain.divides(table, world)
     tell = tell if world.is_main else (lambda line: None)
     facts: dict[str, Any] = {}
-    trials = asked.trials()
+    trials, key = asked.trials(), studies.key(asked.words, compared)
+    if trials or len(compared) > 1:
+        studies.free(folder, key)
+    if trials or len(compared) > 1 or asked.words.resolves:
+        _hold_together([*compared, *(arm for _, arm in trials)], folder, world)
     for number, (_, arm) in enumerate(trials, start=1):
         tell(f"trial {number} of {len(trials)}: {arm.name}")
         chain.train(arm.tables, world, tell, quiet)
     if trials:
         compared, found = studies.tuned(asked, trials)
         facts = {"tuned": found}
-    compared = studies.resolved(asked.words, compared, folder, world, tell, facts)
+    compared = studies.resolved(asked.words, compared, folder, world, tell, key, facts)
     for number, arm in enumerate(compared, start=1):
         if len(compared) > 1:
             tell(f"arm {number} of {len(compared)}: {', '.join(arm.shown.values())}")
@@ -101,9 +106,15 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
 
 
 def _asked(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]) -> arms.Asked:
-    if not isinstance(recipe, Recipe):
-        return arms.asked(recipe, overrides)
-    return arms.Asked("recipe", arms.Words(), alone(recipe).model_dump(mode="json"), tuple(overrides))
+    plain = stages.alone(recipe).model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
+    return arms.asked(plain, overrides)
+
+
+def _hold_together(several: Sequence[arms.Arm], folder: Path, world: World, offline: bool = False) -> None:
+    """Whether all arms of a study can be run, asked before the first one trains; what has begun was asked then."""
+    for arm in several if not (folder / rundir.STUDY).is_file() else ():
+        with suppress(*([models.NotDownloaded] if offline else [])):
+            chain.plans_of(arm.tables, world, offline)
 
 
 def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> list[str]:
@@ -114,13 +125,18 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
     """
     asked = _asked(recipe, overrides)
     compared = asked.arms()
-    several = len(compared) > 1 or asked.words.resolves
-    for arm in [*compared, *(arm for _, arm in asked.trials())]:
-        if not several:
-            chain.are_done(arm.tables)
-        for table in arm.tables:
-            chain.divides(table, World.join(table.train.device))
-    found = preview.lines(compared[0].tables)
-    if len(compared) > 1 or asked.words.tune:
-        found += ["", *preview.study(asked.words, compared, len(asked.trials()))]
+    first, folder, trials = compared[0], Path(compared[0].last.run_dir), asked.trials()
+    world = World.join(first.last.train.device)
+    if len(compared) == 1 and not asked.words.resolves and not (folder / rundir.STUDY).is_file():
+        chain.are_done(first.tables)
+    for table in first.tables:
+        trackers.require(table.report_to)
+        chain.divides(table, world)
+    if trials or len(compared) > 1:
+        others = [*compared[1:], *(arm for _, arm in trials)]
+        studies.free(folder, studies.key(asked.words, compared))
+        _hold_together(others, folder, world, offline=True)
+    found = preview.lines(first.tables)
+    if asked.words.asks:
+        found += ["", *preview.study(asked.words, compared, len(trials))]
     return found

@@ -7,7 +7,8 @@ arm into groups that share memory. Whatever the arms, a setting ends in the bits
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -21,7 +22,7 @@ from limbeck.errors import UserError
 from limbeck.kinds import Positive, Strict
 from limbeck.recipe import Recipe
 from limbeck.settings import Setting
-from limbeck.words import LOSSES
+from limbeck.words import LOSSES, nearest
 
 FOLDER = "arms"
 TUNING = "tuning"
@@ -73,6 +74,11 @@ class Words(Grid):
         """Whether the arms can differ from those that the words alone make."""
         return bool(self.equal or self.together or self.tune)
 
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to say of the arms beside their settings."""
+        return bool(self.equal or self.tune or self.vary)
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -102,12 +108,22 @@ class Asked:
         changes = [f"{word}={_flow(value)}" for word, value in values.items()]
         found = stages.of_table(self.where, self.table, [*self.overrides, *changes, *more])
         found[-1] = _with_more(found[-1], self.words)
-        name = ",".join(f"{word.rpartition('.')[2]}={_flow(value)}" for word, value in values.items())
+        stages.refers(found[-1], found[:-1], self.where)  # settings that were added take students too
+        name = ",".join(f"{_tail(word, values)}={_flow(value)}" for word, value in values.items())
         return Arm(name, tuple(found), {each: f"{each} {name}".strip() for each in found[-1].chosen})
 
     def arms(self) -> list[Arm]:
         """The arms that are compared."""
-        return [self.arm(values) for values in _combinations(self.words)]
+        found = [self.arm(values) for values in _combinations(self.words)]
+        _one_process(found, self.where)
+        if self.words.equal == "seconds":
+            for place, source in (pair for arm in found for pair in stages.sources(arm.last)):
+                if stages.stage_of(source.source):
+                    raise UserError(
+                        f"{self.where}: equal: seconds are measured before anything trains, and {place} is the student of a "
+                        "stage; say equal: flops"
+                    )
+        return found
 
     def trials(self) -> list[tuple[dict[str, Any], Arm]]:
         """What is tried first: the same combinations for every setting, on a validation part that no verdict reads."""
@@ -115,9 +131,12 @@ class Asked:
         if tune is None:
             return []
         more = ["data.fold=validation", *([f"train.steps={tune.steps}"] if tune.steps else [])]
-        found = [(values, self.arm(values, *more)) for values in _combinations(tune)]
-        placed = [_trial(arm, tune.seeds, number) for number, (_, arm) in enumerate(found, start=1)]
-        return [(values, arm) for (values, _), arm in zip(found, placed, strict=True)]
+        more += [f"seeds={list(tune.seeds)}"] if tune.seeds is not None else []
+        known: dict[str, str] = {}
+        tried = enumerate(_combinations(tune), start=1)
+        found = [(values, _trial(self.arm(values, *more), tune.seeds, number, known)) for number, values in tried]
+        _one_process([arm for _, arm in found], self.where)
+        return found
 
 
 def asked(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> Asked:
@@ -133,6 +152,10 @@ def asked(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
     said = {word: value for word, value in table.items() if word in Words.model_fields}
     plain = {word: value for word, value in table.items() if word not in said}
     rest = tuple(it for it in overrides if it not in own)
+    for word in (*plain, *(re.split(r"[.\[=]", it)[0] for it in rest)):
+        near = nearest(str(word), {*Recipe.model_fields, *Words.model_fields, "stages"})
+        if word not in Recipe.model_fields and near in {f"did you mean '{it}'?" for it in Words.model_fields}:
+            raise UserError(f"{where}: {word}: unknown word; {near}")
     return Asked(where, _validated(where, said), plain, rest)
 
 
@@ -140,13 +163,17 @@ def _validated(where: str, said: dict[str, Any]) -> Words:
     try:
         words = Words.model_validate(said)
     except ValidationError as error:
-        raise UserError(f"{where}: {load.explain(error, said)}") from None
+        raise UserError(f"{where}: {load.explain(error, said, Words)}") from None
     for place, grid in (("", words), ("tune.", words.tune)):
         if grid is None:
             continue
         if grid.sample and not grid.vary:
             raise UserError(f"{where}: {place}sample: there is nothing to draw from; set {place}vary")
         for word, values in grid.vary.items():
+            if word in ("out", "name"):
+                raise UserError(
+                    f"{where}: {place}vary.{word}: arms lie in one folder, under one name; leave the word out"
+                )
             if len({_flow(value) for value in values}) < max(1, len(values)):
                 raise UserError(f"{where}: {place}vary.{word}: give different values, such as [1, 2]")
     if words.tune and (words.vary or words.equal):
@@ -215,17 +242,39 @@ def _only(setting: Setting, labels: Sequence[str]) -> dict[str, Any]:
     return plain
 
 
+def schema() -> dict[str, Any]:
+    """The JSON schema of a recipe and of what a study asks of it."""
+    whole, own = stages.schema(), Words.model_json_schema()
+    properties = whole["properties"] | own["properties"]
+    return whole | {"$defs": whole["$defs"] | own["$defs"], "properties": properties}
+
+
 def restricted(arm: Arm, names: Sequence[str], **train: Any) -> Arm:
     """The arm with some of its settings alone, and other words of `train`."""
     last = arm.last.model_copy(update={"only": tuple(names), "train": arm.last.train.model_copy(update=train)})
     return Arm(arm.name, (*arm.tables[:-1], last), {each: arm.shown[each] for each in names})
 
 
-def _trial(arm: Arm, seeds: tuple[int, ...] | None, number: int) -> Arm:
+def _trial(arm: Arm, seeds: tuple[int, ...] | None, number: int, known: dict[str, str]) -> Arm:
     """A trial: few seeds, in a folder below that of the study."""
     root = Path(arm.last.run_dir)
     few = [table.model_copy(update={"seeds": seeds or table.seeds[:1]}) for table in arm.tables]
-    return _placed(Arm(arm.name, tuple(few), arm.shown), root, f"{TUNING}/{number:02}", {})
+    return _placed(Arm(arm.name, tuple(few), arm.shown), root, f"{TUNING}/{number:02}", known)
+
+
+def _one_process(arms: Sequence[Arm], where: str) -> None:
+    """Whether one process can train all arms."""
+    for word in stages.OF_A_PROCESS:
+        if len({getattr(arm.last.train, word) for arm in arms}) > 1:
+            raise UserError(f"{where}: vary: train.{word} is one for all arms; run the recipe once for each value")
+
+
+def _tail(word: str, words: Iterable[str]) -> str:
+    """The end of a word that no other one has: `lr` of `train.lr`."""
+    parts = [each.split(".") for each in words]
+    mine = word.split(".")
+    alone = (n for n in range(1, len(mine)) if sum(other[-n:] == mine[-n:] for other in parts) == 1)
+    return ".".join(mine[-next(alone, len(mine)) :])
 
 
 def placed_all(arms: list[Arm], root: Path, always: bool = False) -> list[Arm]:

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from limbeck import build, designs, environment, manifest, rundir
+from limbeck import build, designs, environment, manifest, rundir, trackers
 from limbeck.engine import interruptible
 from limbeck.errors import UserError
+from limbeck.feeds.corpora import each, find_files
 from limbeck.lab import report
 from limbeck.manifest import identity
 from limbeck.recipe import Recipe
@@ -36,7 +37,7 @@ def train(tables: Sequence[Recipe], world: World, tell: Tell, quiet: bool) -> No
             report.write(folder)
         return
     plans, note = plans_of(tables, world), _once(tell)
-    texts = {name: _text(plan, world, note) for (name, plan), over in zip(plans.items(), done, strict=True) if not over}
+    texts = {name: text(plan, world, note) for (name, plan), over in zip(plans.items(), done, strict=True) if not over}
     for number, plan in enumerate(plans.values()):
         if done[number]:
             tell(f"{plan.recipe.run_dir}: the stage {plan.recipe.stage} is done")
@@ -60,13 +61,20 @@ def _train(
         Session(study, Path(plan.recipe.run_dir), tell, said).go(stopped, quiet=quiet or not world.is_main)
 
 
-def plans_of(tables: Sequence[Recipe], world: World) -> dict[str, designs.Design]:
-    """The designs of all stages, held together before the first one trains."""
+def plans_of(tables: Sequence[Recipe], world: World, offline: bool = False) -> dict[str, designs.Design]:
+    """The designs of all stages, held together before the first one trains.
+
+    Raises:
+        UserError: they do not fit together, or what one of them needs is missing.
+    """
     plans: dict[str, designs.Design] = {}
     for table in tables:
-        plan = designs.design(table, earlier=dict(plans))
+        trackers.require(table.report_to)
+        plan = designs.design(table, offline, dict(plans))
         divides(table, world)
-        designs.weights_fit(plan)
+        designs.weights_fit(plan, offline)
+        for one in each(table.data):
+            find_files(one.corpus)
         plans[table.stage] = plan
     return plans
 
@@ -83,7 +91,7 @@ def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
     return once
 
 
-def _text(plan: designs.Design, world: World, tell: Callable[[str], None]) -> build.Material:
+def text(plan: designs.Design, world: World, tell: Callable[[str], None]) -> build.Material:
     """The tokenised text; with several processes the first makes it and the others open it."""
     if not world.is_main:
         world.wait()

@@ -106,9 +106,9 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, to 
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
-    from limbeck import stages
+    from limbeck import arms
 
-    print(json.dumps(stages.schema(), indent=2))
+    print(json.dumps(arms.schema(), indent=2))
 
 
 @app.command()

@@ -185,14 +185,14 @@ _SAYS = {
 Place = tuple[int | str, ...]
 
 
-def explain(error: ValidationError, table: Any) -> str:
-    """The first thing that is wrong, as `path: what; remedy`, and how many other places are."""
+def explain(error: ValidationError, table: Any, kind: type[BaseModel] = Recipe) -> str:
+    """The first thing that is wrong in a table of a kind, as `path: what; remedy`, and how many other places are."""
     found = [(_place(each, table), each) for each in error.errors()]
     inner = [(place, each) for place, each in found if not any(_is_inside(other, place) for other, _ in found)]
     place = inner[0][0]
     path = "".join(_step(part) for part in place).lstrip(".")
     others = len({other for other, _ in inner}) - 1
-    message = _message(place, [each for other, each in inner if other == place])
+    message = _message(place, [each for other, each in inner if other == place], kind)
     return (f"{path}: " if path else "") + message + (f" (and {others} more)" if others else "")
 
 
@@ -200,7 +200,7 @@ def _step(part: int | str) -> str:
     return f".{part}" if isinstance(part, str) and part.isidentifier() else f"[{part!r:.80}]"
 
 
-def _message(place: Place, errors: list[Any]) -> str:
+def _message(place: Place, errors: list[Any], kind: type[BaseModel]) -> str:
     """What is wrong at one place; the members of a union each have their own complaint."""
     kinds = [_KINDS[each["type"]].format(**each.get("ctx", {})) for each in errors if each["type"] in _KINDS]
     of_value = [each for each in errors if each["type"] not in _KINDS]
@@ -209,7 +209,7 @@ def _message(place: Place, errors: list[Any]) -> str:
         remedy = "; set it" if errors[0]["input"] is None else "; put it in quotes" if kinds == ["text"] else ""
         return f"must be {' or '.join(dict.fromkeys(kinds))}, not {found}{remedy}"
     first = of_value[0]
-    near = nearest(str(place[-1]), _words_at(place[:-1])) if first["type"] == "extra_forbidden" else ""
+    near = nearest(str(place[-1]), _words_at(place[:-1], kind)) if first["type"] == "extra_forbidden" else ""
     said = _SAYS.get(first["type"])
     return (
         said.format(near=near, found=found, **first.get("ctx", {}))
@@ -241,8 +241,8 @@ def _show(value: Any) -> str:
 # the words that a recipe knows at a place
 
 
-def _words_at(place: Sequence[int | str]) -> tuple[str, ...]:
-    kinds = [Recipe]
+def _words_at(place: Sequence[int | str], kind: type[BaseModel] = Recipe) -> tuple[str, ...]:
+    kinds: list[Any] = [kind]
     for part in place:
         kinds = [below for kind in kinds for below in _below(kind, part)]
     return tuple(word for kind in kinds if _is_table(kind) for word in kind.model_fields)

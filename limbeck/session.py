@@ -56,12 +56,13 @@ class Session:
         """
         begin = time.time()
         start = self._resume() if self._exists() else self._begin()
+        self._track()
         if start == 0:
             build.first_stages(self.study, stopped, self.tell)
             self._evaluate(0, None)
         with progress.shown(self.how.steps, start, quiet) as bar:
             hooks = [require_finite, self._record, self._silent_terms, self._evaluate_now, self._save_now, bar]
-            done = fit(self._course(start), [*hooks, *self._trackers()], stopped)
+            done = fit(self._course(start), [*hooks, *self.trackers], stopped)
         for tracker in self.trackers:
             tracker.finish()
         if done < self.how.steps:
@@ -70,12 +71,11 @@ class Session:
             raise Interrupted(f"stopped after step {done}; run it again to go on")
         self._finish(begin)
 
-    def _trackers(self) -> list[Trackers]:
+    def _track(self) -> None:
         """The trackers that the recipe asks for, in the first process."""
         if self.table.report_to and self.study.world.is_main:
             plain = self.table.model_dump(mode="json")
             self.trackers.append(Trackers(self.table.report_to, self.table.name, self.folder, plain))
-        return self.trackers
 
     def _course(self, start: int) -> Course:
         return Course(

@@ -62,7 +62,7 @@ def of_table(where: str, table: dict[str, Any], overrides: Sequence[str] = ()) -
 
 def alone(one: Recipe, where: str = "recipe") -> Recipe:
     """The recipe, which is no stage and refers to none."""
-    _refers(one, (), where)
+    refers(one, (), where)
     return one
 
 
@@ -119,7 +119,7 @@ def _stage(
     if one.stage == PREVIOUS[1:] or one.stage in [other.stage for other in before]:
         taken = "another stage has this name" if one.stage != PREVIOUS[1:] else f"{PREVIOUS} is the stage before"
         raise UserError(f"{place}.stage: {one.stage}: {taken}; choose another name")
-    _refers(one, before, place)
+    refers(one, before, place)
     return one
 
 
@@ -169,7 +169,7 @@ def _one_process(found: Sequence[Recipe], where: str) -> None:
 # what a stage takes from those before it
 
 
-def _sources(one: Recipe) -> list[tuple[str, Source]]:
+def sources(one: Recipe) -> list[tuple[str, Source]]:
     """Place in the recipe, and what it says, of all its models."""
     said = one.models
     found = [("models.teacher", member) for member in said.members]
@@ -177,10 +177,10 @@ def _sources(one: Recipe) -> list[tuple[str, Source]]:
     return found + ([("models.student.init", said.student.origin)] if said.student.origin else [])
 
 
-def _refers(one: Recipe, before: Sequence[Recipe], where: str) -> None:
+def refers(one: Recipe, before: Sequence[Recipe], where: str) -> None:
     """Whether every stage that a recipe names has trained what it takes from it."""
     earlier = {stage.stage: stage for stage in before}
-    for place, source in _sources(one):
+    for place, source in sources(one):
         said, name = source.source, stage_of(source.source)
         if name is None:
             continue
@@ -241,7 +241,7 @@ def taken(one: Recipe, finished: Mapping[str, Recipe]) -> list[Path]:
     Raises:
         UserError: one is not there.
     """
-    named = [(source.source, stage_of(source.source) or "") for _, source in _sources(one)]
+    named = [(source.source, stage_of(source.source) or "") for _, source in sources(one)]
     return [
         folder_of(finished[name], said, setting, seed)
         for said, name in named

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from limbeck import build, costs, designs, rundir
-from limbeck.arms import Arm, Asked, Words, placed_all, restricted
+from limbeck import build, chain, costs, designs, rundir
+from limbeck.arms import FOLDER, TUNING, Arm, Asked, Words, placed_all, restricted
 from limbeck.engine import Course, Record, fit
 from limbeck.errors import UserError
 from limbeck.world import World
@@ -23,22 +23,23 @@ from limbeck.world import World
 MEASURED, WARM = 12, 4  # updates that are timed for equal seconds, and those before them
 ROOM = 0.8  # share of the free memory that a study may take
 
+OWN = (FOLDER, TUNING)  # what a study puts into its folder before study.json
+
 Tell = Callable[[str], None]
 
 
 def resolved(
-    words: Words, arms: list[Arm], folder: Path, world: World, tell: Tell, facts: dict[str, Any] | None = None
+    words: Words, arms: list[Arm], folder: Path, world: World, tell: Tell, key: str, facts: dict[str, Any] | None = None
 ) -> list[Arm]:
     """The arms as they are run: equal in cost where that is asked for, in groups that the memory holds.
 
-    `facts` is what study.json says beside them.
+    `key` is that of what was asked for, `facts` what study.json says beside the arms.
 
     Raises:
-        UserError: the folder holds another study.
+        UserError: the folder holds another study, or something else.
     """
     if len(arms) == 1 and not words.resolves and (folder / rundir.MANIFEST).is_file():
         return arms  # it has begun as one run
-    key = _key(words, arms)
     known = _read(folder, key)
     parts = known["parts"] if known else _parts(words, arms, world, tell)
     found = [restricted(arms[part["arm"]], part["settings"], steps=part["steps"]) for part in parts]
@@ -46,12 +47,27 @@ def resolved(
         found = arms
     several = len(found) > 1 or bool(facts)
     found = placed_all(found, folder, always=bool(facts))
-    if several and (folder / rundir.MANIFEST).is_file():
-        raise UserError(f"{folder}: holds a single run; choose another folder with out=DIR, or remove it")
+    if several:
+        free(folder, key)
+    world.wait()  # all have read what is now written
     if several and world.is_main:
         _write(folder, key, parts, found, facts or {})
     world.wait()
     return found
+
+
+def free(folder: Path, key: str) -> None:
+    """Whether a study may lie in a folder: nothing is there, or what it left there itself.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    if not folder.exists() or _read(folder, key):
+        return
+    if (folder / rundir.MANIFEST).is_file():
+        raise UserError(f"{folder}: holds a single run; choose another folder with out=DIR, or remove it")
+    if not folder.is_dir() or any(not it.name.endswith(".tmp") and it.name not in OWN for it in folder.iterdir()):
+        raise UserError(f"{folder}: is there and is no study; choose another folder with out=DIR")
 
 
 def tuned(asked: Asked, trials: Sequence[tuple[dict[str, Any], Arm]]) -> tuple[list[Arm], dict[str, Any]]:
@@ -86,10 +102,13 @@ def _losses(folder: Path) -> dict[str, float]:
     return {name: sum(each) / len(each) for name, each in values.items()}
 
 
-def _key(words: Words, arms: Sequence[Arm]) -> str:
+def key(words: Words, arms: Sequence[Arm]) -> str:
     """sha256 of what was asked for."""
     plain = [
-        [table.model_dump(mode="json", exclude={"out": True, "data": {"cache"}}) for table in arm.tables]
+        [
+            table.model_dump(mode="json", exclude={"out": True, "report_to": True, "data": {"cache"}})
+            for table in arm.tables
+        ]
         for arm in arms
     ]
     return hashlib.sha256(json.dumps([words.model_dump(mode="json"), plain], sort_keys=True).encode()).hexdigest()
@@ -101,7 +120,7 @@ def _read(folder: Path, key: str) -> dict[str, Any] | None:
         return None
     try:
         told = rundir.read_json(path)
-        same = told["key"] == key
+        same = told["key"] == key and bool(told["parts"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: is damaged; restore it, or choose another folder with out=DIR") from None
     if not same:
@@ -112,11 +131,13 @@ def _read(folder: Path, key: str) -> dict[str, Any] | None:
 def _parts(words: Words, arms: Sequence[Arm], world: World, tell: Tell) -> list[dict[str, Any]]:
     """Every arm in parts: its settings, one by one or in groups, and the updates of each."""
     parts: list[dict[str, Any]] = []
+    one: float | None = None  # what an update of the first setting of the first arm costs
     for number, arm in enumerate(arms):
         plan, names, steps = designs.chain(arm.tables)[arm.last.stage], list(arm.last.chosen), arm.last.train.steps
         if words.equal:
             price = _seconds(plan, world, tell) if words.equal == "seconds" else costs.of_study(plan).flops_per_step
-            count = {name: max(1, round(steps * price[names[0]] / price[name])) for name in names}
+            one = one or price[names[0]]
+            count = {name: max(1, round(steps * one / price[name])) for name in names}
             tell(f"equal {words.equal}: " + ", ".join(f"{name} {count[name]:,} updates" for name in names))
             groups = [[name] for name in names]
         else:
@@ -130,7 +151,7 @@ def _parts(words: Words, arms: Sequence[Arm], world: World, tell: Tell) -> list[
 def _groups(plan: designs.Design, names: list[str], together: int | None, world: World, tell: Tell) -> list[list[str]]:
     """The settings in groups of `together`, or of as many as the memory holds."""
     size = together or len(names)
-    free = _free_memory(world)
+    free = world.total([_free_memory(world) if world.is_main else 0.0])[0]  # all processes make the same groups
     while together is None and size > 1 and free and costs.of_study(_of(plan, names[:size])).memory > ROOM * free:
         size -= 1
     if together is None and size < len(names):
@@ -156,7 +177,7 @@ def _free_memory(world: World) -> float:
 
 def _seconds(plan: designs.Design, world: World, tell: Tell) -> dict[str, float]:
     """The seconds that an update of each setting takes alone, measured on a throw-away beginning of the run."""
-    material = build.text(plan, tell)
+    material = chain.text(plan, world, tell)
     first = plan.with_recipe(plan.recipe.model_copy(update={"seeds": plan.recipe.seeds[:1]}))
     study, spent = build.study(first, world, material), dict.fromkeys(plan.recipe.chosen, 0.0)
 
@@ -176,7 +197,8 @@ def _seconds(plan: designs.Design, world: World, tell: Tell) -> dict[str, float]
         world=world,
     )
     fit(course, [time])
-    return {name: total / MEASURED for name, total in spent.items()}
+    shared = world.total(list(spent.values()))  # all processes count the same updates
+    return dict(zip(spent, (total / MEASURED for total in shared), strict=True))
 
 
 def _write(folder: Path, key: str, parts: list[dict[str, Any]], arms: Sequence[Arm], facts: dict[str, Any]) -> None:

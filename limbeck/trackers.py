@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from limbeck.engine import Record
 from limbeck.errors import UserError
 
 FOLDER = "trackers"
+PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",)}  # one of them is needed
 OF_STEP = ("loss", "logit_loss", "grad_norm", "lr", "tokens_per_second")
 OF_EVALUATION = ("logit_loss", "agreement", "label_loss", "label_accuracy")
 
@@ -23,9 +26,6 @@ class Trackers:
         run: what the trackers call the run.
         folder: the run directory; files of trackers go to `trackers/` in it.
         recipe: what is kept as the configuration of the run.
-
-    Raises:
-        UserError: a package is not installed.
     """
 
     def __init__(self, names: tuple[str, ...], run: str, folder: Path, recipe: dict[str, Any]) -> None:
@@ -60,14 +60,22 @@ class Trackers:
             tracker.finish()
 
 
+def require(names: Sequence[str]) -> None:
+    """Whether the packages of trackers are installed; asked before anything is read or trained.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in names:
+        if not any(map(find_spec, PACKAGES[name])):
+            raise UserError(f"report_to: {name} is not installed; pip install limbeck[{name}], or leave the word out")
+
+
 def _tracker(name: str, run: str, folder: Path) -> Any:
     kind = LOGGER_TYPE_TO_CLASS[name]
     where = {"logging_dir": str(folder / FOLDER)} if kind.requires_logging_directory else {}
-    try:
-        tracker = kind(run, **where)
-        tracker.start()
-    except ImportError:
-        raise UserError(f"train.report_to: {name} is not installed; pip install limbeck[{name}]") from None
+    tracker = kind(run, **where)
+    tracker.start()
     return tracker
 
 

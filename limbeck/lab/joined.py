@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 
 from limbeck.errors import UserError
 from limbeck.lab.read import Lines, Run, read
-from limbeck.rundir import MANIFEST, RECIPE, STUDY, read_json
+from limbeck.rundir import MANIFEST, METRICS, RECIPE, STUDY, read_json, read_lines
+
+DIFFER = {  # in the manifest -> what is said where runs have different ones
+    "data.sha256": "trained on different text",
+    "data.heldout_sha256": "measured on different text",
+    "teacher.sha256": "measured against different teachers",
+}
 
 
 class Part(NamedTuple):
@@ -32,7 +38,7 @@ def gather(folder: str | Path) -> Run:
     parts = [
         Part(arm["name"] or arm["folder"], read(folder / arm["folder"]), arm["settings"])
         for arm in told["arms"]
-        if (folder / arm["folder"] / MANIFEST).is_file()
+        if _begun(folder / arm["folder"])
     ]
     if not parts:
         raise UserError(f"{folder}: no arm of this study has begun; run its recipe")
@@ -44,7 +50,7 @@ def gather(folder: str | Path) -> Run:
 def several(folders: Sequence[str | Path], out: Path) -> Run:
     """Runs side by side, their settings under the names of their runs where two share one."""
     runs = [gather(folder) for folder in folders]
-    names = [Path(folder).resolve().name for folder in folders]
+    names = _names(folders)
     counts: dict[str, int] = {}
     for run in runs:
         for setting in run.settings:
@@ -54,6 +60,24 @@ def several(folders: Sequence[str | Path], out: Path) -> Run:
         for name, run in zip(names, runs, strict=True)
     ]
     return join(out, " and ".join(names), parts, [])
+
+
+def _names(folders: Sequence[str | Path]) -> list[str]:
+    """What runs are called: the ends of their paths, as long as it takes to tell them apart."""
+    paths = [Path(folder).resolve().parts for folder in folders]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"{Path(*path)}: is named twice; name different runs")
+    found = []
+    for path in paths:
+        length = next(n for n in range(1, len(path) + 1) if sum(other[-n:] == path[-n:] for other in paths) == 1)
+        found.append("/".join(path[-length:]))
+    return found
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is a first step to read."""
+    return (folder / MANIFEST).is_file() and bool(read_lines(folder / METRICS)[0])
 
 
 def join(folder: Path, name: str, parts: Sequence[Part], notes: Sequence[str]) -> Run:
@@ -75,7 +99,7 @@ def join(folder: Path, name: str, parts: Sequence[Part], notes: Sequence[str]) -
     }
     manifest = first.manifest | {"name": name, "students": students}
     said = [*notes, *(f"{part.name}: {note}" for part in parts for note in part.run.notes)]
-    said += [line for what in ("data", "teacher") if (line := _differs(what, parts))]
+    said += [line for what in DIFFER if (line := _differs(what, parts))]
     recipe = folder / RECIPE
     text = recipe.read_text(encoding="utf-8") if recipe.is_file() else first.recipe
     return Run(folder, manifest, text, metrics, evals, tuple(dict.fromkeys(said)))
@@ -84,22 +108,24 @@ def join(folder: Path, name: str, parts: Sequence[Part], notes: Sequence[str]) -
 def _study(folder: Path) -> dict[str, Any]:
     try:
         told = read_json(folder / STUDY)
-        return told | {"arms": [dict(arm) for arm in told["arms"]]}
+        return told | {"arms": [{word: arm[word] for word in ("name", "folder", "settings")} for arm in told["arms"]]}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / STUDY}: is damaged; restore it, or run the recipe again") from None
 
 
 def _renamed(lines: Lines, shown: Mapping[str, str]) -> Lines:
-    """The lines under other names; tied learners keep what is behind the setting's own: mutual-a."""
+    """The lines under other names; tied learners keep what is behind the setting's own: mutual-a, mutual-a lr=0.1."""
     found: Lines = {}
     for (label, seed), rows in lines.items():
         setting = max((it for it in shown if label == it or label.startswith(f"{it}-")), key=len, default=label)
-        found[shown.get(setting, setting) + label.removeprefix(setting), seed] = rows
+        name, suffix = shown.get(setting, setting), label.removeprefix(setting)
+        own, more = (setting, name.removeprefix(setting)) if name.startswith(setting) else (name, "")
+        found[own + suffix + more, seed] = rows
     return found
 
 
 def _differs(what: str, parts: Sequence[Part]) -> str | None:
-    """A sentence where the parts were not trained on, or taught by, the same."""
-    seen = {str((part.run.manifest.get(what) or {}).get("sha256")) for part in parts}
-    words = {"data": "trained on different text", "teacher": "measured against different teachers"}
-    return f"The runs were {words[what]}; shown is the first one's." if len(seen) > 1 else None
+    """A sentence where the parts were not trained on, or measured by, the same."""
+    table, word = what.split(".")
+    seen = {str((part.run.manifest.get(table) or {}).get(word)) for part in parts}
+    return f"The runs were {DIFFER[what]}; shown is the first one's." if len(seen) > 1 else None

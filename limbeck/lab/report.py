@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from limbeck.lab import exits, facts, stages, style, svg
-from limbeck.lab.captions import caption
+from limbeck.lab import exits, facts, heat, reasons, stages, style, svg
+from limbeck.lab.captions import Caption, caption
 from limbeck.lab.figures import draw
 from limbeck.lab.joined import gather, several
 from limbeck.lab.judged import HEADINGS, judged
@@ -33,7 +34,10 @@ def write(folder: str | Path, *others: str | Path) -> Path:
         out = Path(folder).resolve().parent / "compared"
         out.mkdir(exist_ok=True)
         run = several([folder, *others], out)
-    page = render(run, figures(run))
+    why = reasons.of(run)
+    if why is not None:
+        run = replace(run, notes=(*run.notes, *why.notes))
+    page = render(run, figures(run), explained(why) if why is not None and why.learners else None)
     path = run.folder / REPORT
     write_text(path, page)
     return path
@@ -41,16 +45,27 @@ def write(folder: str | Path, *others: str | Path) -> Path:
 
 def figures(run: Run) -> list[dict[str, Any]]:
     """Draw the figures; for each its name, title, text of reading, and the picture as an inline `<svg>`."""
-    found = []
-    for path in draw(run):
-        if path.suffix == ".svg":
-            said = caption(path.stem, run)
-            picture = svg.inline(path.read_text(encoding="utf-8"), path.stem, f"{said.title}. {said.alt}")
-            found.append({"name": path.stem, "svg": Markup(picture), **said._asdict()})
-    return found
+    return [_shown(path, caption(path.stem, run)) for path in draw(run) if path.suffix == ".svg"]
 
 
-def render(run: Run, figures: list[dict[str, Any]]) -> str:
+def explained(why: reasons.Reasons) -> dict[str, Any]:
+    """Draw the figures of the section on reasons, and make its tables."""
+    return {
+        "introduction": reasons.introduction(why),
+        "figures": [_shown(path, reasons.caption(path.stem, why)) for path in heat.draw(why)],
+        "tables": {
+            "Do the terms pull together?": reasons.pulls(why.run),
+            "How far the settings went apart": reasons.couples(why),
+        },
+    }
+
+
+def _shown(path: Path, said: Caption) -> dict[str, Any]:
+    picture = svg.inline(path.read_text(encoding="utf-8"), path.stem, f"{said.title}. {said.alt}")
+    return {"name": path.stem, "svg": Markup(picture), **said._asdict()}
+
+
+def render(run: Run, figures: list[dict[str, Any]], why: dict[str, Any] | None = None) -> str:
     """The page as text. Whatever comes from the run is escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
@@ -74,5 +89,6 @@ def render(run: Run, figures: list[dict[str, Any]]) -> str:
         stages=stages.earlier(run),
         made_of=facts.lines(run),
         figures=figures,
+        why=why,
         manifest=run.manifest,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.arms import TUNING
 from limbeck.errors import UserError
 from limbeck.rundir import EVALS, MANIFEST, METRICS, STUDY, read_json, read_lines
 
@@ -28,40 +30,72 @@ def watch(folder: Path, every: float = 2.0) -> None:
         UserError: there is no run.
     """
     if not sys.stdout.isatty():
-        Console(width=120).print(frame(folder))
+        Console(width=120).print(frame(folder))  # wide enough for both curves
         return
-    with Live(frame(folder), console=Console(), auto_refresh=False) as live:
-        while not _is_over(folder):
-            time.sleep(every)
+    with Live(frame(folder), console=Console(), auto_refresh=False) as live, suppress(KeyboardInterrupt):
+        while True:
+            over = _is_over(folder)  # asked first: what came before the end is in the last picture
             live.update(frame(folder), refresh=True)
+            if over:
+                return
+            time.sleep(every)
 
 
 def frame(folder: Path) -> Group:
     """The picture of this moment: a table for each arm of a study."""
-    parts = _arms(folder)
-    return Group(*(_table(name, path) for name, path in parts))
-
-
-def _arms(folder: Path) -> list[tuple[str, Path]]:
-    """(name, directory) of each run that has begun."""
-    if (folder / STUDY).is_file():
-        told = read_json(folder / STUDY)["arms"]
-        begun = [(arm["name"] or arm["folder"], folder / arm["folder"]) for arm in told]
-        return [(name, path) for name, path in begun if (path / MANIFEST).is_file()]
-    stages = sorted(folder.glob(f"stages/*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
-    found = [(path.parent.name, path.parent) for path in stages]
-    found += [(folder.name, folder)] if (folder / MANIFEST).is_file() else []
-    if not found:
+    parts = _begun(folder)
+    if not parts and not (folder / STUDY).is_file():
         raise UserError(f"{folder}: no run directory; it has no {MANIFEST}")
-    return found
+    return Group(*(_table(name, path) for name, path in parts) if parts else (Text("no arm has begun"),))
+
+
+def _begun(folder: Path) -> list[tuple[str, Path]]:
+    """(name, directory) of each run that has begun: of a study its trials or its arms, of each its stages."""
+    arms = _told(folder)
+    if arms is None:
+        trials = [(f"trial {path.name}", path) for path in sorted(folder.glob(f"{TUNING}/*"))]
+        return [pair for name, path in (*trials, (folder.resolve().name, folder)) for pair in _stages(name, path)]
+    return [pair for name, path in arms for pair in _stages(name, path)]
+
+
+def _stages(name: str, folder: Path) -> list[tuple[str, Path]]:
+    """A run and the stages before it, those that have begun."""
+    before = sorted((_read(path)["started"], path.parent) for path in folder.glob(f"stages/*/{MANIFEST}"))
+    found = [(f"{name}, stage {path.name}", path) for _, path in before]
+    return found + ([(name, folder)] if (folder / MANIFEST).is_file() else [])
+
+
+def _told(folder: Path) -> list[tuple[str, Path]] | None:
+    """(name, directory) of each arm of a study; None where there is no study."""
+    if not (folder / STUDY).is_file():
+        return None
+    try:
+        return [
+            (", ".join(arm["settings"].values()), folder / arm["folder"]) for arm in read_json(folder / STUDY)["arms"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{folder / STUDY}: is damaged; restore it, or run the recipe again") from None
 
 
 def _is_over(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file() and read_json(folder / MANIFEST)["status"] != "running"
+    """Whether everything is done, or something was interrupted."""
+    last = [path for _, path in _told(folder) or [(folder.name, folder)]]
+    states = [_read(path / MANIFEST)["status"] if (path / MANIFEST).is_file() else "running" for path in last]
+    begun = [_read(path / MANIFEST)["status"] for _, path in _begun(folder)]
+    return "interrupted" in begun or "running" not in states
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A manifest."""
+    try:
+        told = read_json(path)
+        return {"status": told["status"], "started": str(told["started"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is damaged; restore it, or run the recipe again") from None
 
 
 def _table(name: str, folder: Path) -> Table:
-    manifest = read_json(folder / MANIFEST)
+    manifest = _read(folder / MANIFEST)
     metrics, evals = read_lines(folder / METRICS)[0], read_lines(folder / EVALS)[0]
     table = Table(title=f"{name}: {manifest['status']}", title_justify="left", box=None, pad_edge=False)
     for word in ("learner", "step", "loss", "", "tokens/s", "held out", ""):
