@@ -55,8 +55,8 @@ class Tune(Grid):
 class Words(Grid):
     """What makes a recipe a study of several arms."""
 
-    baselines: tuple[Literal["no-teacher", "initial", "teacher"], ...] = Field(
-        default=(), description="no-teacher: labels alone at equal steps; initial, teacher: shown beside the settings"
+    baselines: tuple[Literal["no-teacher"], ...] = Field(
+        default=(), description="no-teacher: labels alone, at equal steps"
     )
     ablate: Literal["terms"] | None = Field(
         default=None, description="terms: every setting also without each of its terms, and with each alone"

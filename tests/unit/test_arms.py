@@ -184,7 +184,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
     ({"sample": {"count": 1, "sede": 3}, "vary": GRID}, (), "tiny.yaml: sample.sede: unknown word; did you mean 'seed'?"),
     ({"baseline": ["no-teacher"]}, (), "tiny.yaml: baseline: unknown word; did you mean 'baselines'?"),
     ({}, ("abalte=terms",), "tiny.yaml: abalte: unknown word; did you mean 'ablate'?"),
-    ({"baselines": ["noteacher"]}, (), "tiny.yaml: baselines[0]: must be 'no-teacher', 'initial' or 'teacher'"),
+    ({"baselines": ["noteacher"]}, (), "tiny.yaml: baselines[0]: must be 'no-teacher', not 'noteacher'"),
     ({"ablate": "layers"}, (), "tiny.yaml: ablate: must be 'terms'"),
     ({"equal": "steps"}, (), "tiny.yaml: equal: must be 'flops' or 'seconds'"),
     ({"together": 0}, (), "tiny.yaml: together: must be above 0, not 0"),
