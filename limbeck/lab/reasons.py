@@ -16,8 +16,8 @@ from limbeck.lab import words
 from limbeck.lab.captions import Caption
 from limbeck.lab.numbers import coefficient, count, number, percent
 from limbeck.lab.read import Row, Run
+from limbeck.rundir import REASONS as FILE
 
-FILE = "reasons.jsonl"
 MOST = 45  # pairs that a table shows
 NEEDED = {"learner": ("step", "seed", "learner"), "pair": ("step", "seed", "learners")}
 NONE = "\u2013"
