@@ -26,7 +26,7 @@ class Family:
     ffn_halves: bool = False  # that module also gives the gate, behind the pre-activation
     classifier: tuple[str, ...] = ("score",)  # modules (or functions of torch) from one token's state to a row's logits
     causal: bool = False
-    reserved_positions: int = 0  # position embeddings that no token of a block gets (RoBERTa counts from padding on)
+    counts_from_padding: bool = False  # positions begin behind the id of padding, as RoBERTa's
     # what the config calls them
     n_layers: str = "num_hidden_layers"
     width: str = "hidden_size"
@@ -114,7 +114,7 @@ FAMILIES: dict[str, Family] = {
         ffn="intermediate.dense",
         head=("lm_head",),
         classifier=("classifier.dense", "torch.tanh", "classifier.out_proj"),
-        reserved_positions=2,
+        counts_from_padding=True,
         layer_axes=_BERT_LAYER,
         base_axes=_BERT_BASE,
         head_axes={
@@ -246,6 +246,11 @@ def family(model_type: str) -> Family:
             f"limbeck knows no model family '{model_type}'; {nearest(model_type, tuple(FAMILIES))} (a family is one row in limbeck/anatomy.py)"
         )
     return FAMILIES[model_type]
+
+
+def reserved_positions(config: Any) -> int:
+    """The rows of the position embedding that no token of a block gets."""
+    return (config.pad_token_id or 0) + 1 if family(config.model_type).counts_from_padding else 0
 
 
 def heads_of(config: Any, tap: str) -> int:

@@ -70,9 +70,10 @@ def plans_of(tables: Sequence[Recipe], world: World, offline: bool = False) -> d
     plans: dict[str, designs.Design] = {}
     for table in tables:
         trackers.require(table.report_to)
-        plan = designs.design(table, offline, dict(plans))
-        divides(table, world)
-        designs.weights_fit(plan, offline)
+        with designs.naming(table, len(tables) > 1):
+            plan = designs.design(table, offline, dict(plans))
+            divides(table, world)
+            designs.weights_fit(plan, offline)
         for one in each(table.data):
             find_files(one.corpus)
         plans[table.stage] = plan

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck import bridges, inherit, layers, lessons, models, recipe, students, tasks, terms
-from limbeck.anatomy import family
+from limbeck.anatomy import family, reserved_positions
 from limbeck.errors import UserError
 from limbeck.stages import stage_of
 from limbeck.taps import Tapped
@@ -125,6 +126,17 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
     return plan
 
 
+@contextmanager
+def naming(table: recipe.Recipe, several: bool) -> Iterator[None]:
+    """What is wrong inside is said with the name of the stage, where there are several."""
+    try:
+        yield
+    except models.NotDownloaded:
+        raise
+    except UserError as error:
+        raise UserError(f"stage {table.stage}: {error}" if several else str(error)) from error
+
+
 def chain(tables: Sequence[recipe.Recipe], offline: bool = False) -> dict[str, Design]:
     """The designs of stages that follow one another, by their names."""
     plans: dict[str, Design] = {}
@@ -185,7 +197,7 @@ def _facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
 def _fits(config: PretrainedConfig, length: int, vocabulary: int) -> None:
     """Whether a model has a position for every token of a block, and an embedding for every token."""
     positions = getattr(config, "max_position_embeddings", None)
-    if positions and length > (room := positions - family(config.model_type).reserved_positions):
+    if positions and length > (room := positions - reserved_positions(config)):
         raise UserError(
             f"data.max_length: {length} tokens are more than the {room} positions of the {config.model_type} model; lower it"
         )

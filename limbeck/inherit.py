@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from limbeck import cuts, layers
-from limbeck.anatomy import family
+from limbeck.anatomy import family, reserved_positions
 from limbeck.errors import UserError
 
 ROWS = ("vocab", "position", "type")  # axes whose units are taken from the first on
@@ -59,7 +59,10 @@ def inherit(student: PreTrainedModel, origin: PreTrainedModel, which: layers.Lay
     _related(student.config.model_type, origin.config.model_type)
     mine, theirs = cuts.sizes(student.config), cuts.sizes(origin.config)
     cuts.fits(mine, theirs, family(student.config.model_type).rotary)
-    pairs = {s: t for s, t in layers.resolve(which, mine.layers, theirs.layers).items() if t}
+    try:
+        pairs = {s: t for s, t in layers.resolve(which, mine.layers, theirs.layers).items() if t}
+    except UserError as error:
+        raise UserError(f"models.student.from_layers: {error}") from None
     source = {(part.layer, part.path): part for part in _parts(origin)}
     keep = _choices(list(source.values()), theirs, mine, {_OUTSIDE, *pairs.values()})
     told, done, first = _cut_lines(mine, theirs, pairs), set[int](), _first_positions(student, origin)
@@ -165,7 +168,7 @@ def _attention(model: PreTrainedModel, layer: int) -> Any:
 
 def _first_positions(student: PreTrainedModel, origin: PreTrainedModel) -> tuple[int, int]:
     """The row of the first position in each: families that reserve some meet others behind those."""
-    mine, theirs = (family(model.config.model_type).reserved_positions for model in (student, origin))
+    mine, theirs = (reserved_positions(model.config) for model in (student, origin))
     return (mine, theirs) if mine != theirs else (0, 0)
 
 

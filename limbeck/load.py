@@ -211,6 +211,8 @@ def _message(place: Place, errors: list[Any], kind: type[BaseModel]) -> str:
     first = of_value[0]
     near = nearest(str(place[-1]), _words_at(place[:-1], kind)) if first["type"] == "extra_forbidden" else ""
     said = _SAYS.get(first["type"])
+    if first["type"] == "too_short" and first["ctx"]["actual_length"]:
+        said = "has too few elements ({actual_length}); give at least {min_length}"
     return (
         said.format(near=near, found=found, **first.get("ctx", {}))
         if said

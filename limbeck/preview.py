@@ -42,7 +42,7 @@ def lines(tables: Sequence[Recipe]) -> list[str]:
             else title,
             "",
         ]
-        found += _stage(table, plans)
+        found += _stage(table, plans, len(tables) > 1)
         if table.stage not in plans:  # not downloaded: nothing can be known of what follows
             break
     return found
@@ -59,16 +59,17 @@ def study(words: Words, arms: Sequence[Arm], trials: int) -> list[str]:
     return _aligned(rows)
 
 
-def _stage(table: Recipe, plans: dict[str, designs.Design]) -> list[str]:
+def _stage(table: Recipe, plans: dict[str, designs.Design], several: bool) -> list[str]:
     """One stage on a page; its design is put to those before it."""
     away = _far_corpora(table)
     try:
-        plan = designs.design(table, offline=True, earlier=dict(plans))
+        with designs.naming(table, several):
+            plan = designs.design(table, offline=True, earlier=dict(plans))
+            inherited = designs.weights_fit(plan, offline=True)
     except models.NotDownloaded:
         teachers = [f"hub: {source.source}" for source in designs.sources(table.models).values()]
         return [*_settings(table, None), "", *_downloads([*teachers, *away])]
     plans[table.stage] = plan
-    inherited = designs.weights_fit(plan, offline=True)
     Encoder(plan.teacher_tokenizer, plan.student_tokenizer)
     text = [] if away else _text(plan)
     body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan)]
@@ -144,7 +145,8 @@ def _notes(setting: Setting, table: Recipe) -> list[str]:
     if setting.peers > 1:
         notes.append(f"{setting.peers} peers, {'one after the other' if setting.alternate else 'together'}")
     if setting.exits:
-        notes.append(f"exits behind layers {', '.join(map(str, sorted(setting.exits)))}")
+        several = "s" * (len(setting.exits) > 1)
+        notes.append(f"exit{several} behind layer{several} {', '.join(map(str, sorted(setting.exits)))}")
     if setting.ema is not None:
         notes.append(f"average of decay {setting.ema:g}")
     if setting.balance != "none":

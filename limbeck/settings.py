@@ -93,6 +93,8 @@ class Term(Strict):
             self._fits(LOSSES[self.loss])
             if self.teacher != "teacher" and "teacher" not in LOSSES[self.loss].needs:
                 raise wrong("teacher", f"the loss {self.loss} learns from no teacher; leave the word out")
+            if self.teacher == "self" and self.loss == "flow":
+                raise wrong("teacher", "flow goes from layer to layer, and all exits learn from one; use mse or cosine")
             if self.teacher != "teacher" and self.loss == "factor_transfer":
                 raise wrong("teacher", "a paraphraser is trained before the student; it needs the fixed teacher")
         return self

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from limbeck import models, recipe
-from limbeck.anatomy import family
+from limbeck.anatomy import family, reserved_positions
 from limbeck.errors import UserError
 from limbeck.seeds import seeded
 
@@ -78,9 +78,11 @@ def _likeness(teacher: PretrainedConfig, kind: str) -> dict[str, Any]:
         return {}
     sizes = ("n_layers", "width", "n_heads", "intermediate")
     same = {getattr(mine, name): getattr(teacher, getattr(theirs, name)) for name in sizes}
-    room = teacher.max_position_embeddings - theirs.reserved_positions + mine.reserved_positions
+    before = (teacher.pad_token_id or 0) + 1 if mine.counts_from_padding else 0
+    room = teacher.max_position_embeddings - reserved_positions(teacher) + before
     told = {name: getattr(teacher, name) for name in ("hidden_act", "layer_norm_eps", "type_vocab_size")}
-    return same | told | {"max_position_embeddings": room}
+    width = getattr(teacher, theirs.embedding) if theirs.embedding else teacher.hidden_size
+    return same | told | {"max_position_embeddings": room} | ({mine.embedding: width} if mine.embedding else {})
 
 
 def build(config: PretrainedConfig, seed: int) -> PreTrainedModel:

@@ -28,6 +28,10 @@ def of_setting(
         UserError: a term does not fit them; `where` is the setting's place in the recipe.
     """
     for layer in setting.exits:
+        if student.num_hidden_layers == 1:
+            raise UserError(
+                f"{where}.exits: a student of one layer has no room for an exit; give it more layers, or leave the word out"
+            )
         if layer >= student.num_hidden_layers:
             raise UserError(
                 f"{where}.exits: {layer}, but an exit lies before the last of the student's {student.num_hidden_layers} layers; lower it"

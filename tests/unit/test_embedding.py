@@ -155,7 +155,7 @@ def test_the_meta_device_tells_whether_an_embedding_fits() -> None:
 
 def test_positions_that_a_family_reserves_are_passed_over() -> None:
     origin = model("roberta")
-    origin.base_model.embeddings.padding_idx = 1  # as in the real ones: the first position is row 2
+    origin.base_model.embeddings.padding_idx = origin.config.pad_token_id = 1  # as in the real ones: the first is row 2
     config = students.shape(recipe.Student(init="teacher", family="bert"), origin.config)
     assert config.max_position_embeddings == 510
     student = students.build(config, seed=1)
@@ -165,3 +165,15 @@ def test_positions_that_a_family_reserves_are_passed_over() -> None:
     student = student.double().eval()
     states = student.base_model(IDS).last_hidden_state, origin.base_model(IDS).last_hidden_state
     torch.testing.assert_close(*states, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["roberta", "electra"])
+def test_a_related_student_of_the_same_size_computes_the_same(family: str) -> None:
+    """Positions begin behind the student's own id of padding, and an embedding of its own is as wide as the origin's."""
+    origin = model("bert").eval()
+    student = students.build(students.shape(recipe.Student(init="teacher", family=family), origin.config), seed=1)
+    inherit(student, origin, "uniform")
+    student = student.to(next(origin.parameters()).dtype).eval()
+    ids = IDS.clamp(min=1)  # no padding
+    states = student.base_model(ids).last_hidden_state, origin.base_model(ids).last_hidden_state
+    torch.testing.assert_close(*states, rtol=0, atol=1e-6)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from kernel import SPECIALS, WORDS, lay_out, recipe
 
-from limbeck import cli, stages
+from limbeck import arms, cli, stages
 from limbeck.errors import UserError
 from limbeck.load import built_in
 from limbeck.manifest import text
@@ -380,7 +380,7 @@ def fits(value: Any, said: Any, defs: dict[str, Any]) -> bool:
 
 
 def test_the_schema_knows_stages() -> None:
-    schema = json.loads(json.dumps(stages.schema()))
+    schema = json.loads(json.dumps(arms.schema()))
     staged = words({"stage": "a", "train": {"steps": 3}}, {"models": INIT, "data": {"task": {"label": "x"}}})
     good = [yaml.safe_load(path.read_text()) for path in built_in().values()]
     shared = {word: value for word, value in staged.items() if word != "settings"}

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from limbeck import recipe, students
-from limbeck.anatomy import FAMILIES, family
+from limbeck.anatomy import FAMILIES, family, reserved_positions
 from limbeck.errors import UserError
 from limbeck.taps import Tapped
 
@@ -69,7 +69,7 @@ def test_what_begins_as_a_relative_has_its_sizes(name: str) -> None:
     for word in ("hidden_size", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps"):
         assert getattr(config, word) == getattr(teacher, word)
     assert config.num_hidden_layers == 2
-    assert config.max_position_embeddings == 512 + family(name).reserved_positions
+    assert config.max_position_embeddings == 512 + reserved_positions(config)
     assert shape("bert", family=name).hidden_size == AutoConfig.for_model(name).hidden_size, "random: the family's own"
 
 
