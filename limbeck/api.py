@@ -43,7 +43,9 @@ class Run:
 
     @property
     def students(self) -> dict[str, Path]:
-        """Learner -> folder of the exported model."""
+        """Learner -> folder of the exported model; of a study `arms/01/LEARNER`."""
+        if self.arms:
+            return {f"{arm}/{name}": path for arm, run in self.arms.items() for name, path in run.students.items()}
         return {name: self.folder / rundir.STUDENTS / name for name in self.manifest["students"]}
 
     @property
@@ -83,7 +85,6 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
         for table in arm.tables:
             chain.divides(table, world)
     tell = tell if world.is_main else (lambda line: None)
-    facts: dict[str, Any] = {}
     trials, key = asked.trials(), studies.key(asked.words, compared)
     if trials or len(compared) > 1:
         studies.free(folder, key)
@@ -92,9 +93,9 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
     for number, (_, arm) in enumerate(trials, start=1):
         tell(f"trial {number} of {len(trials)}: {arm.name}")
         chain.train(arm.tables, world, tell, quiet)
+    facts: dict[str, Any] = {}
     if trials:
-        compared, found = studies.tuned(asked, trials)
-        facts = {"tuned": found}
+        compared, facts["tuned"] = studies.tuned(asked, trials)
     compared = studies.resolved(asked.words, compared, folder, world, tell, key, facts)
     for number, arm in enumerate(compared, start=1):
         if len(compared) > 1:

@@ -40,6 +40,7 @@ TORCH_FREE = {
     "settings",
     "load",
     "stages",
+    "arms",
     "layers",
     "schedules",
     "anatomy",
