@@ -42,6 +42,7 @@ WORDS = [
 ]
 
 LLAMAS = {"stories", "schemes"}  # their teacher and text are a real Llama's, which may not be here
+STUDIES = {"convergence"}  # several arms in place of one run
 TASKS = {"classify", "unlabelled"}  # rows with labels in place of running text
 
 # Where a recipe names what is on the Hub: the teacher that takes its place.
@@ -130,7 +131,12 @@ def test_recipe(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
         overrides += [f"models.teacher={random_llama(tmp_path / 'teacher')}", r'data.separator="\n\n"']
     if name in BERTS:
         overrides.append(f"models.teacher={random_bert(BERTS[name], tmp_path / 'teacher')}")
+    if name in STUDIES:
+        overrides.append("vary={data.max_bytes: [8000, 16000]}")
     run = api.run(name, [*overrides, "seeds=[0]"], quiet=True)
+    if name in STUDIES:
+        assert len(run.arms) == 2 and run.report.is_file()
+        run = run.arms["arms/02"]
 
     assert len(run.metrics) == STEPS * len({row["learner"] for row in run.metrics})
     assert all(row["loss"] > 0 and math.isfinite(row["grad_norm"]) for row in run.metrics)
