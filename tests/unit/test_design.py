@@ -34,6 +34,7 @@ def test_a_causal_model_has_no_masked_positions(tmp_path: Path) -> None:
 
 def test_every_token_has_a_position_and_an_embedding() -> None:
     bert, roberta = CONFIGS["bert"](), CONFIGS["roberta"]()
+    roberta.pad_token_id = 1  # as in the real ones: positions begin at 2
     designs._fits(bert, bert.max_position_embeddings, bert.vocab_size)
     designs._fits(roberta, roberta.max_position_embeddings - 2, roberta.vocab_size)
     with pytest.raises(UserError, match=r"data\.max_length: 511 tokens are more than the 510 positions"):

@@ -69,7 +69,7 @@ def flat(value: Any) -> list[float]:
     if value is None:
         return []
     if isinstance(value, dict):
-        return [value[key] for key in sorted(value)]
+        return [number for key in sorted(value) for number in flat(value[key])]
     return value if isinstance(value, list) else [value]
 
 
