@@ -143,7 +143,7 @@ class Session:
                 *self.folder.glob(f"{rundir.STUDENTS}/.*.tmp"),
             ):
                 shutil.rmtree(left)
-            for name in (rundir.METRICS, rundir.EVALS, rundir.REASONS):
+            for name in rundir.LINES:
                 rundir.keep_until(self.folder / name, start if found else -1)
         self.study.world.wait()
         return start
@@ -220,11 +220,7 @@ class Session:
 
     def _save(self, step: int) -> None:
         if self.study.world.is_main:
-            for name in (
-                rundir.METRICS,
-                rundir.EVALS,
-                rundir.REASONS,
-            ):  # no line may be younger than a checkpoint that counts on it
+            for name in rundir.LINES:  # no line may be younger than a checkpoint that counts on it
                 if (self.folder / name).exists():
                     checkpoint.sync(self.folder / name)
             facts = {"recipe_sha256": manifest.identity(self.table), "tokens": self.tokens}

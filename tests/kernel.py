@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from limbeck import bridges, schemes, seeds
+from limbeck import bridges, cli, schemes, seeds
 from limbeck.actors import Frozen, Learner, Optimisation
 from limbeck.lessons import Pair, Term
 from limbeck.losses import attention_scores_mse, cross_entropy, forward_kl, mse
@@ -198,6 +200,18 @@ def recipe(world: Path, out: Path, *, train: dict[str, Any] | None = None, **mor
         "device": "cpu",
     }
     return {**plain, **more, "train": how | (train or {})}
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """What a command, run in this process, ends with: (status, standard output, standard error)."""
+    monkeypatch.setattr(sys, "argv", ["limbeck", *words])
+    capsys.readouterr()
+    status = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    return status, *capsys.readouterr()
 
 
 def with_dropout(plain: dict[str, Any], share: float) -> dict[str, Any]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from kernel import lay_out, recipe
+from kernel import answer, lay_out, recipe
 
-from limbeck import arms, cli, load
+from limbeck import arms, load
 from limbeck.errors import UserError
 from limbeck.settings import Setting
 
@@ -235,15 +234,7 @@ def limbeck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
     def command(table: dict[str, Any], *given: str) -> tuple[int, str, str]:
         (world / "tiny.yaml").write_text(yaml.safe_dump(recipe(world, world / "run") | table), encoding="utf-8")
-        monkeypatch.setattr(sys, "argv", ["limbeck", *given])
-        capsys.readouterr()
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
+        return answer(monkeypatch, capsys, *given)
 
     return command
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kernel import lay_out, recipe
+from kernel import answer, lay_out, recipe
 
-from limbeck import cli
 from limbeck.errors import Interrupted
 from limbeck.load import built_in
 
@@ -48,14 +47,7 @@ def limbeck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     monkeypatch.chdir(world)
 
     def command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["limbeck", *words])
-        capsys.readouterr()
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return status, *capsys.readouterr()
+        return answer(monkeypatch, capsys, *words)
 
     return command
 

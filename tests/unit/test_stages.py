@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from kernel import SPECIALS, WORDS, lay_out, recipe
+from kernel import SPECIALS, WORDS, answer, lay_out, recipe
 
-from limbeck import arms, cli, stages
+from limbeck import arms, stages
 from limbeck.errors import UserError
 from limbeck.load import built_in
 from limbeck.manifest import text
@@ -255,14 +254,7 @@ def limbeck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     def command(listed: Any, *given: str, **more: Any) -> tuple[int, str, str]:
         table = recipe(world, world / "run") | {"stages": listed} | more
         (world / "tiny.yaml").write_text(yaml.safe_dump(table), encoding="utf-8")
-        monkeypatch.setattr(sys, "argv", ["limbeck", *given])
-        capsys.readouterr()
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return status, *capsys.readouterr()
+        return answer(monkeypatch, capsys, *given)
 
     return command
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from kernel import lay_out
+from kernel import answer, lay_out
 from kernel import recipe as of_text
 from rows import bare, framed, recipe, sentence, small, table
 from runfiles import same_run, untimed, weights
@@ -21,7 +20,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import limbeck
-from limbeck import build, chain, cli, designs
+from limbeck import build, chain, designs
 from limbeck.errors import Interrupted, UserError
 from limbeck.feeds.mixed import Mixed
 from limbeck.lab import report
@@ -397,15 +396,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """Runs a command in this process: (status, standard output, standard error)."""
 
     def go(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["limbeck", *words])
-        capsys.readouterr()
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
+        return answer(monkeypatch, capsys, *words)
 
     return go
 
