@@ -1,9 +1,10 @@
-"""Actors: models that answer a batch with a readout. A `Frozen` one teaches; a `Learner` is trained."""
+"""Actors: what answers a batch with a readout. `Frozen`, `Cached` and `Ema` teach; a `Learner` is trained."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from limbeck import seeds
 from limbeck.balance import Balance
 from limbeck.memory import ContrastiveMemory
+from limbeck.recall import Recall
 from limbeck.reduce import Batch
 from limbeck.schedules import Schedule
 from limbeck.taps import Readout, Tapped
@@ -31,14 +33,69 @@ class Frozen:
         return self.model.config.hidden_size
 
     @torch.no_grad()
-    def read(self, batch: Batch) -> Readout:
-        """Answers a batch."""
-        return self.tapped(batch)
+    def read(self, batch: Batch, whole: bool = True) -> Readout:
+        """Answers a batch; not `whole`, without logits."""
+        return self.tapped(batch, whole)
 
     @torch.no_grad()
     def speak(self, features: Tensor) -> Tensor:
         """Features of some tokens `[n, H]` -> logits `[n, V]`."""
         return self.tapped.head(features)
+
+    def advance(self) -> None:
+        """After an update of the cast: nothing."""
+
+
+class Answers(NamedTuple):
+    """What is known of a teacher's answers to a batch without asking it."""
+
+    features: Tensor  # of selected tokens or rows, zeros elsewhere: `[B, T, F]`, of a task `[B, F]`
+    states: dict[str, Tensor]  # as `recall.kept` names them, `[B, T, D]`
+
+
+class Kept(Protocol):
+    """Where answers are kept."""
+
+    @property
+    def width(self) -> int:
+        """F of the features."""
+        ...
+
+    def answers(self, batch: Batch) -> Answers:
+        """What was said to the rows of a batch."""
+        ...
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Features `[n, F]` -> logits `[n, V]`."""
+        ...
+
+
+class Cached:
+    """A fixed teacher whose answers are read from where they are kept; it does not run.
+
+    Args:
+        teacher: whose answers they are, asked once which positions see each other.
+        kept: its answers.
+        length: the most tokens of a row.
+    """
+
+    def __init__(self, teacher: Frozen, kept: Kept, length: int) -> None:
+        self.name, self.model, self._kept = teacher.name, teacher.model, kept
+        self._recall = Recall(teacher.tapped, length)
+
+    @property
+    def width(self) -> int:
+        """F of the features that it speaks from."""
+        return self._kept.width
+
+    def read(self, batch: Batch, whole: bool = True) -> Readout:
+        """Recalls the answers to a batch; raises UserError for text that the teacher has not read."""
+        found = self._kept.answers(batch)
+        return self._recall.readout(found.states, batch["attention_mask"], found.features, self.speak)
+
+    def speak(self, features: Tensor) -> Tensor:
+        """Features of some tokens `[n, F]` -> logits `[n, V]`."""
+        return self._kept.logits(features)
 
     def advance(self) -> None:
         """After an update of the cast: nothing."""
@@ -102,10 +159,10 @@ class Learner:
         }
         return dict(sorted(found.items(), key=lambda item: int(item[0].partition(".")[2])))
 
-    def read(self, batch: Batch, *moment: int) -> Readout:
-        """Answers a batch; dropout is drawn from the stream of (seed, *moment)."""
+    def read(self, batch: Batch, *moment: int, whole: bool = True) -> Readout:
+        """Answers a batch, not `whole`, without logits; dropout is drawn from the stream of (seed, *moment)."""
         with seeds.seeded(seeds.derive_seed(self.seed, "dropout", *moment), batch["input_ids"].device):
-            return self.tapped(batch)
+            return self.tapped(batch, whole)
 
     def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
         """Features of some tokens `[n, H]` -> logits `[n, V]` of the head behind `logits`, or behind `exit.N`."""
@@ -172,9 +229,9 @@ class Ema:
         self._answers = Frozen(name, copy.deepcopy(learner.model), taps, learner.tapped.columns)
         self.model = self._answers.model
 
-    def read(self, batch: Batch) -> Readout:
-        """Answers a batch."""
-        return self._answers.read(batch)
+    def read(self, batch: Batch, whole: bool = True) -> Readout:
+        """Answers a batch; not `whole`, without logits."""
+        return self._answers.read(batch, whole)
 
     def speak(self, features: Tensor) -> Tensor:
         """Features of some tokens `[n, H]` -> logits `[n, V]`."""

@@ -118,6 +118,25 @@ def _hold_together(several: Sequence[arms.Arm], folder: Path, world: World, offl
             chain.plans_of(arm.tables, world, offline)
 
 
+def cache(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> dict[Path, int]:
+    """Writes what the teachers answer to the training text, as the recipe's `cache` asks: folder -> its bytes.
+
+    `run` does the same before it trains; done ahead, it can be done elsewhere, or by more processes.
+
+    Raises:
+        UserError: the recipe has no `cache`, or cannot be run.
+        Interrupted: SIGINT or SIGTERM; what is written stays.
+    """
+    asked = _asked(recipe, overrides)
+    compared = asked.arms()
+    chain.prepare_libraries(compared[0].last)
+    world, found = World.join(compared[0].last.train.device), {}
+    tell = progress.tell if world.is_main else (lambda line: None)
+    for arm in compared:
+        found |= chain.answers(arm.tables, world, tell)
+    return found
+
+
 def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> list[str]:
     """Everything that can be known before training, as lines to read. What is on the Hub is not downloaded.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from limbeck.feeds.feed import Batches, Feed
 from limbeck.feeds.mixed import Mixed
 from limbeck.feeds.taskfeed import TaskFeed
 from limbeck.feeds.tasks import TaskCorpus, prepare_task
+from limbeck.library import Library
 from limbeck.seeds import derive_seed
 from limbeck.still import Still
 from limbeck.world import World
@@ -52,7 +54,7 @@ class Study:
     design: Design
     world: World
     material: Material
-    teachers: dict[str, schemes.Teachers]  # learner -> role -> who plays it
+    teachers: dict[str, schemes.Fixed]  # learner -> role -> who plays it
     stills: dict[int, Still]
     feeds: dict[int, Batches]
     settings: dict[str, str]  # learner -> setting
@@ -96,10 +98,22 @@ def _prepared(plan: Design, tell: Callable[[str], None]) -> Text:
     return prepare_task(data, *tokenizers, tell=tell, classes=plan.classes or None)
 
 
-def study(plan: Design, world: World, material: Material) -> Study:
-    """Reads the teachers and makes every learner, still and feed."""
+def study(
+    plan: Design,
+    world: World,
+    material: Material,
+    stopped: Callable[[], bool] = lambda: False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Study:
+    """Reads the teachers and makes every learner, still and feed; with a cache, also the answers that are missing there.
+
+    Raises:
+        Interrupted: `stopped` said so while answers were written.
+    """
     table, company = plan.recipe, Company(plan, world)
     teachers, stills, settings, averages = {}, {}, {}, []
+    feeds = {seed: feed(plan, material, seed) for seed in table.seeds}
+    library = Library(plan, world, material.facts, stopped, tell)
     for seed in table.seeds:
         making, casts = bridges.Making(seed, material.blocks), []
         for name, setting in table.chosen.items():
@@ -107,11 +121,22 @@ def study(plan: Design, world: World, material: Material) -> Study:
             peers = [company.learner(name, number, making) for number in range(setting.peers)]
             settings |= {peer.name: name for peer in peers}
             teachers |= {peer.name: fixed for peer in peers}
-            casts.append(company.cast(setting, plan.terms[name], peers, fixed))
+            taught = library.of(fixed, feeds[seed]) if table.cache else fixed
+            casts.append(company.cast(setting, plan.terms[name], peers, taught))
         averages += [actor for cast in casts for actor in cast.actors if isinstance(actor, Ema)]
         stills[seed] = schemes.together(casts, chunk=table.train.chunk, autocast=plan.autocast, world=world)
-    feeds = {seed: feed(plan, material, seed) for seed in table.seeds}
     return Study(plan, world, material, teachers, stills, feeds, settings, averages)
+
+
+def answers(
+    plan: Design, world: World, material: Material, stopped: Callable[[], bool], tell: Callable[[str], None]
+) -> dict[Path, int]:
+    """Writes what the teachers answer to the training text, where it is missing: folder of the cache -> its bytes."""
+    company, library = Company(plan, world), Library(plan, world, material.facts, stopped, tell)
+    for seed in plan.recipe.seeds:
+        for name in plan.recipe.chosen:
+            library.of(company.teachers(name, seed), feed(plan, material, seed))
+    return library.sizes
 
 
 def first_stages(made: Study, stopped: Callable[[], bool], tell: Callable[[str], None]) -> None:

@@ -44,7 +44,7 @@ class Company:
         self._ensembles: dict[str, Ensemble] = {}
         self._origins: dict[str, PreTrainedModel] = {}
 
-    def teachers(self, setting: str, seed: int) -> schemes.Teachers:
+    def teachers(self, setting: str, seed: int) -> schemes.Fixed:
         """Role -> who plays it for a setting and a seed; students of an earlier stage teach those of their own seed."""
         made = {name: self._teacher(name, source, setting, seed) for name, source in sources(self.said).items()}
         if not isinstance(self.said.teacher, recipe.Ensemble):

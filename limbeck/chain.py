@@ -57,8 +57,25 @@ def _train(
 ) -> None:
     """One stage; when it returns, nothing holds its models any more."""
     with interruptible() as stopped:
-        study = build.study(plan, world, material)
+        study = build.study(plan, world, material, stopped, tell)
         Session(study, Path(plan.recipe.run_dir), tell, said).go(stopped, quiet=quiet or not world.is_main)
+
+
+def answers(tables: Sequence[Recipe], world: World, tell: Tell) -> dict[Path, int]:
+    """Writes the answers that the stages' caches are to hold: folder -> its bytes.
+
+    Raises:
+        UserError: no stage has a cache.
+        Interrupted: SIGINT or SIGTERM; what is written stays.
+    """
+    if not any(table.cache for table in tables):
+        raise UserError("cache: this recipe keeps no answers; add `cache: {}` to it, or cache={} to the command")
+    found = {}
+    for plan in plans_of(tables, world).values():
+        if plan.recipe.cache:
+            with interruptible() as stopped:
+                found |= build.answers(plan, world, text(plan, world, tell), stopped, tell)
+    return found
 
 
 def plans_of(tables: Sequence[Recipe], world: World, offline: bool = False) -> dict[str, designs.Design]:

@@ -86,7 +86,8 @@ def of_study(plan: designs.Design) -> StudyCost:
         )
         follow = _forward(student, share) if setting.ema is not None else 0.0
         own[name] = setting.peers * tokens * (3 * learn + follow)
-        alone[name] = own[name] + tokens * _read(plan, teachers, terms, share, length)
+        read = 0.0 if table.cache else _read(plan, teachers, terms, share, length)  # a cached teacher does not run
+        alone[name] = own[name] + tokens * read
     shared = max(alone[name] - own[name] for name in own)
     total = table.train.steps * len(table.seeds) * (shared + sum(own.values()))
     learners = sum(setting.peers for setting in table.chosen.values()) * len(table.seeds)

@@ -123,6 +123,7 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
         plan.terms[name] = terms.of_setting(setting, student, plan.roles, f"settings.{name}")
     _has_targets(table, plan.terms, plan.causal)
     _sees_enough(table)
+    _can_be_cached(plan)
     return plan
 
 
@@ -269,6 +270,27 @@ def _sees_enough(table: recipe.Recipe) -> None:
                 raise UserError(
                     f"settings.{name}.{term.label}: {term.loss} compares rows, and a micro-batch has {rows}; "
                     f"raise train.batch_size or lower train.accumulate, to {least} rows or more"
+                )
+
+
+def _can_be_cached(plan: Design) -> None:
+    """Whether every epoch reads the same text, and no loss asks for more than a cache keeps."""
+    table = plan.recipe
+    if table.cache is None:
+        return
+    if not plan.teachers:
+        raise UserError("cache: there is no teacher whose answers it could keep; leave the word out")
+    if table.data.masking.mode == "dynamic" and not plan.causal and table.data.task is None:
+        raise UserError(
+            "cache: every epoch masks the text anew, and a cache holds one masking; set data.masking.mode to static"
+        )
+    whole = tasks.vocabulary(plan.student) <= table.cache.top_k
+    for name, setting in table.chosen.items():
+        for term in setting.terms if not whole else ():
+            if term.loss in LOSSES and LOSSES[term.loss].raw:
+                raise UserError(
+                    f"settings.{name}.{term.label}: {term.loss} compares every logit, and a cache keeps probabilities of the "
+                    f"{table.cache.top_k} most probable tokens; use forward_kl, or leave cache out"
                 )
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from limbeck.actors import Frozen
+from limbeck.actors import Cached, Frozen
 from limbeck.losses.tensors import wide
 from limbeck.reduce import Batch
 
@@ -55,14 +55,15 @@ class Ensemble:
     """
 
     def __init__(
-        self, name: str, members: Sequence[Frozen], average: Average, weights: Sequence[float] | None = None
+        self, name: str, members: Sequence[Frozen | Cached], average: Average, weights: Sequence[float] | None = None
     ) -> None:
-        self.name, self.members, self.average = name, list(members), average
+        self.name, self.members = name, list(members)
+        self.average: Average = average
         given = list(weights or [1.0] * len(self.members))
         self.weights = [weight / sum(given) for weight in given]
 
-    def read(self, batch: Batch) -> Voices:
-        """Answers a batch: every member reads it."""
+    def read(self, batch: Batch, whole: bool = True) -> Voices:
+        """Answers a batch: every member reads it, whole."""
         return Voices(torch.cat([member.read(batch).features for member in self.members], dim=-1))
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from limbeck import build, costs, designs, models, tasks, terms
+from limbeck import build, casting, costs, designs, library, models, tasks, terms
 from limbeck.arms import Arm, Words
 from limbeck.feeds.corpora import each, find_files
 from limbeck.feeds.readers import hub_name
@@ -203,8 +203,21 @@ def _cost(plan: designs.Design) -> list[str]:
             ("time", f"about {_scaled(seconds, TIMES)} on this processor, evaluations apart"),
             ("memory", f"about {_scaled(cost.memory, SIZES)}"),
             ("disk", f"about {_scaled(cost.disk, SIZES)}"),
+            *_cache(plan),
         ]
     )
+
+
+def _cache(plan: designs.Design) -> list[Row]:
+    """What the teacher cache keeps of a token."""
+    if plan.recipe.cache is None:
+        return []
+    found = []
+    for name, config in plan.teachers.items():
+        terms = [term for setting in plan.terms.values() for term in setting]
+        said, states = library.kept_of(plan, config, casting.read_of(name, terms)).bytes(config)
+        found.append((f"cache of {name}", f"{said:,.0f} bytes a selected token, {states:,.0f} a token for states"))
+    return found
 
 
 def _scaled(value: float, units: dict[str, float]) -> str:

@@ -178,6 +178,18 @@ class Train(Strict):
         return round(self.warmup * self.steps) if self.warmup < 1 else round(self.warmup)
 
 
+class Cache(Strict):
+    """Fixed teachers read the training text once; their answers are kept on disk for all epochs and later studies."""
+
+    top_k: Positive = Field(
+        default=50, description="most probable tokens that are kept of a prediction, and the rest as one"
+    )
+    states: Literal["fp32", "bf16", "int8"] = Field(
+        default="bf16",
+        description="how hidden states, queries, keys and values are kept; int8: with a scale for each token",
+    )
+
+
 class Recipe(Strict):
     """Everything that a run is a function of."""
 
@@ -194,6 +206,7 @@ class Recipe(Strict):
         default=None, description="train these settings only"
     )
     train: Train = Train()
+    cache: Cache | None = Field(default=None, description="keep the teachers' answers on disk; `{}` for the defaults")
     report_to: Annotated[tuple[Literal["tensorboard", "trackio"], ...], BeforeValidator(listed)] = Field(
         default=(), description="trackers that get the metrics too; metrics.jsonl is always written"
     )

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from limbeck.actors import Ema, Frozen, Learner
+from limbeck.actors import Cached, Ema, Frozen, Learner
 from limbeck.ensemble import Ensemble
 from limbeck.lessons import Lesson, Term
 from limbeck.schedules import scaled
 from limbeck.still import Actor, Still
 
-Teachers = Mapping[str, Frozen | Ensemble]  # role -> who plays it
+Fixed = Mapping[str, Frozen | Ensemble]  # role -> the model that plays it
+Teachers = Mapping[str, Frozen | Cached | Ensemble]  # role -> who answers for it
 
 
 @dataclass(frozen=True)

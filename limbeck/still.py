@@ -15,7 +15,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from limbeck.actors import Ema, Frozen, Learner, Norms
+from limbeck.actors import Cached, Ema, Frozen, Learner, Norms
 from limbeck.ensemble import Ensemble
 from limbeck.lessons import Lesson, Pair, Term
 from limbeck.losses import forward_kl, logit_mse
@@ -24,7 +24,7 @@ from limbeck.schedules import constant
 from limbeck.taps import Readout
 from limbeck.world import World
 
-Actor = Frozen | Ensemble | Learner | Ema
+Actor = Frozen | Cached | Ensemble | Learner | Ema
 Readouts = Mapping[str, Readout]
 Voice = tuple[str, str]  # an actor, and the tap of the head that speaks
 
@@ -101,6 +101,8 @@ class Still:
         self.turns = sorted({(turns or {}).get(learner.name, 0) for learner in self.learners})
         self._turn_of = dict(turns or {})
         self.seconds = dict.fromkeys(self.actors, 0.0)  # each actor's own, of the last step
+        spoken = [lesson for lesson in lessons if lesson.logit_terms]
+        self._heard = {name for name, _ in _voices(spoken)}  # those whose heads are asked
 
     def step(self, batches: Sequence[Batch], counts: Counts, step: int, measure: bool = False) -> dict[str, Tally]:
         """One update of every learner from this process's micro-batches; `counts` are those of all processes."""
@@ -157,7 +159,7 @@ class Still:
         for name, actor in self.actors.items():
             with self._clock(name), self._precision():
                 moment = (micro.step, micro.number, self.world.rank) if isinstance(actor, Learner) else ()
-                readouts[name] = actor.read(micro.batch, *moment)
+                readouts[name] = actor.read(micro.batch, *moment, whole=name in self._heard)
         return readouts
 
     def speak(self, micro: Micro, readouts: Readouts) -> dict[Voice, tuple[Tensor, Tensor]]:

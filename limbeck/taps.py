@@ -28,7 +28,7 @@ _FROM_ATTENTION = ("query", "key", "value", "scores", "probs")
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
-class _Recorder(Recorder):
+class Recording(Recorder):
     """What the modules of one model leave behind during one call."""
 
     def __init__(self, layers: Mapping[nn.Module, int]) -> None:
@@ -41,7 +41,8 @@ class Readout(Mapping[str, Tensor]):
     """What a model answers: tap name -> tensor, derived ones computed when they are asked for.
 
     `features` is the input of the head, `[B, T, H]` (of a classifier `[B, H]`), and `head` maps any `[..., H]` of it to
-    logits, so that a caller who wants the logits of few tokens never pays for all.
+    logits, so that a caller who wants the logits of few tokens never pays for all. `states` are the last ones, `[B, T, H]`;
+    `recording` is what the modules left behind.
     """
 
     def __init__(
@@ -51,25 +52,25 @@ class Readout(Mapping[str, Tensor]):
         states: Tensor,
         attended: Tensor,
         head: Callable[[Tensor], Tensor],
-        recorder: _Recorder,
+        recorder: Recording,
         pool: Callable[[Tensor, Tensor], Tensor] = lambda states, attended: states,
     ):
         self.head = head
-        self._taps, self._depth, self._attended, self._recorder = taps, depth, attended, recorder
-        self._states, self._pool = states, pool
+        self._taps, self._depth, self._attended, self.recording = taps, depth, attended, recorder
+        self.states, self._pool = states, pool
 
     def __getitem__(self, tap: str) -> Tensor:
         if tap == "logits":
             return self.head(self.features)
         if tap == "pooled":
-            return _mean_of_tokens(self._states, self._attended)
+            return _mean_of_tokens(self.states, self._attended)
         kind, layer = parse(tap, self._depth)
         try:
             if kind == "exit":
                 raise UserError(f"{tap} is spoken by the learner that holds the head; ask for hidden.{layer}")
             if kind in ("hidden", "ffn"):
-                return getattr(self._recorder, kind)[layer]
-            attended = self._recorder.attended[layer]
+                return getattr(self.recording, kind)[layer]
+            attended = self.recording.attended[layer]
         except KeyError:
             raise KeyError(f"{tap} was not tapped; this readout has {', '.join(self._taps)}") from None
         return _DERIVED[kind](attended)
@@ -77,20 +78,25 @@ class Readout(Mapping[str, Tensor]):
     @property
     def features(self) -> Tensor:
         """The input of the head."""
-        return self._pool(self._states, self._attended)
+        return self._pool(self.states, self._attended)
 
     def inputs(self, tap: str) -> Tensor:
         """What the head behind `logits` takes, or that of an early exit behind `exit.N`: shaped as `features`."""
         if tap == "logits":
             return self.features
-        return self._pool(self._recorder.hidden[parse(tap, self._depth)[1]], self._attended)
+        return self._pool(self.recording.hidden[parse(tap, self._depth)[1]], self._attended)
+
+    @property
+    def last(self) -> str:
+        """The name of `states` as a tap."""
+        return f"hidden.{self._depth}"
 
     def visible(self, tap: str) -> Tensor | None:
         """Which key each query sees at an attention tap (padding, causal order, window): bool `[B, 1, T, S]`.
 
         None where every query sees every key.
         """
-        return self._recorder.attended[parse(tap, self._depth)[1]].visible()
+        return self.recording.attended[parse(tap, self._depth)[1]].visible()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._taps)
@@ -181,7 +187,8 @@ class Tapped:
         self.taps = tuple(dict.fromkeys(taps))
         self.family = family(model.config.model_type)
         self._base = model.get_submodule(self.family.base)
-        self.layers = list(self._base.get_submodule(self.family.layers).children())
+        self._stack = self._base.get_submodule(self.family.layers)
+        self.layers = list(self._stack.children())
         self.depth = len(self.layers)
         self.classifies = is_classifier(model)
         self.heads = [_part(model, name) for name in (self.family.classifier if self.classifies else self.family.head)]
@@ -190,20 +197,24 @@ class Tapped:
         self._ffn = {layer for kind, layer in places if kind == "ffn"}
         attended = sorted({layer for kind, layer in places if kind in _FROM_ATTENTION})
         self._attention = {self.layers[i - 1].get_submodule(self.family.attention): i for i in attended}
+        self._deepest = max((layer for kind, layer in places if kind not in ("logits", "exit")), default=0)
         norm = self.family.final_norm
         self.final_norm = self._base.get_submodule(norm) if norm else None
         taken = inspect.signature(self._base.forward).parameters
         self._inputs = [name for name in _INPUTS if name in taken]
         model.set_attn_implementation(attention.NAME)
 
-    def __call__(self, batch: Mapping[str, Tensor]) -> Readout:
-        """Runs the model up to its head. Gradients flow as the caller's grad mode says."""
+    def __call__(self, batch: Mapping[str, Tensor], whole: bool = True) -> Readout:
+        """Runs the model up to its head; not `whole`, only as deep as it is tapped: then there are no logits.
+
+        Gradients flow as the caller's grad mode says.
+        """
         self._refuse_reentrant_checkpointing()
         inputs: dict[str, Any] = {name: batch[name] for name in self._inputs if name in batch}
         if self.family.causal:
             inputs["use_cache"] = False
-        recorder = _Recorder(self._attention)
-        with self._recording(recorder):
+        recorder = Recording(self._attention)
+        with self._recording(recorder), self._cut(self.depth if whole else self._deepest):
             states = self._base(**inputs).last_hidden_state
         attended = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
         return Readout(self.taps, self.depth, states, attended, self.head, recorder, self.pool)
@@ -226,7 +237,7 @@ class Tapped:
         return states[torch.arange(len(states), device=states.device), last]
 
     @contextmanager
-    def _recording(self, recorder: _Recorder) -> Iterator[None]:
+    def _recording(self, recorder: Recording) -> Iterator[None]:
         with ExitStack() as stack:
             for layer in self._hidden:
                 stack.enter_context(self._hook(layer, recorder))
@@ -236,7 +247,17 @@ class Tapped:
             stack.callback(attention.active.reset, token)
             yield
 
-    def _hook(self, layer: int, recorder: _Recorder) -> Any:
+    @contextmanager
+    def _cut(self, depth: int) -> Iterator[None]:
+        """The model ends behind layer `depth` inside; behind the first at least, which is given the embedding."""
+        layers = self._stack._modules
+        self._stack._modules = dict(list(layers.items())[: max(depth, 1)])
+        try:
+            yield
+        finally:
+            self._stack._modules = layers
+
+    def _hook(self, layer: int, recorder: Recording) -> Any:
         """A hook that remembers hidden state `layer`: 0 is what the first layer is given, L what the backbone returns."""
 
         def given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -250,7 +271,7 @@ class Tapped:
         module = (self.final_norm if layer == self.depth else None) or self.layers[layer - 1]
         return module.register_forward_hook(returned)
 
-    def _ffn_hook(self, layer: int, recorder: _Recorder) -> Any:
+    def _ffn_hook(self, layer: int, recorder: Recording) -> Any:
         """A hook that remembers what the feed-forward activation of a layer is applied to."""
 
         def returned(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:

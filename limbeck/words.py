@@ -43,6 +43,7 @@ class LossWords:
         default_factory=dict
     )  # words of the modules that the recipe makes for it, as parameters
     bundle: bool = False  # it takes several taps at once: `tap: [query, key, value]`
+    raw: bool = False  # it compares logits themselves, not the distribution: adding a number to all of them changes it
 
 
 _LOGITS = ("logits",)
@@ -61,7 +62,7 @@ LOSSES: dict[str, LossWords] = {
     "skew_forward_kl": LossWords(_LOGITS, {"alpha": "fraction"}),
     "skew_reverse_kl": LossWords(_LOGITS, {"alpha": "fraction"}),
     "total_variation": LossWords(_LOGITS, _WARM),
-    "logit_mse": LossWords(_LOGITS),
+    "logit_mse": LossWords(_LOGITS, raw=True),
     "decoupled_kl": LossWords(_LOGITS, {"alpha": "weight", "beta": "weight", **_WARM}, needs=("teacher", "labels")),
     "pearson": LossWords(_LOGITS, {"inter": "weight", "intra": "weight", **_WARM}, per="batch"),
     "universal_logit": LossWords(_LOGITS),

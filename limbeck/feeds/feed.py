@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,19 @@ class Batches(Protocol):
 
     def fixed(self, count: int, batch_size: int | None = None) -> Iterator[Batch]:
         """`count` blocks (at most all) spread evenly over the part, `batch_size` rows at a time."""
+        ...
+
+    def __len__(self) -> int:
+        """How many different rows there are."""
+        ...
+
+    @property
+    def masks(self) -> Any:
+        """What a row that is the same in every epoch is a function of, beside its block: as JSON."""
+        ...
+
+    def again(self, indices: np.ndarray) -> Batch:
+        """The given rows as every epoch reads them."""
         ...
 
 
@@ -87,9 +100,30 @@ class Feed:
         """Batch `step` (from 0), or only the given rows of it: the same bits as in the whole."""
         indices = self.indices(step)[rows]
         if self.mode == "static":
-            return self._assemble(indices, derive_seed(self.seed, "masking"), indices)
+            return self.again(indices)
         numbers = np.arange(self.batch_size)[rows]
         return self._assemble(indices, derive_seed(self.seed, "masking", step), numbers)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def masks(self) -> Any:
+        """What a row that is the same in every epoch is a function of, beside its block."""
+        drawn = [self.probability, self.seed] if self.mode == "static" else []
+        return [self.mode, self.positions, self.causal, *drawn]
+
+    def again(self, indices: np.ndarray) -> Batch:
+        """The given blocks as every epoch reads them.
+
+        Raises:
+            UserError: every epoch masks them anew.
+        """
+        if self.mode == "dynamic":
+            raise UserError(
+                "data.masking.mode: dynamic masks a text anew in every epoch, and a cache holds one; set it to static"
+            )
+        return self._assemble(indices, derive_seed(self.seed, "masking"), indices)
 
     def sample(self, indices: np.ndarray) -> Batch:
         """The given blocks for an evaluation: each is masked the same at all times and for every seed."""

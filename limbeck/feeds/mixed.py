@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 from math import ceil, floor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -64,11 +64,31 @@ class Mixed(Generic[Source]):
             parts.append((~bare, _rows(self._with, step, places[~bare])))
         if bare.any():
             parts.append((bare, self._after(_rows(self._without, step, places[bare]))))
+        return self._whole(parts)
+
+    def _whole(self, parts: list[tuple[np.ndarray, Batch]]) -> Batch:
         pad_id = self.labelled.pad_id if isinstance(self.labelled, TaskFeed) else 0
         fill = FILL | {"input_ids": pad_id}
         return {
             name: _joined([(where, part[name]) for where, part in parts], fill.get(name, 0)) for name in parts[0][1]
         }
+
+    def __len__(self) -> int:
+        return len(self._with) + len(self._without)
+
+    @property
+    def masks(self) -> Any:
+        """What a row that is the same in every epoch is a function of, beside its block."""
+        return [self._with.masks, self._without.masks]
+
+    def again(self, indices: np.ndarray) -> Batch:
+        """The given blocks as every epoch reads them."""
+        bare = indices >= len(self._with)
+        kinds = (
+            (~bare, self._with.again),
+            (bare, lambda rows: self._after(self._without.again(rows - len(self._with)))),
+        )
+        return self._whole([(where, read(indices[where])) for where, read in kinds if where.any()])
 
     def sample(self, indices: np.ndarray) -> Batch:
         """The given blocks of the labelled text, for an evaluation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,18 @@ class TaskFeed:
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Batch `step` (from 0), or only the given rows of it: as in the whole, but for padding."""
         return self.sample(self.indices(step)[rows])
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def masks(self) -> Any:
+        """Nothing is masked."""
+        return ["rows", self.types]
+
+    def again(self, indices: np.ndarray) -> Batch:
+        """The given rows, which are the same in every epoch."""
+        return self.sample(indices)
 
     def sample(self, indices: np.ndarray) -> Batch:
         """The given rows."""

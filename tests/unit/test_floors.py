@@ -16,17 +16,17 @@ FLOORS = [
     # 0: words, tensors, files, the machine
     "errors words kinds settings material recipe load stages arms layers schedules anatomy rundir metrics losses reduce seeds environment",
     # 1: models, and the processes
-    "attention taps bridges students cuts inherit models exits world balance memory factors custom",
+    "attention taps recall packing bridges students cuts inherit models exits world balance memory factors custom",
     # 2: who answers, and who learns from whom
     "actors ensemble lessons",
     # 3: one training step
     "still",
     # 4: casts, and text
-    "schemes feeds",
+    "schemes feeds shards",
     # 5: the loop, what is kept of it, what is asked of it
-    "paths probe engine checkpoint evaluate findings reasons export",
+    "paths probe engine checkpoint evaluate findings reasons export cache",
     # 6: where words become objects, and what they cost
-    "tasks terms designs casting build costs preview manifest",
+    "tasks terms designs casting library build costs preview manifest",
     # 7: what people touch
     "progress trackers session chain studies api cli __main__",
 ]

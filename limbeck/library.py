@@ -1,0 +1,79 @@
+"""The teacher cache of a study: which answers it needs, and the teachers that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from limbeck import recall, schemes, tasks
+from limbeck.actors import Cached, Frozen
+from limbeck.cache import Kept, Shelf
+from limbeck.designs import Design
+from limbeck.ensemble import Ensemble
+from limbeck.feeds.feed import Batches
+from limbeck.feeds.store import cache_folder, json_sha256
+from limbeck.world import World
+
+FOLDER = "teacher"
+TEXT = ("sha256", "tokenizer_sha256", "tokens", "max_length", "unlabelled")  # of the facts of the text
+
+
+def kept_of(plan: Design, teacher: PretrainedConfig, taps: Iterable[str]) -> Kept:
+    """What a study keeps of the answers of a teacher that it taps there."""
+    said = plan.recipe.cache
+    assert said is not None
+    speaks = any(term.on_logits for terms in plan.terms.values() for term in terms)
+    columns = (plan.columns or tasks.vocabulary(teacher)) if speaks else 0
+    return Kept(columns, said.top_k, recall.kept(taps, teacher.num_hidden_layers), said.states)
+
+
+class Library:
+    """Makes cached teachers from fixed ones; answers are written where they are missing.
+
+    Args:
+        plan: the study.
+        world: the processes, each of which writes its share.
+        facts: of the text, as the manifest has them.
+        stopped: whether to stop between two batches.
+        tell: receives a line for every teacher, and progress.
+    """
+
+    def __init__(
+        self,
+        plan: Design,
+        world: World,
+        facts: dict[str, Any],
+        stopped: Callable[[], bool],
+        tell: Callable[[str], None],
+    ) -> None:
+        self.plan, self.world, self.stopped, self.tell = plan, world, stopped, tell
+        self.text = json_sha256({name: facts.get(name) for name in TEXT})
+        self.sizes: dict[Path, int] = {}  # folder -> bytes that this process has there
+        self._made: dict[tuple[str, str], Cached | Ensemble] = {}
+
+    def of(self, teachers: schemes.Fixed, feed: Batches) -> schemes.Teachers:
+        """Role -> who plays it from the cache, for one seed."""
+        return {role: self._recalled(teacher, feed) for role, teacher in teachers.items()}
+
+    def _recalled(self, teacher: Frozen | Ensemble, feed: Batches) -> Cached | Ensemble:
+        key = teacher.name, json_sha256(feed.masks)
+        if key not in self._made:
+            if isinstance(teacher, Ensemble):
+                members = [self._cached(member, feed) for member in teacher.members if isinstance(member, Frozen)]
+                self._made[key] = Ensemble(teacher.name, members, teacher.average, teacher.weights)
+            else:
+                self._made[key] = self._cached(teacher, feed)
+        return self._made[key]
+
+    def _cached(self, teacher: Frozen, feed: Batches) -> Cached:
+        table = self.plan.recipe
+        kept = kept_of(self.plan, teacher.model.config, teacher.tapped.taps)
+        folder = cache_folder(table.data.cache) / FOLDER
+        shelf = Shelf(folder, teacher, feed, kept, self.text, self.plan.autocast)
+        self.tell(f"answers of {teacher.name} to {len(feed):,} blocks: {shelf.folder}")
+        self.sizes[shelf.folder] = shelf.write(self.world.rank, self.world.size, self.stopped, self.tell)
+        self.world.wait()
+        return Cached(teacher, shelf, table.data.max_length)
