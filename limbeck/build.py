@@ -181,5 +181,6 @@ def _feed(plan: Design, blocks: Any, seed: int) -> Any:
     data, tokenizer, rows = plan.recipe.data, plan.student_tokenizer, plan.recipe.train.batch_size
     if data.task is not None:
         types = any("token_type_ids" in one.model_input_names for one in (plan.teacher_tokenizer, tokenizer))
-        return TaskFeed(blocks, seed=seed, batch_size=rows, pad_id=tasks.padding(tokenizer), types=types)
+        pool, pad = data.group_by_length, tasks.padding(tokenizer)
+        return TaskFeed(blocks, seed=seed, batch_size=rows, pad_id=pad, types=types, pool=pool)
     return Feed(blocks, masking=data.masking, positions=data.positions, seed=seed, batch_size=rows, causal=plan.causal)

@@ -145,7 +145,8 @@ class Shelf:
         if self.kept.columns:
             features[select] = self._said(np.concatenate([shard.row(row, LOGITS) for shard, row in rows]))
         attended = batch["attention_mask"].bool().cpu()
-        states = {name: self._states(name, rows, attended).to(device) for name in self.kept.states}
+        dtype = self.teacher.model.dtype  # as it would answer itself
+        states = {name: self._states(name, rows, attended).to(device).to(dtype) for name in self.kept.states}
         return Answers(features.to(device), states)
 
     def logits(self, features: Tensor) -> Tensor:

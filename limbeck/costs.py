@@ -71,7 +71,8 @@ def of_study(plan: designs.Design) -> StudyCost:
     student = of_model(plan.student, length)
     teachers = {name: of_model(config, length) for name, config in plan.teachers.items()}
     tokens = table.train.batch_size * length
-    selected = table.data.masking.probability if table.data.positions == "masked" else 1.0
+    positions = table.data.positions
+    selected = table.data.masking.probability if positions == "masked" else getattr(positions, "sampled", 1.0)
     selected = 1 / length if table.data.task else selected
     alone, own = {}, {}
     for name, terms in plan.terms.items():

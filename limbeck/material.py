@@ -62,6 +62,15 @@ class Unlabelled(Strict):
     share: Share = Field(description="of the rows of every batch")
 
 
+class Sampled(Strict):
+    """Some of the positions, drawn at random: of dynamic masking anew in every epoch, else for every block once.
+
+    A mean over them is an unbiased estimate of the mean over all, for the cost of that share of the heads.
+    """
+
+    sampled: Share = Field(description="of the positions of a row that would be selected; one at least")
+
+
 class Data(Strict):
     """The text and how it becomes batches."""
 
@@ -84,8 +93,15 @@ class Data(Strict):
     max_length: Annotated[int, Field(ge=4)] = Field(
         default=128, description="tokens of a block, special tokens included"
     )
+    group_by_length: Positive = Field(
+        default=1,
+        description="of a task: batches whose rows are sorted by length together, so that there is less padding; 1: none",
+    )
     masking: Masking = Masking()
-    positions: Literal["all", "masked"] = Field(default="all", description="the tokens on which logit losses are taken")
+    positions: Literal["all", "masked"] | Sampled = Field(
+        default="all",
+        description="the tokens on which logit losses are taken: `all`, `masked`, or a share of all, `{sampled: 0.25}`",
+    )
     cache: Text | None = Field(default=None, description="folder of the token cache; ~/.cache/limbeck when left out")
 
     @model_validator(mode="after")
@@ -94,6 +110,10 @@ class Data(Strict):
             raise wrong("positions", "masked needs masking; set masking.mode to dynamic or static, or positions to all")
         if self.positions == "masked" and self.task is not None:
             raise wrong("positions", "rows of a task are not masked; leave the word out")
+        if self.group_by_length > 1 and self.task is None:
+            raise wrong("group_by_length", "running text is packed into blocks of one length; leave the word out")
+        if self.positions != "all" and self.task is not None:
+            raise wrong("positions", "rows of a task have one prediction each; leave the word out")
         if self.masking != Masking() and self.task is not None:
             raise wrong("masking", "rows of a task are not masked; leave the word out")
         return self

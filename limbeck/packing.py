@@ -142,4 +142,4 @@ def grow(kept: np.ndarray, scale: np.ndarray | None) -> Tensor:
     """States from what `shrink` kept: fp32, or bf16 as they were."""
     if scale is None:
         return torch.from_numpy(kept).view(torch.bfloat16 if kept.dtype == np.int16 else torch.float32)
-    return torch.from_numpy(kept).float() * torch.from_numpy(scale)[:, None]
+    return torch.from_numpy(kept).float() * torch.from_numpy(scale).view(-1, 1)

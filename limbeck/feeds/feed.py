@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -12,9 +12,7 @@ from limbeck.errors import UserError
 from limbeck.feeds.blocks import Blocks
 from limbeck.feeds.masking import IGNORED, mask_tokens
 from limbeck.feeds.order import block_indices, derive_seed, uniform
-
-if TYPE_CHECKING:
-    from limbeck.material import Masking
+from limbeck.material import Masking, Sampled
 
 Batch = dict[str, torch.Tensor]
 EVALUATION = derive_seed(0, "evaluation")  # the key of its masks: one for all seeds
@@ -63,7 +61,7 @@ class Feed:
         blocks: the part of a corpus to read, `corpus.train` or `corpus.heldout`.
         masking: `data.masking`; a causal model is never masked.
         positions: `data.positions`: select the `masked` tokens, or `all` (of a causal row all but the last,
-            which has no next token).
+            which has no next token), or a share of them; evaluations take all of which there is a share.
         seed: of the order and of the masks.
         batch_size: rows of the whole batch, over all micro-batches and processes.
         causal: the model predicts the next token.
@@ -77,7 +75,7 @@ class Feed:
         blocks: Blocks,
         *,
         masking: Masking,
-        positions: Literal["all", "masked"] = "all",
+        positions: Literal["all", "masked"] | Sampled = "all",
         seed: int = 0,
         batch_size: int = 32,
         causal: bool = False,
@@ -86,7 +84,8 @@ class Feed:
         self.seed, self.batch_size, self.causal = seed, batch_size, causal
         self.mode = "none" if causal else masking.mode
         self.probability = masking.probability
-        self.positions = positions
+        self.positions = "all" if isinstance(positions, Sampled) else positions
+        self.share = positions.sampled if isinstance(positions, Sampled) else None
         if self.mode != "none" and blocks.special.mask is None:
             raise UserError("the tokenizer has no mask token; set data.masking.mode to none")
         if self.mode == "none" and positions == "masked":
@@ -99,10 +98,10 @@ class Feed:
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Batch `step` (from 0), or only the given rows of it: the same bits as in the whole."""
         indices = self.indices(step)[rows]
-        if self.mode == "static":
+        if self.mode != "dynamic":
             return self.again(indices)
         numbers = np.arange(self.batch_size)[rows]
-        return self._assemble(indices, derive_seed(self.seed, "masking", step), numbers)
+        return self._assemble(indices, derive_seed(self.seed, "masking", step), numbers, self.share)
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -111,7 +110,8 @@ class Feed:
     def masks(self) -> Any:
         """What a row that is the same in every epoch is a function of, beside its block."""
         drawn = [self.probability, self.seed] if self.mode == "static" else []
-        return [self.mode, self.positions, self.causal, *drawn]
+        chosen = [self.share, self.seed] if self.share else []
+        return [self.mode, self.positions, self.causal, *drawn, *chosen]
 
     def again(self, indices: np.ndarray) -> Batch:
         """The given blocks as every epoch reads them.
@@ -123,7 +123,7 @@ class Feed:
             raise UserError(
                 "data.masking.mode: dynamic masks a text anew in every epoch, and a cache holds one; set it to static"
             )
-        return self._assemble(indices, derive_seed(self.seed, "masking"), indices)
+        return self._assemble(indices, derive_seed(self.seed, "masking"), indices, self.share)
 
     def sample(self, indices: np.ndarray) -> Batch:
         """The given blocks for an evaluation: each is masked the same at all times and for every seed."""
@@ -136,16 +136,20 @@ class Feed:
         for start in range(0, count, size):
             yield self.sample(indices[start : start + size])
 
-    def _assemble(self, indices: np.ndarray, key: int, keys: np.ndarray) -> Batch:
+    def _assemble(self, indices: np.ndarray, key: int, keys: np.ndarray, share: float | None = None) -> Batch:
         """Row i holds block `indices[i]`, masked by the random numbers of (key, keys[i])."""
         ids = self.blocks.rows(indices)
         inputs, labels = (ids, self._next(ids)) if self.mode == "none" else self._masked(ids, key, keys)
         everywhere = self.positions == "all" and not self.causal
+        select = np.ones(ids.shape, bool) if everywhere else labels != IGNORED
+        if share is not None:
+            select = _some(select, share, uniform(derive_seed(key, "positions"), keys, ids.shape[1]))
+            labels = np.where(select, labels, IGNORED)
         batch = {
             "input_ids": inputs,
             "attention_mask": np.ones_like(ids),
             "labels": labels,
-            "select": np.ones(ids.shape, bool) if everywhere else labels != IGNORED,
+            "select": select,
             "documents": self.blocks.documents_of(indices),
             "blocks": np.asarray(indices, np.int64),
         }
@@ -169,3 +173,9 @@ class Feed:
         if self.causal:
             labels[:, :-1] = ids[:, 1:]
         return labels
+
+
+def _some(select: np.ndarray, share: float, chance: np.ndarray) -> np.ndarray:
+    """About a share of what is selected `[b, T]`, by random numbers in [0, 1); of every row one at least."""
+    chance = np.where(select, chance, 2.0)
+    return select & ((chance < share) | (chance == chance.min(axis=1, keepdims=True)))

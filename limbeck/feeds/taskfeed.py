@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from limbeck.feeds.feed import Batch
-from limbeck.feeds.order import block_indices
+from limbeck.feeds.order import block_indices, derive_seed, permute
 from limbeck.feeds.tasks import Rows
 
 
@@ -31,18 +31,31 @@ class TaskFeed:
         batch_size: rows of the whole batch, over all micro-batches and processes.
         pad_id: of the tokenizer.
         types: the models read `token_type_ids`.
+        pool: batches whose rows are put into an order of length together, so that a batch has little padding; 1: none.
     """
 
     def __init__(
-        self, rows: Rows, *, seed: int = 0, batch_size: int = 32, pad_id: int = 0, types: bool = False
+        self, rows: Rows, *, seed: int = 0, batch_size: int = 32, pad_id: int = 0, types: bool = False, pool: int = 1
     ) -> None:
         self.blocks = rows
         self.seed, self.batch_size = seed, batch_size
-        self.pad_id, self.types = pad_id, types
+        self.pad_id, self.types, self.pool = pad_id, types, pool
 
     def indices(self, step: int) -> np.ndarray:
-        """The rows of the whole batch `step`: int64 [batch_size]."""
-        return block_indices(self.seed, step, self.batch_size, len(self.blocks))
+        """The rows of the whole batch `step`: int64 [batch_size].
+
+        With a pool of P, batches qP to qP + P - 1 share the rows that they would have without: sorted by length, cut into
+        batches, and these in an order of their own for every (seed, q). Every row is read once an epoch as before.
+        """
+        if self.pool == 1:
+            return block_indices(self.seed, step, self.batch_size, len(self.blocks))
+        number, place = divmod(step, self.pool)
+        rows = block_indices(self.seed, number, self.pool * self.batch_size, len(self.blocks))
+        order = permute(np.arange(self.pool), self.pool, derive_seed(self.seed, "pool", number))
+        return self._by_length(rows).reshape(self.pool, self.batch_size)[order[place]]
+
+    def _by_length(self, rows: np.ndarray) -> np.ndarray:
+        return rows[np.argsort(self.blocks.lengths[rows], kind="stable")]
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Batch `step` (from 0), or only the given rows of it: as in the whole, but for padding."""
@@ -80,6 +93,7 @@ class TaskFeed:
         """`count` rows (at most all) spread evenly over the part, `batch_size` rows at a time."""
         count, size = min(count, len(self.blocks)), batch_size or self.batch_size
         indices = np.arange(count) * len(self.blocks) // count
+        indices = indices if self.pool == 1 else self._by_length(indices)
         for start in range(0, count, size):
             yield self.sample(indices[start : start + size])
 

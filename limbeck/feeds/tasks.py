@@ -63,6 +63,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.documents)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """The number of tokens of every row: int64 [rows]."""
+        return self._ends - self.documents
+
     def rows(self, indices: Iterable[int] | np.ndarray) -> list[np.ndarray]:
         """The tokens of the given rows: for each int64 [length]."""
         return [np.array(self.tokens[place], np.int64) for place in self._places(indices)]

@@ -12,6 +12,7 @@ STATIC = {"mode": "static", "probability": 0.3}
 
 def test_same_run(train: Callable[..., limbeck.Run], world: Any, tmp_path: Any) -> None:
     from kernel import recipe
+
     data = recipe(world, tmp_path)["data"] | {"masking": STATIC}
     live = train("live", data=data)
     kept = train("kept", data=data, cache={"top_k": 60, "states": "fp32"})

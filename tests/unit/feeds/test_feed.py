@@ -11,7 +11,7 @@ from limbeck.errors import UserError
 from limbeck.feeds.blocks import Blocks, Corpus, prepare
 from limbeck.feeds.feed import Feed
 from limbeck.feeds.order import derive_seed, uniform
-from limbeck.material import Masking
+from limbeck.material import Masking, Sampled
 
 Build = Callable[..., Any]
 
@@ -74,6 +74,30 @@ def test_masked_labels_are_the_text(bert: Corpus) -> None:
     assert torch.equal(torch.where(hidden, batch["labels"], batch["input_ids"]), text)
     assert batch["select"].all()
     assert torch.equal(feed(bert.train, positions="masked").batch(2)["select"], hidden)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static", "none"])
+def test_a_share_of_the_positions(bert: Corpus, gpt: Corpus, mode: str) -> None:
+    """A share of what `all` selects, one a row at least; labels elsewhere are dropped; evaluations take all."""
+    causal = mode == "none"
+    words = {"causal": causal, "batch_size": 64}
+    corpus = gpt if causal else bert
+    whole, some = feed(corpus.train, mode, **words), feed(corpus.train, mode, positions=Sampled(sampled=0.25), **words)
+    for step in (0, 7):
+        every, few = whole.batch(step), some.batch(step)
+        assert not (few["select"] & ~every["select"]).any() and few["select"].any(1).all()
+        assert 0.2 < few["select"].sum() / every["select"].sum() < 0.32
+        assert torch.equal(few["labels"], torch.where(few["select"], every["labels"], -100))
+        assert torch.equal(few["input_ids"], every["input_ids"])
+        assert same({k: v[5:9] for k, v in few.items()}, some.batch(step, slice(5, 9)))
+    blocks = torch.tensor([3, 5])
+    again = {step: some.batch(step) for step in range(3 * len(corpus.train) // 64)}
+    found = [it["select"][it["blocks"] == 3] for it in again.values()]
+    seen = torch.cat(found)
+    assert len(seen) > 1 and bool((seen == seen[0]).all()) == (mode != "dynamic")
+    assert same(some.sample(blocks.numpy()), whole.sample(blocks.numpy()))
+    rare = feed(corpus.train, mode, positions=Sampled(sampled=1e-6), **words).batch(0)["select"]
+    assert rare.sum(1).tolist() == [1] * 64
 
 
 def test_dynamic_masks_change_from_epoch_to_epoch_and_static_ones_do_not(bert: Corpus) -> None:

@@ -101,6 +101,30 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
     assert not torch.equal(late["blocks"], feed().batch(41)["blocks"])
 
 
+def test_batches_of_rows_of_like_length() -> None:
+    """Every row once an epoch, in every pool the rows of that pool, less padding, and no order that all seeds share."""
+    lengths = [2 + (7 * i) % 23 for i in range(48)]
+    plain, pooled = (feed(rows(lengths=lengths), pool=pool) for pool in (1, 6))
+    epoch = [pooled.indices(step) for step in range(12)]
+    assert sorted(np.concatenate(epoch)) == list(range(48))
+    for first in (0, 6):
+        mine, theirs = (np.concatenate([it.indices(first + i) for i in range(6)]) for it in (pooled, plain))
+        assert sorted(mine) == sorted(theirs)
+
+    def padded(it: TaskFeed) -> int:
+        return sum(int((it.batch(step)["attention_mask"] == 0).sum()) for step in range(12))
+
+    assert padded(pooled) < padded(plain) / 3
+    orders = {
+        tuple(np.argsort([max(lengths[i] for i in pooled.indices(6 * q + s)) for s in range(6)])) for q in range(8)
+    }
+    assert len(orders) > 4  # short batches do not always come first
+    assert any((pooled.indices(s) != feed(rows(lengths=lengths), pool=6, seed=4).indices(s)).any() for s in range(6))
+    assert (
+        np.concatenate([b["blocks"] for b in pooled.fixed(48)]).tolist() == np.argsort(lengths, kind="stable").tolist()
+    )
+
+
 def test_rows_of_a_batch_are_those_of_the_whole() -> None:
     one = feed(batch_size=8)
     whole = one.batch(5)
@@ -128,7 +152,13 @@ def test_it_answers_to_the_names_of_feed(data: Build, word_piece: Build) -> None
 
     corpus = prepare(data(), word_piece(), tell=lambda _: None)
     packed = Feed(corpus.train, masking=Masking())
-    public = {name for name in dir(packed) if not name.startswith("_")} - {"causal", "mode", "probability", "positions"}
+    public = {name for name in dir(packed) if not name.startswith("_")} - {
+        "causal",
+        "mode",
+        "probability",
+        "positions",
+        "share",
+    }
     assert public <= {name for name in dir(feed()) if not name.startswith("_")}
     assert feed().batch(0).keys() - {"token_type_ids"} == packed.batch(0).keys()
 
