@@ -1,9 +1,10 @@
-# make demo: from nothing to a finished study; make test: the tests; make check: what must be green before a commit.
+# make demo: from nothing to a finished study; make test: the tests; make check: what must be green before a commit;
+# make bench, make bench-gpu: the benchmarks (docs/benchmarks.md).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip install --progress-bar off -q -c constraints.txt
 
-.PHONY: demo test check reference clean
+.PHONY: demo test check reference bench bench-gpu clean
 
 demo: .venv/installed
 	$(BIN)/limbeck run quickstart
@@ -19,6 +20,12 @@ check: .venv/dev
 reference: .venv/dev
 	$(BIN)/python docs/make_reference.py
 
+bench: .venv/bench
+	$(BIN)/python -m benchmarks
+
+bench-gpu: .venv/bench
+	$(BIN)/python -m benchmarks --device cuda
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
@@ -27,6 +34,10 @@ reference: .venv/dev
 
 .venv/dev: .venv/installed
 	$(PIP) -e '.[dev]'
+	touch $@
+
+.venv/bench: .venv/installed
+	$(PIP) -e '.[bench]'
 	touch $@
 
 clean:

@@ -55,10 +55,10 @@ class Run:
 
     def table(self) -> str:
         """The result as plain text: quantities down, settings across."""
-        from limbeck.lab import joined, judged, table
+        from limbeck.lab import baselines, joined, judged, table
 
         run = joined.gather(self.folder)
-        return "\n".join([table.as_text(table.rows(run)), *judged.sentences(run)])
+        return "\n".join([table.as_text([*table.rows(run), *baselines.of_baselines(run)]), *judged.sentences(run)])
 
 
 def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = (), *, quiet: bool = False) -> Run:
@@ -77,7 +77,7 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
     first, folder = compared[0], Path(compared[0].last.run_dir)
     alone = compared == [first] and not asked.words.resolves and not (folder / rundir.STUDY).is_file()
     if alone and chain.are_done(first.tables)[-1]:
-        chain.train(first.tables, World(), tell, quiet)  # says so
+        chain.train(first.tables, World(), tell, quiet, asked.words.shown)  # says so
         return Run(folder)
     chain.prepare_libraries(first.last)
     world = World.join(first.last.train.device)
@@ -100,7 +100,7 @@ def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] =
     for number, arm in enumerate(compared, start=1):
         if len(compared) > 1:
             tell(f"arm {number} of {len(compared)}: {', '.join(arm.shown.values())}")
-        chain.train(arm.tables, world, tell, quiet)
+        chain.train(arm.tables, world, tell, quiet, asked.words.shown)
     if (len(compared) > 1 or facts) and world.is_main:
         tell(f"{folder}: {len(compared)} arms are done; the report of all is {report.write(folder)}")
     return Run(folder)

@@ -55,8 +55,8 @@ class Tune(Grid):
 class Words(Grid):
     """What makes a recipe a study of several arms."""
 
-    baselines: tuple[Literal["no-teacher"], ...] = Field(
-        default=(), description="no-teacher: labels alone, at equal steps"
+    baselines: tuple[Literal["no-teacher", "initial", "teacher"], ...] = Field(
+        default=(), description="no-teacher: labels alone, at equal steps; initial, teacher: shown beside, not trained"
     )
     ablate: Literal["terms"] | None = Field(
         default=None, description="terms: every setting also without each of its terms, and with each alone"
@@ -68,6 +68,11 @@ class Words(Grid):
         default=None, description="settings that share memory; what the machine holds when left out"
     )
     tune: Tune | None = Field(default=None, description="settings are tuned first, each with the same trials")
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The baselines that are shown beside the settings and train nothing: the evaluations have their numbers."""
+        return tuple(name for name in dict.fromkeys(self.baselines) if name != NO_TEACHER)
 
     @property
     def resolves(self) -> bool:
@@ -171,9 +176,7 @@ def _validated(where: str, said: dict[str, Any]) -> Words:
             raise UserError(f"{where}: {place}sample: there is nothing to draw from; set {place}vary")
         for word, values in grid.vary.items():
             if word in ("out", "name"):
-                raise UserError(
-                    f"{where}: {place}vary.{word}: arms lie in one folder, under one name; leave the word out"
-                )
+                raise UserError(f"{where}: {place}vary.{word}: arms lie in one folder, under one name; leave it out")
             if len({_flow(value) for value in values}) < max(1, len(values)):
                 raise UserError(f"{where}: {place}vary.{word}: give different values, such as [1, 2]")
     if words.tune and (words.vary or words.equal):
@@ -206,7 +209,9 @@ def _with_more(table: Recipe, words: Words) -> Recipe:
         more[NO_TEACHER] = {"terms": [{"loss": loss, "name": "label"}]}
     for name, setting in table.chosen.items() if words.ablate else ():
         more |= dict(_ablations(name, setting))
-    taken = set(more) & set(plain)
+    if "teacher" in words.shown and table.models.teacher is None:
+        raise UserError("baselines: there is no teacher to show; set models.teacher, or leave teacher out")
+    taken = {*more, *words.shown} & set(plain)
     if taken:
         raise UserError(f"settings.{min(taken)}: baselines and ablate make a setting of that name; give it another")
     if not more:

@@ -23,8 +23,8 @@ from limbeck.world import World
 Tell = Callable[[str], None]
 
 
-def train(tables: Sequence[Recipe], world: World, tell: Tell, quiet: bool) -> None:
-    """Trains every stage that is not done, in its own directory.
+def train(tables: Sequence[Recipe], world: World, tell: Tell, quiet: bool, baselines: Sequence[str] = ()) -> None:
+    """Trains every stage that is not done, in its own directory; `baselines` are shown beside the settings.
 
     Raises:
         UserError: a stage cannot be run; said before the first one trains.
@@ -33,8 +33,10 @@ def train(tables: Sequence[Recipe], world: World, tell: Tell, quiet: bool) -> No
     done, folder = are_done(tables), Path(tables[-1].run_dir)
     if done[-1]:
         tell(f"{folder}: this run is done; its report is {folder / rundir.REPORT}")
-        if not (folder / rundir.REPORT).is_file():  # it was killed between the two
-            report.write(folder)
+        if world.is_main:
+            others = manifest.show(folder, baselines)
+            if others or not (folder / rundir.REPORT).is_file():  # it was killed between the two
+                report.write(folder)
         return
     plans, note = plans_of(tables, world), _once(tell)
     texts = {name: text(plan, world, note) for (name, plan), over in zip(plans.items(), done, strict=True) if not over}
@@ -44,7 +46,8 @@ def train(tables: Sequence[Recipe], world: World, tell: Tell, quiet: bool) -> No
             continue
         if len(tables) > 1:
             tell(f"stage {number + 1} of {len(tables)}: {plan.recipe.stage}")
-        _train(plan, world, texts.pop(plan.recipe.stage), tell, manifest.text(tables[: number + 1]), quiet)
+        said = manifest.text(tables[: number + 1])
+        _train(plan, world, texts.pop(plan.recipe.stage), tell, said, quiet, baselines)
 
 
 def _train(
@@ -54,11 +57,13 @@ def _train(
     tell: Callable[[str], None],
     said: str,
     quiet: bool,
+    baselines: Sequence[str],
 ) -> None:
     """One stage; when it returns, nothing holds its models any more."""
     with interruptible() as stopped:
         study = build.study(plan, world, material, stopped, tell)
-        Session(study, Path(plan.recipe.run_dir), tell, said).go(stopped, quiet=quiet or not world.is_main)
+        session = Session(study, Path(plan.recipe.run_dir), tell, said, baselines)
+        session.go(stopped, quiet=quiet or not world.is_main)
 
 
 def answers(tables: Sequence[Recipe], world: World, tell: Tell) -> dict[Path, int]:

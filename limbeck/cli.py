@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -19,6 +20,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+class Precision(StrEnum):
+    """Of a profile."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe's name, or a YAML file.")]
 Overrides = Annotated[
@@ -92,6 +101,37 @@ def report(
 
         run = joined.several(runs, page.parent) if len(runs) > 1 else joined.gather(runs[0])
         print("\n".join(str(path) for path in evidence.write(run)))
+
+
+@app.command()
+def profile(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Folders or Hub ids; the first is compared with.")
+    ],
+    length: Annotated[int, typer.Option(min=1, help="Tokens of a row.")] = 128,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Rows of a pass; give it again for more.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed passes of each model.")] = 30,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; torch's own number when left out.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Of the parameters and of the computation.")] = Precision.fp32,
+    json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the numbers.")] = None,
+) -> None:
+    """Show what models cost when they answer: parameters, MACs, size, memory, latency, side by side."""
+    from pathlib import Path
+
+    from limbeck import rundir
+    from limbeck.lab import profiles
+
+    path = None if json_file is None else Path(json_file)
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UserError(f"{path}: its folder is not there; make it, or choose another file with --json")
+    from limbeck.profile import of_sources
+    from limbeck.progress import tell
+
+    how = {"length": length, "batches": batch or [1, 32], "rounds": rounds, "threads": threads}
+    found = of_sources(models, precision=precision.value, tell=tell, **how)
+    profiles.show(found)
+    if path is not None:
+        rundir.write_json(path, found)
 
 
 @app.command()

@@ -26,7 +26,9 @@ from limbeck.still import COMMON, Still, Voice, common_loss
 from limbeck.world import World
 
 Teacher = Frozen | Ensemble | None
+TEACHER = "teacher"  # beside the taps of a learner
 SUMS = ("tokens", "logit_loss", "agreement", "labels", "label_loss", "label_accuracy")
+OF_LABELS = ("label_loss", "label_accuracy")
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Sums:
     def means(self, taught: bool) -> dict[str, float | None]:
         """The means that an evaluation tells; those of the teacher only where there is one."""
         of_teacher = {name: self.mean(name) if taught else None for name in ("logit_loss", "agreement")}
-        return {**of_teacher, **{name: self.mean(name) for name in ("label_loss", "label_accuracy")}}
+        return {**of_teacher, **{name: self.mean(name) for name in OF_LABELS}}
 
     def metrics(self, task: str) -> dict[str, Any]:
         """The metrics of a task, of the student and of its teacher."""
@@ -110,8 +112,10 @@ class Evaluation:
                     sums |= self._sums(teacher, group, batches)
                 for learner in learners:
                     mine, taught = sums[learner.name, "logits"], self.teachers[learner.name] is not None
+                    theirs = sums[learner.name, TEACHER]
                     found[learner.name, split] = {
                         **mine.means(taught),
+                        **{f"teacher_{name}": theirs.mean(name) for name in OF_LABELS},
                         **(mine.metrics(self.task) if self.task else {}),
                         "exits": {tap: self._of_exit(sums[learner.name, tap], taught) for tap in learner.exits},
                         "tokens": mine.tokens,
@@ -125,9 +129,13 @@ class Evaluation:
 
     @torch.no_grad()
     def _sums(self, teacher: Teacher, learners: Sequence[Learner], batches: Sequence[Batch]) -> dict[Voice, Sums]:
-        """Every model reads every batch once; the teacher's logits of a chunk serve all learners and their exits."""
+        """Every model reads every batch once; the teacher's logits of a chunk serve all learners and their exits.
+
+        Under the tap `TEACHER` stands how the teacher itself does on the labels, nothing where there is none.
+        """
         voices = {learner.name: ("logits", *learner.exits) for learner in learners}
         sums = {(name, tap): Sums() for name, taps in voices.items() for tap in taps}
+        theirs = Sums()
         for batch in batches:
             device = batch["input_ids"].device
             where = (batch["select"] & (batch["documents"] >= 0)).flatten().nonzero().squeeze(1)
@@ -144,6 +152,8 @@ class Evaluation:
                 for start in range(0, len(where), self.chunk):
                     rows = slice(start, start + self.chunk)
                     target = teacher.speak(said[rows]) if teacher and said is not None else None
+                    if target is not None:
+                        theirs.add(documents[rows], _values(target, None, labels[rows]))
                     for (learner, tap), features in inputs.items():
                         mine, here = learner.speak(features[rows], tap), sums[learner.name, tap]
                         here.add(documents[rows], _values(mine, target, labels[rows]))
@@ -151,7 +161,7 @@ class Evaluation:
                             here.answers.append(
                                 (_array(mine), _array(labels[rows]), None if target is None else _array(target))
                             )
-        return sums
+        return sums | {(learner.name, TEACHER): theirs for learner in learners}
 
     def _gradient_norms(self, learner: Learner, batch: Batch) -> list[float] | None:
         """The gradient norm by layer of the common logit loss on one batch: same loss, same scale for all settings."""

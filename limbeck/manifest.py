@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from limbeck import build, custom, designs, environment, stages, students
+from limbeck import build, custom, designs, environment, rundir, stages, students
 from limbeck.ensemble import Ensemble
 from limbeck.errors import UserError
 from limbeck.recipe import Recipe
@@ -49,6 +49,15 @@ def dump(table: Recipe, exclude: Any = None) -> str:
 def text(tables: Sequence[Recipe]) -> str:
     """What stands in the recipe.yaml of a run: its recipe, or the last of some stages with those before it."""
     return yaml.safe_dump(stages.dump(tables), sort_keys=False, allow_unicode=True)
+
+
+def show(folder: Path, baselines: Sequence[str]) -> bool:
+    """Writes which baselines the page shows beside the settings; whether they were others before."""
+    now = rundir.read_json(folder / rundir.MANIFEST)
+    if now.get("baselines", []) == list(baselines):
+        return False
+    rundir.write_json(folder / rundir.MANIFEST, now | {"baselines": list(baselines)})
+    return True
 
 
 def of(study: build.Study, flops: Mapping[str, float]) -> Facts:

@@ -16,6 +16,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 EVALS = "evals.jsonl"
 REASONS = "reasons.jsonl"
+PROFILE = "profile.json"  # what the models cost when they answer
 LINES = (METRICS, EVALS, REASONS)  # the files that grow line by line
 REPORT = "report.html"
 STUDY = "study.json"  # of a study of several arms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from limbeck import build, checkpoint, costs, export, manifest, progress, rundir
+from limbeck import build, checkpoint, costs, export, manifest, profile, progress, rundir
 from limbeck.actors import Learner
 from limbeck.engine import Course, Record, fit, require_finite, to_device
 from limbeck.errors import Interrupted, UserError
@@ -27,6 +27,7 @@ from limbeck.trackers import Trackers
 BARRIERS = 12  # pairs of students up to which the way between them is followed
 PIECE = 1 << 22  # tokens that are counted at a time
 BLOCKS = 64  # of an evaluation
+PROFILING, PROFILED = 10.0, 0.02  # seconds, or the share of the run's time where that is more, for profile.json
 SILENT = 0.01  # share of the gradient below which a term is named
 
 
@@ -37,10 +38,15 @@ def _occurrences(tokens: np.ndarray, vocabulary: int) -> np.ndarray:
 
 
 class Session:
-    """A study, its directory, and the hooks that write there; `recipe` is the text of its recipe.yaml."""
+    """A study, its directory, and the hooks that write there.
 
-    def __init__(self, study: build.Study, folder: Path, tell: Callable[[str], None], recipe: str) -> None:
-        self.study, self.folder, self.tell, self.recipe = study, folder, tell, recipe
+    `recipe` is the text of its recipe.yaml, `baselines` are shown beside its settings.
+    """
+
+    def __init__(
+        self, study: build.Study, folder: Path, tell: Callable[[str], None], recipe: str, baselines: Sequence[str] = ()
+    ) -> None:
+        self.study, self.folder, self.tell, self.recipe, self.baselines = study, folder, tell, recipe, baselines
         self.table, self.how = study.design.recipe, study.design.recipe.train
         self.evaluation, self.reasons = self._evaluation(), self._reasons()
         self.flops = costs.of_study(study.design).flops_per_step
@@ -113,7 +119,7 @@ class Session:
                 raise UserError(
                     f"{self.folder}: cannot be made ({error.strerror}); choose another with out=DIR"
                 ) from None
-            rundir.write_json(self.folder / rundir.MANIFEST, begun)
+            rundir.write_json(self.folder / rundir.MANIFEST, begun | {"baselines": list(self.baselines)})
             rundir.write_text(self.folder / rundir.RECIPE, self.recipe)
         self.study.world.wait()
         return 0
@@ -136,6 +142,7 @@ class Session:
         self._status("running", time.time())
         self.study.world.wait()  # all have read what is now taken away
         if self.study.world.is_main:
+            manifest.show(self.folder, self.baselines)
             rundir.write_text(self.folder / rundir.RECIPE, self.recipe)
             checkpoint.drop_after(self.folder / rundir.CHECKPOINTS, start)
             for left in (
@@ -228,7 +235,7 @@ class Session:
         self.study.world.wait()
 
     def _finish(self, begin: float) -> None:
-        """Exports the students, saves, draws the figures, writes the report."""
+        """Exports the students, profiles them, saves, draws the figures, writes the report."""
         if self.study.world.is_main:
             facts = rundir.read_json(self.folder / rundir.MANIFEST)
             last = [row for row in rundir.read_lines(self.folder / rundir.EVALS)[0] if row["step"] == self.how.steps]
@@ -236,6 +243,9 @@ class Session:
                 rows = [row for row in last if row["learner"] == learner.name]
                 card = export.model_card(facts, self.recipe, self.study.settings[learner.name], learner.name, rows)
                 export.export(self.folder, learner, self.study.design.student_tokenizer, card)
+            spent = facts["seconds"] + time.time() - begin
+            told = profile.of_study(self.study, seconds=max(PROFILING, PROFILED * spent))
+            rundir.write_json(self.folder / rundir.PROFILE, told)
         self._save(self.how.steps)
         self._status("done", begin)
         if self.study.world.is_main:

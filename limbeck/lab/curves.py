@@ -45,8 +45,17 @@ def over_seeds(series: list[tuple[np.ndarray, np.ndarray]], window: int = 1) -> 
 
 def thin(curve: Curve, points: int = POINTS) -> Curve:
     """Every k-th point of a long smooth curve, first and last included."""
-    keep = np.unique(np.linspace(0, len(curve.steps) - 1, min(points, len(curve.steps))).round().astype(int))
+    keep = spread(len(curve.steps), points)
     return Curve(curve.steps[keep], curve.mean[keep], curve.low[keep], curve.high[keep], curve.seeds)
+
+
+def spread(length: int, most: int) -> np.ndarray:
+    """Places in a row of some length, evenly spread, at most so many, first and last included.
+
+    >>> spread(10, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    return np.unique(np.linspace(0, length - 1, min(most, length)).round().astype(int))
 
 
 def flat(values: np.ndarray) -> np.ndarray:

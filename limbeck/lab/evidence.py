@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from limbeck.lab.baselines import of_baselines
 from limbeck.lab.judged import rows_of
+from limbeck.lab.outcomes import of_run
 from limbeck.lab.read import Lines, Run
-from limbeck.lab.table import as_markdown, cells, rows, title
-from limbeck.lab.verdicts import of_run
+from limbeck.lab.table import as_markdown, cells, ends, rows, title
 from limbeck.rundir import write_text
 
 FOLDER = "tables"
@@ -22,7 +23,7 @@ def write(run: Run) -> list[Path]:
     """Writes `tables/` beside the report: results, verdicts, every evaluation and every step; returns the files."""
     folder = run.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    results = rows(run)
+    results = [*rows(run), *of_baselines(run)]
     texts = {
         "results.csv": _csv(_results(results)),
         "results.md": as_markdown(results),
@@ -75,7 +76,7 @@ def _results(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _verdicts(run: Run) -> list[dict[str, Any]]:
     """One row for each measure and pair."""
     found = []
-    for outcome in of_run(rows_of(run)):
+    for outcome in of_run(rows_of(run), own_ends=ends(run) is not None):
         for verdict in outcome.verdicts:
             pair = verdict.comparison
             low, high = pair.interval or (None, None)

@@ -1,4 +1,4 @@
-"""Early exits beside the last layer: what each of them reaches on held-out text at the last common step."""
+"""Early exits beside the last layer: what each of them reaches on held-out text at the step of the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of a run: each a function of a `Run` that returns a figure, or None without numbers."""
+"""The figures of a run: each a function of a `Run` that returns a chart, or None without numbers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from limbeck.lab import style, words
+from limbeck.lab.chart import Chart, save
 from limbeck.lab.curves import Curve, binned, over_seeds, thin, window_for
 from limbeck.lab.lines import evaluated, lines
-from limbeck.lab.numbers import share
+from limbeck.lab.numbers import percent, share
 from limbeck.lab.read import Run, read
 from limbeck.rundir import FIGURES as FOLDER
 
@@ -24,7 +24,7 @@ UPDATE = "relative update |\u0394w| / |w| (dimensionless)"
 COLUMNS = 240  # of a heat map: steps are averaged to at most so many
 
 
-def multi_loss_terms(run: Run) -> Figure | None:
+def multi_loss_terms(run: Run) -> Chart | None:
     """What each term adds to the loss, and its share, for every setting of more than one term."""
     several = {setting: _contributions(run, setting) for setting in run.settings if len(run.terms(setting)) > 1}
     several = {setting: curves for setting, curves in several.items() if curves}
@@ -32,66 +32,66 @@ def multi_loss_terms(run: Run) -> Figure | None:
         return None
     terms = list(dict.fromkeys(term for curves in several.values() for term in curves))
     colours = {term: style.TERM_COLOURS[i % len(style.TERM_COLOURS)] for i, term in enumerate(terms)}
-    figure = Figure(figsize=(style.WIDTH, 0.5 + 2.7 * len(several)))
-    panels = figure.subplots(len(several), 2, squeeze=False, sharex=True)
+    chart = Chart(0.5 + 2.7 * len(several))
+    panels = chart.subplots(len(several), 2, squeeze=False, sharex=True)
     handles = {}
     for (left, right), (setting, curves) in zip(panels, several.items(), strict=True):
-        handles |= _amounts(left, curves, colours)
-        _shares(right, curves, colours)
+        handles |= _amounts(chart, left, curves, colours)
+        _shares(chart, right, curves, colours)
         left.set_title(style.label(setting), loc="left")
     for axes in panels[:-1].flat:
         axes.set_xlabel("")
-    style.legend(figure, list(handles.values()), list(handles))
-    return figure
+    style.legend(chart, list(handles.values()), list(handles))
+    return chart
 
 
-def metric_train(run: Run) -> Figure | None:
+def metric_train(run: Run) -> Chart | None:
     """The first metric of a task on training rows."""
     return _metric(run, "train")
 
 
-def metric_test(run: Run) -> Figure | None:
+def metric_test(run: Run) -> Chart | None:
     """The first metric of a task on held-out rows."""
     return _metric(run, "test")
 
 
-def logit_loss_train(run: Run) -> Figure | None:
+def logit_loss_train(run: Run) -> Chart | None:
     """Logit loss on training text: evaluations of a fixed sample, and the batches themselves, faint."""
     return evaluated(run, "logit_loss", "train", words.of(run).logit_axis, batches=True)
 
 
-def logit_loss_test(run: Run) -> Figure | None:
+def logit_loss_test(run: Run) -> Chart | None:
     """Logit loss on held-out text."""
     return evaluated(run, "logit_loss", "test", words.of(run).logit_axis)
 
 
-def label_loss_train(run: Run) -> Figure | None:
+def label_loss_train(run: Run) -> Chart | None:
     """Label loss on training text, for a run without a teacher of all settings."""
     return evaluated(run, "label_loss", "train", words.of(run).label_axis) if _by_labels(run) else None
 
 
-def label_loss_test(run: Run) -> Figure | None:
+def label_loss_test(run: Run) -> Chart | None:
     """Label loss on held-out text, for a run without a teacher of all settings."""
     return evaluated(run, "label_loss", "test", words.of(run).label_axis) if _by_labels(run) else None
 
 
-def label_accuracy_train(run: Run) -> Figure | None:
+def label_accuracy_train(run: Run) -> Chart | None:
     """Share of the labels that the student names, on training text, for a run without a teacher of all settings."""
     return _label_accuracy(run, "train")
 
 
-def label_accuracy_test(run: Run) -> Figure | None:
+def label_accuracy_test(run: Run) -> Chart | None:
     """Share of the labels that the student names, on held-out text, for a run without a teacher of all settings."""
     return _label_accuracy(run, "test")
 
 
-def gradient_norm(run: Run) -> Figure | None:
+def gradient_norm(run: Run) -> Chart | None:
     """Norm of the gradient of each setting's own loss, averaged over the layers."""
     window = window_for(run)
     return lines(run, "grad_norm_mean", None, f"{GRADIENT},\nmean over layers", window=window)
 
 
-def gradient_norm_layers(run: Run) -> Figure | None:
+def gradient_norm_layers(run: Run) -> Chart | None:
     """Heat maps step x layer of the gradient norm, one per setting, one colour scale."""
     maps = {setting: _layers(run, setting) for setting in run.settings}
     maps = {setting: found for setting, found in maps.items() if found is not None}
@@ -101,13 +101,13 @@ def gradient_norm_layers(run: Run) -> Figure | None:
     low, high = float(values.min()), float(values.max())
     norm = LogNorm(low, max(high, 1.01 * low))
     layers = max(values.shape[1] for values, _ in maps.values())
-    figure = Figure(figsize=(style.WIDTH, 0.7 + len(maps) * min(0.9 + 0.22 * layers, 3.2)))
-    panels = figure.subplots(len(maps), 1, squeeze=False, sharex=True)[:, 0]
+    chart = Chart(0.7 + len(maps) * min(0.9 + 0.22 * layers, 3.2))
+    panels = chart.subplots(len(maps), 1, squeeze=False, sharex=True)[:, 0]
     for axes, (setting, (values, edges)) in zip(panels, maps.items(), strict=True):
         _heat(axes, values, edges, norm)
         axes.set_title(style.label(setting), loc="left")
     style.step_axis(panels[-1], max(edges[-1] for _, edges in maps.values()), 0.5)
-    bar = figure.colorbar(
+    bar = chart.colorbar(
         ScalarMappable(norm, style.COLOUR_MAP),
         ax=list(panels),
         label=GRADIENT + "\n(log scale)",
@@ -115,22 +115,22 @@ def gradient_norm_layers(run: Run) -> Figure | None:
         pad=0.02,
     )
     style.plain_log_ticks(bar.ax.yaxis, high / low)
-    return figure
+    return chart
 
 
-def logit_gradient_norm(run: Run) -> Figure | None:
+def logit_gradient_norm(run: Run) -> Chart | None:
     """Norm of the gradient of the common logit loss, averaged over the layers: comparable."""
     said = words.of(run)
     label = f"gradient norm of the {said.logit_loss}\n(L2; {said.slope}),\nmean over layers"
     return lines(run, "logit_grad_norm_layers", _split_with(run, "logit_grad_norm_layers"), label)
 
 
-def update_ratio(run: Run) -> Figure | None:
+def update_ratio(run: Run) -> Chart | None:
     """How far an update moves the weights, relative to their size, averaged over the layers."""
     return lines(run, "update_ratio_layers", _split_with(run, "update_ratio_layers"), f"{UPDATE},\nmean over layers")
 
 
-FIGURES: dict[str, Callable[[Run], Figure | None]] = {
+FIGURES: dict[str, Callable[[Run], Chart | None]] = {
     "metric-test": metric_test,
     "metric-train": metric_train,
     "multi-loss-terms": multi_loss_terms,
@@ -156,13 +156,13 @@ def draw(folder: str | Path | Run) -> list[Path]:
     paths = []
     with style.rules():
         for name, make in FIGURES.items():
-            figure = make(run)
-            if figure is not None:
-                paths += style.save(figure, run.folder / FOLDER, name)
+            chart = make(run)
+            if chart is not None:
+                paths += save(chart, run.folder / FOLDER, name)
     return paths
 
 
-def _metric(run: Run, split: str) -> Figure | None:
+def _metric(run: Run, split: str) -> Chart | None:
     first = words.of(run).metrics[:1]
     unit = " (share of 1)" if first and first[0].write is share else ""
     return evaluated(run, first[0].key, split, first[0].name + unit) if first else None
@@ -172,7 +172,7 @@ def _by_labels(run: Run) -> bool:
     return not (run.taught and run.shares_teacher)
 
 
-def _label_accuracy(run: Run, split: str) -> Figure | None:
+def _label_accuracy(run: Run, split: str) -> Chart | None:
     """Of text; rows have the metrics of their task."""
     shown = _by_labels(run) and run.task is None
     return evaluated(run, "label_accuracy", split, "label accuracy (share of 1)") if shown else None
@@ -197,13 +197,14 @@ def _contributions(run: Run, setting: str) -> dict[str, Curve]:
     return found
 
 
-def _amounts(axes: Axes, curves: dict[str, Curve], colours: dict[str, str]) -> dict[str, object]:
+def _amounts(chart: Chart, axes: Axes, curves: dict[str, Curve], colours: dict[str, str]) -> dict[str, object]:
     handles = {}
     for term, curve in curves.items():
         mean, low, high = (np.where(part > 0, part, np.nan) for part in (curve.mean, curve.low, curve.high))
         if curve.seeds > 1:
             axes.fill_between(curve.steps, low, high, color=colours[term], alpha=0.2, lw=0)
         handles[term] = axes.plot(curve.steps, mean, color=colours[term])[0]
+        chart.say_curve(axes, curve, lambda step, said, term=term: f"{term}: step {step:,}, {said}")
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     style.plain_log_ticks(axes.yaxis, high / low)
@@ -212,13 +213,18 @@ def _amounts(axes: Axes, curves: dict[str, Curve], colours: dict[str, str]) -> d
     return handles
 
 
-def _shares(axes: Axes, curves: dict[str, Curve], colours: dict[str, str]) -> None:
+def _shares(chart: Chart, axes: Axes, curves: dict[str, Curve], colours: dict[str, str]) -> None:
     """Stacked shares of the terms, 0 to 100 %, of the means over the seeds."""
     steps = next(iter(curves.values())).steps
     stack = np.abs([np.interp(steps, curve.steps, curve.mean) for curve in curves.values()])
     total = stack.sum(axis=0)
     shares = stack / np.where(total > 0, total, np.nan)
     axes.stackplot(steps, shares, colors=[colours[term] for term in curves], lw=0)
+    middles = np.cumsum(shares, axis=0) - shares / 2
+    for term, middle, part in zip(curves, middles, shares, strict=True):
+        chart.say(
+            axes, steps, middle, lambda i, it=term, y=part: f"{it}: step {steps[i]:,}, {percent(y[i])} of the loss"
+        )
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.yaxis.set_minor_locator(NullLocator())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,33 +16,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from limbeck.lab import style, words
+from limbeck.lab.chart import Chart, save
 from limbeck.lab.curves import Curve, over_seeds
 from limbeck.lab.numbers import number
 from limbeck.lab.reasons import Reasons, Row, calibrated, mean, stacked
-from limbeck.lab.svg import SVG, XLINK
 from limbeck.rundir import FIGURES as FOLDER
-from limbeck.rundir import write_text
 
 ROWS, COLUMNS = 8, 13  # of a grid the values of which can be read in its cells
 TEACHER = "teacher"
 Teacher = tuple[np.ndarray, str]  # its values, and the colour of its line
 
 
-@dataclass
-class Drawn:
-    """A figure, and what its points say under the pointer: id of a line -> a text for each of its points."""
-
-    figure: Figure
-    tips: dict[str, list[str]] = field(default_factory=dict)
-
-    def line(self, axes: Axes, x: np.ndarray, y: np.ndarray, tips: Sequence[str], **how: object) -> Line2D:
-        """A line the points of which have a text; x and y `[n]` are finite."""
-        name = f"points{len(self.tips)}"
-        self.tips[name] = list(tips)
-        return axes.plot(x, y, gid=name, clip_on=False, **how)[0]  # pyright: ignore[reportArgumentType]
-
-
-def alignment(why: Reasons) -> Drawn | None:
+def alignment(why: Reasons) -> Chart | None:
     """Linear CKA of the layers of each setting with those of its teacher, one panel for each setting."""
     grids = {setting: grid for setting, rows in why.learners.items() if (grid := mean(rows, "cka")) is not None}
     if not grids:
@@ -51,61 +35,61 @@ def alignment(why: Reasons) -> Drawn | None:
     across = min(2, len(grids))
     down = -(-len(grids) // across)
     tallest = max(grid.shape[0] for grid in grids.values())
-    figure = Figure(figsize=(style.WIDTH, 0.3 + down * (0.75 + min(0.27 * tallest, 3.2))))
-    panels = list(figure.subplots(down, across, squeeze=False).flat)
+    chart = Chart(0.3 + down * (0.75 + min(0.27 * tallest, 3.2)))
+    panels = list(chart.subplots(down, across, squeeze=False).flat)
     for axes, (setting, grid) in zip(panels, grids.items(), strict=False):
         _grid(axes, grid, across)
         axes.set_title(style.label(setting), loc="left")
     for axes in panels[len(grids) :]:
         axes.remove()
     scale = ScalarMappable(Normalize(0, 1), style.COLOUR_MAP)
-    figure.colorbar(scale, ax=panels[: len(grids)], label="linear CKA (0 to 1)", aspect=24 * down, pad=0.02)
-    return Drawn(figure)
+    chart.colorbar(scale, ax=panels[: len(grids)], label="linear CKA (0 to 1)", aspect=24 * down, pad=0.02)
+    return chart
 
 
-def rank(why: Reasons) -> Drawn | None:
+def rank(why: Reasons) -> Chart | None:
     """Effective rank by layer."""
     found = {setting: _curve(stacked(rows, "effective_rank")) for setting, rows in why.learners.items()}
     curves = {setting: curve for setting, curve in found.items() if curve}
     if not curves:
         return None
-    drawn = Drawn(Figure(figsize=(style.WIDTH, 3.7)))
-    axes = drawn.figure.subplots()
+    chart = Chart(3.7)
+    axes = chart.subplots()
     known = {
         it: ranks for it, rows in why.learners.items() if (ranks := mean(rows, "teacher_effective_rank")) is not None
     }
     theirs = {name: (known[it], _teacher_hue(why, name, it)) for name, it in _teachers(why, known).items()}
-    handles = _lines(drawn, axes, why, curves, theirs, lambda x, y: f"layer {x:.0f}, effective rank {number(y)}")
+    handles = _lines(chart, axes, why, curves, theirs, lambda x, said: f"layer {x}, effective rank {said}")
     _values(axes, curves, theirs, "effective rank, directions")
     axes.set_xlabel("layer (0: the embedding)")
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-    _legend(drawn.figure, axes, handles)
-    return drawn
+    _legend(chart, axes, handles)
+    return chart
 
 
-def reliability(why: Reasons) -> Drawn | None:
+def reliability(why: Reasons) -> Chart | None:
     """Accuracy against confidence, with the expected calibration error in the legend."""
     mine = {it: found for it, rows in why.learners.items() if (found := calibrated(rows))}
     if not mine:
         return None
-    drawn = Drawn(Figure(figsize=(style.WIDTH, 4.3)))
-    axes = drawn.figure.subplots()
+    chart = Chart(4.3)
+    axes = chart.subplots()
     axes.plot([0, 1], [0, 1], color="#999999", ls=":", lw=1.2)
     handles: dict[str, Line2D] = {}
     theirs = {it: found for it, rows in why.learners.items() if (found := calibrated(rows, "teacher_calibration"))}
     for setting, table in mine.items():
-        handles[_with_ece(setting, table)] = _reliable(drawn, axes, setting, table, **_look(why, setting))
+        handles[_with_ece(setting, table)] = _reliable(chart, axes, setting, table, **_look(why, setting))
     for name, setting in _teachers(why, theirs).items():
         look = {"color": _teacher_hue(why, name, setting), "ls": "--", "lw": 1.2, "marker": ".", "ms": 5}
-        handles[_with_ece(name, theirs[setting])] = _reliable(drawn, axes, name, theirs[setting], **look)
+        handles[_with_ece(name, theirs[setting])] = _reliable(chart, axes, name, theirs[setting], **look)
     axes.set(
         xlim=(0, 1), ylim=(0, 1), xlabel="confidence (probability of the likeliest)", ylabel="accuracy (share of 1)"
     )
-    _legend(drawn.figure, axes, handles)
-    return drawn
+    _legend(chart, axes, handles)
+    return chart
 
 
-def frequency(why: Reasons) -> Drawn | None:
+def frequency(why: Reasons) -> Chart | None:
     """Agreement and logit loss by how often a token stands in the training text."""
     edges = max((it for rows in why.learners.values() for row in rows if (it := _edges(row))), key=len, default=[])
     tips = [
@@ -115,13 +99,13 @@ def frequency(why: Reasons) -> Drawn | None:
     return _by(why, "by_frequency", [_short(edge) for edge in edges], "times in the training text, from", tips)
 
 
-def place(why: Reasons) -> Drawn | None:
+def place(why: Reasons) -> Chart | None:
     """Agreement and logit loss by the place in the block."""
     eighths = [str(eighth) for eighth in range(1, 9)]
     return _by(why, "by_place", eighths, "place in the block, in eighths", [f"eighth {eighth}" for eighth in eighths])
 
 
-FIGURES: dict[str, Callable[[Reasons], Drawn | None]] = {
+FIGURES: dict[str, Callable[[Reasons], Chart | None]] = {
     "reasons-cka": alignment,
     "reasons-rank": rank,
     "reasons-calibration": reliability,
@@ -131,29 +115,14 @@ FIGURES: dict[str, Callable[[Reasons], Drawn | None]] = {
 
 
 def draw(why: Reasons) -> list[Path]:
-    """Write every figure for which there are numbers to figures/NAME.svg and .png; returns the paths of the .svg."""
+    """Write every figure for which there are numbers to figures/NAME.svg and .png; returns the paths written."""
     paths = []
     with style.rules():
         for name, make in FIGURES.items():
-            drawn = make(why) if why.learners else None
-            if drawn is not None:
-                path, _ = style.save(drawn.figure, why.run.folder / FOLDER, name)
-                write_text(path, titled(path.read_text(encoding="utf-8"), drawn.tips))
-                paths.append(path)
+            chart = make(why) if why.learners else None
+            if chart is not None:
+                paths += save(chart, why.run.folder / FOLDER, name)
     return paths
-
-
-def titled(source: str, tips: Mapping[str, Sequence[str]]) -> str:
-    """An SVG file with a `<title>` in the points of each line that `tips` names: browsers show it under the pointer."""
-    ElementTree.register_namespace("", SVG)
-    ElementTree.register_namespace("xlink", XLINK)
-    root = ElementTree.fromstring(source)
-    for group in root.iter(f"{{{SVG}}}g"):
-        points = list(group.iter(f"{{{SVG}}}use"))
-        said = tips.get(group.get("id", ""), ())
-        for point, text in zip(points, said, strict=len(said) > 0):
-            ElementTree.SubElement(point, f"{{{SVG}}}title").text = text
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def _grid(axes: Axes, grid: np.ndarray, across: int) -> None:
@@ -176,10 +145,10 @@ def _grid(axes: Axes, grid: np.ndarray, across: int) -> None:
     axes.grid(False)
 
 
-def _by(why: Reasons, name: str, bins: list[str], label: str, tips: list[str]) -> Drawn | None:
+def _by(why: Reasons, name: str, bins: list[str], label: str, tips: list[str]) -> Chart | None:
     """Two panels, agreement and logit loss, over bins; None where nothing was compared."""
     said = words.of(why.run)
-    drawn = Drawn(Figure(figsize=(style.WIDTH, 3.4)))
+    chart = Chart(3.4)
     shown = {"agreement": "agreement (share of 1)", "logit_loss": f"{said.logit_loss}{said.of_unit}"}
     found = {
         column: {it: curve for it, rows in why.learners.items() if (curve := _curve(stacked(rows, f"{name}.{column}")))}
@@ -189,16 +158,16 @@ def _by(why: Reasons, name: str, bins: list[str], label: str, tips: list[str]) -
     if not found:
         return None
     handles: dict[str, Line2D] = {}
-    panels = drawn.figure.subplots(1, len(found), squeeze=False)[0]
+    panels = chart.subplots(1, len(found), squeeze=False)[0]
     for axes, (column, curves) in zip(panels, found.items(), strict=True):
         write = shown[column].partition(" (")[0]
-        handles |= _lines(drawn, axes, why, curves, {}, lambda x, y, it=write: f"{tips[int(x)]}, {it} {number(y)}")
+        handles |= _lines(chart, axes, why, curves, {}, lambda x, said, it=write: f"{tips[x]}, {it} {said}")
         _values(axes, curves, {}, shown[column])
         axes.set_xticks(range(len(bins)), bins)
         axes.set_xlim(-0.3, len(bins) - 0.7)
         axes.set_xlabel(label)
-    _legend(drawn.figure, drawn.figure, handles)
-    return drawn
+    _legend(chart, chart, handles)
+    return chart
 
 
 def _curve(values: np.ndarray | None) -> Curve | None:
@@ -211,12 +180,12 @@ def _curve(values: np.ndarray | None) -> Curve | None:
 
 
 def _lines(
-    drawn: Drawn,
+    chart: Chart,
     axes: Axes,
     why: Reasons,
     curves: Mapping[str, Curve],
     teachers: Mapping[str, Teacher],
-    tip: Callable[[float, float], str],
+    tip: Callable[[int, str], str],
 ) -> dict[str, Line2D]:
     """One line for each setting, with its band, and a dashed one for each teacher."""
     handles = {}
@@ -224,12 +193,13 @@ def _lines(
         look = _look(why, setting)
         if curve.seeds > 1:
             axes.fill_between(curve.steps, curve.low, curve.high, color=look["color"], alpha=0.18, lw=0)
-        tips = [f"{setting}: {tip(x, y)}" for x, y in zip(curve.steps, curve.mean, strict=True)]
-        handles[setting] = drawn.line(axes, curve.steps, curve.mean, tips, **look)
+        handles[setting] = axes.plot(curve.steps, curve.mean, clip_on=False, **look)[0]
+        chart.say_curve(axes, curve, lambda x, said, it=setting: f"{it}: {tip(x, said)}")
     for name, (values, hue) in teachers.items():
         x = np.flatnonzero(np.isfinite(values))
-        tips = [f"{name}: {tip(layer, values[layer])}" for layer in x.tolist()]
-        handles[name] = drawn.line(axes, x, values[x], tips, color=hue, ls="--", lw=1.2, marker=".", ms=5)
+        handles[name] = axes.plot(x, values[x], color=hue, ls="--", lw=1.2, marker=".", ms=5, clip_on=False)[0]
+        every = np.arange(len(values))
+        chart.say(axes, every, values, lambda layer, it=name, y=values: f"{it}: {tip(layer, number(y[layer]))}")
     return handles
 
 
@@ -250,7 +220,7 @@ def _values(axes: Axes, curves: Mapping[str, Curve], teachers: Mapping[str, Teac
 
 def _teachers(why: Reasons, settings: Iterable[str]) -> dict[str, str]:
     """Name of a teacher -> a setting that it teaches: one where all settings share it, else each one's own."""
-    if why.run.shares_teacher:
+    if why.one_teacher:
         return dict(zip([TEACHER], settings, strict=False))
     return {f"teacher of {setting}": setting for setting in settings}
 
@@ -259,14 +229,16 @@ def _teacher_hue(why: Reasons, name: str, setting: str) -> str:
     return style.TEACHER_COLOUR if name == TEACHER else style.colour(why.run.settings, setting)
 
 
-def _reliable(drawn: Drawn, axes: Axes, name: str, table: Mapping[str, np.ndarray], **look: object) -> Line2D:
+def _reliable(chart: Chart, axes: Axes, name: str, table: Mapping[str, np.ndarray], **look: Any) -> Line2D:
     full = table["count"] > 0
     x, y, counts = table["confidence"][full], table["accuracy"][full], table["count"][full]
-    tips = [
-        f"{name}: confidence {number(a)}, accuracy {number(b)}, {int(n):,} predictions"
-        for a, b, n in zip(x, y, counts, strict=True)
-    ]
-    return drawn.line(axes, x, y, tips, **look)
+
+    def tip(place: int) -> str:
+        said = f"confidence {number(x[place])}, accuracy {number(y[place])}"
+        return f"{name}: {said}, {int(counts[place]):,} predictions"
+
+    chart.say(axes, x, y, tip)
+    return axes.plot(x, y, clip_on=False, **look)[0]
 
 
 def _with_ece(name: str, table: Mapping[str, np.ndarray]) -> str:
@@ -274,7 +246,7 @@ def _with_ece(name: str, table: Mapping[str, np.ndarray]) -> str:
     return f"{short}, ECE {float(table['ece']):.3f}"
 
 
-def _look(why: Reasons, setting: str) -> dict[str, object]:
+def _look(why: Reasons, setting: str) -> dict[str, Any]:
     every = why.run.settings
     return {"color": style.colour(every, setting), "marker": style.marker(every, setting), "ms": 4}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,13 @@ class Part(NamedTuple):
     name: str
     run: Run
     shown: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Joined(Run):
+    """One run of many, and what it was made of."""
+
+    parts: tuple[Part, ...] = ()
 
 
 def gather(folder: str | Path) -> Run:
@@ -80,7 +88,7 @@ def _begun(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and bool(read_lines(folder / METRICS)[0])
 
 
-def join(folder: Path, name: str, parts: Sequence[Part], notes: Sequence[str]) -> Run:
+def join(folder: Path, name: str, parts: Sequence[Part], notes: Sequence[str]) -> Joined:
     """One run of many: settings under the names that the parts give them.
 
     What the page says of model and text is the first one's; where others differ, a note says so.
@@ -102,7 +110,7 @@ def join(folder: Path, name: str, parts: Sequence[Part], notes: Sequence[str]) -
     said += [line for what in DIFFER if (line := _differs(what, parts))]
     recipe = folder / RECIPE
     text = recipe.read_text(encoding="utf-8") if recipe.is_file() else first.recipe
-    return Run(folder, manifest, text, metrics, evals, tuple(dict.fromkeys(said)))
+    return Joined(folder, manifest, text, metrics, evals, tuple(dict.fromkeys(said)), tuple(parts))
 
 
 def _study(folder: Path) -> dict[str, Any]:
@@ -113,15 +121,16 @@ def _study(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / STUDY}: is damaged; restore it, or run the recipe again") from None
 
 
+def called(label: str, shown: Mapping[str, str]) -> str:
+    """A setting under its other name; tied learners keep what is behind the setting's own: mutual-a, mutual-a lr=0.1."""
+    setting = max((it for it in shown if label == it or label.startswith(f"{it}-")), key=len, default=label)
+    name, suffix = shown.get(setting, setting), label.removeprefix(setting)
+    own, more = (setting, name.removeprefix(setting)) if name.startswith(setting) else (name, "")
+    return own + suffix + more
+
+
 def _renamed(lines: Lines, shown: Mapping[str, str]) -> Lines:
-    """The lines under other names; tied learners keep what is behind the setting's own: mutual-a, mutual-a lr=0.1."""
-    found: Lines = {}
-    for (label, seed), rows in lines.items():
-        setting = max((it for it in shown if label == it or label.startswith(f"{it}-")), key=len, default=label)
-        name, suffix = shown.get(setting, setting), label.removeprefix(setting)
-        own, more = (setting, name.removeprefix(setting)) if name.startswith(setting) else (name, "")
-        found[own + suffix + more, seed] = rows
-    return found
+    return {(called(label, shown), seed): rows for (label, seed), rows in lines.items()}
 
 
 def _differs(what: str, parts: Sequence[Part]) -> str | None:

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 from limbeck.lab import inner
 from limbeck.lab.numbers import count, number
+from limbeck.lab.outcomes import Outcome, of_run
 from limbeck.lab.read import Run
-from limbeck.lab.verdicts import Outcome, Verdict, of_run
+from limbeck.lab.table import ends
+from limbeck.lab.verdicts import Verdict
 from limbeck.lab.words import compared, of
 
 FEW = 5  # seeds below which the smallest effect is stated
@@ -33,7 +35,11 @@ def judged(run: Run) -> list[Judged]:
     if len(run.settings) < 2:
         return []
     first = compared(run).key.removeprefix("metrics.")
-    found = [each for each in of_run(rows_of(run)) if each.values and _compares(run, each.measure.name)]
+    found = [
+        each
+        for each in of_run(rows_of(run), own_ends=ends(run) is not None)
+        if each.values and _compares(run, each.measure.name)
+    ]
     found.sort(key=lambda each: each.measure.name != first)
     return [_judged(run, each, each.measure.name == first) for each in found if each.verdicts]
 

@@ -6,18 +6,19 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from limbeck.lab import style, words
+from limbeck.lab.chart import Chart
 from limbeck.lab.curves import Curve, across_seeds, thin
+from limbeck.lab.numbers import number
 from limbeck.lab.read import Run
 
 SPLITS = ("train", "test")
+LEVEL = 24  # points of a level line that say its value
 
 
-def evaluated(run: Run, name: str, split: str, label: str, batches: bool = False) -> Figure | None:
+def evaluated(run: Run, name: str, split: str, label: str, batches: bool = False) -> Chart | None:
     """Evaluations of a split; the y axis is the same for both splits, so that the figures compare.
 
     The value of the teacher, where there is one of this column, is a dashed line.
@@ -42,7 +43,7 @@ def lines(
     window: int = 1,
     batches: bool = False,
     levels: Mapping[str, float] | None = None,
-) -> Figure | None:
+) -> Chart | None:
     """One line per setting: mean over the seeds, a band from the lowest to the highest seed.
 
     window > 1 draws running means and the raw values, faint. batches: the training batches too, faint.
@@ -51,21 +52,21 @@ def lines(
     curves = _lines_of(run, name, split, window)
     if not curves:
         return None
-    figure = Figure(figsize=(style.WIDTH, 3.7))
-    axes = figure.subplots()
+    chart = Chart(3.7)
+    axes = chart.subplots()
     raw = _lines_of(run, name, None) if window > 1 or batches else {}
     for setting, curve in raw.items():
         hue = style.colour(run.settings, setting)
         axes.plot(curve.steps, curve.mean, color=hue, alpha=0.28, lw=0.7, rasterized=len(curve.steps) > 2000)
-    handles = {setting: _line(axes, run, setting, curve, marks=split is not None) for setting, curve in curves.items()}
+    handles = {setting: _line(chart, run, setting, curve, marks=split is not None) for setting, curve in curves.items()}
     shown = [*curves.values(), *([] if batches else raw.values())]
     style.value_axis(axes, *_range(shown), label)
     style.step_axis(axes, max(curve.steps[-1] for curve in shown))
-    teachers = _levels(axes, run, levels or {})
+    teachers = _levels(chart, run, levels or {})
     seeds = max(curve.seeds for curve in curves.values())
     title = f"mean and range of {seeds} seeds" if seeds > 1 else None
     style.legend(axes, [*handles.values(), *teachers.values()], [*handles, *teachers], title)
-    return figure
+    return chart
 
 
 def _lines_of(run: Run, name: str, split: str | None, window: int = 1) -> dict[str, Curve]:
@@ -73,11 +74,13 @@ def _lines_of(run: Run, name: str, split: str | None, window: int = 1) -> dict[s
     return {setting: curve for setting, curve in curves.items() if curve is not None}
 
 
-def _line(axes: Axes, run: Run, setting: str, curve: Curve, marks: bool) -> Line2D:
+def _line(chart: Chart, run: Run, setting: str, curve: Curve, marks: bool) -> Line2D:
+    (axes,) = chart.axes
     hue, shape = style.colour(run.settings, setting), style.marker(run.settings, setting)
     curve = curve if marks else thin(curve)
     if curve.seeds > 1:
         axes.fill_between(curve.steps, curve.low, curve.high, color=hue, alpha=0.18, lw=0)
+    chart.say_curve(axes, curve, lambda step, said: f"{setting}: step {step:,}, {said}")
     size = 4 if marks and len(curve.steps) <= 40 else 0
     return axes.plot(curve.steps, curve.mean, color=hue, marker=shape, ms=size, clip_on=False)[0]
 
@@ -93,18 +96,21 @@ def _of_teacher(run: Run, name: str, split: str) -> dict[str, float]:
     return found
 
 
-def _levels(axes: Axes, run: Run, levels: Mapping[str, float]) -> dict[str, Line2D]:
+def _levels(chart: Chart, run: Run, levels: Mapping[str, float]) -> dict[str, Line2D]:
     """One dashed line for the teacher; one in each setting's colour where every setting has its own."""
     if not levels:
         return {}
     if len(set(levels.values())) == 1:
-        return {"teacher": _level(axes, next(iter(levels.values())), style.TEACHER_COLOUR)}
+        return {"teacher": _level(chart, "teacher", next(iter(levels.values())), style.TEACHER_COLOUR)}
     for setting, level in levels.items():
-        _level(axes, level, style.colour(run.settings, setting))
+        _level(chart, f"teacher of {setting}", level, style.colour(run.settings, setting))
     return {"teacher of the setting": Line2D([], [], color=style.TEACHER_COLOUR, ls="--", lw=1.2)}
 
 
-def _level(axes: Axes, level: float, hue: str) -> Line2D:
+def _level(chart: Chart, name: str, level: float, hue: str) -> Line2D:
+    (axes,) = chart.axes
+    places = np.linspace(*axes.get_xlim(), LEVEL)
+    chart.say(axes, places, np.full(LEVEL, level), lambda _: f"{name}: {number(level)}")
     return axes.axhline(level, color=hue, ls="--", lw=1.2)
 
 

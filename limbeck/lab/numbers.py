@@ -78,3 +78,24 @@ def flops(value: float) -> str:
 def count(number: int, word: str) -> str:
     """1 seed, 2,000 steps."""
     return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
+def _scaled(value: float, units: Mapping[str, float]) -> str:
+    """Three significant digits in the largest unit of which there is at least one."""
+    unit = next((name for name, each in units.items() if value >= each), list(units)[-1])
+    return f"{value / units[unit]:#.3g}".rstrip(".") + f" {unit}".rstrip()
+
+
+def amount(value: float) -> str:
+    """Three significant digits of a count: 2.95 G, 7.08 M."""
+    return _scaled(value, {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0})
+
+
+def size(value: float) -> str:
+    """Three significant digits of bytes: 12.8 MiB."""
+    return _scaled(value, {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1.0})
+
+
+def latency(seconds: float) -> str:
+    """Three significant digits of a short time: 84.1 ms."""
+    return _scaled(seconds, {"s": 1.0, "ms": 1e-3})

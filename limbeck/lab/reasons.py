@@ -1,34 +1,29 @@
-"""Reads reasons.jsonl, why one setting beats another, and writes its tables and words for the report."""
+"""Reads reasons.jsonl: why one setting beats another."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from limbeck.errors import UserError
-from limbeck.lab import words
-from limbeck.lab.captions import Caption
-from limbeck.lab.numbers import coefficient, count, number, percent
+from limbeck.lab.joined import Joined, called
 from limbeck.lab.read import Row, Run
 from limbeck.rundir import REASONS as FILE
 
-MOST = 45  # pairs that a table shows
 NEEDED = {"learner": ("step", "seed", "learner"), "pair": ("step", "seed", "learners")}
-NONE = "\u2013"
-BANDS = "One line per setting: the mean over its seeds. The band runs from the lowest to the highest seed. "
 
 
 @dataclass(frozen=True)
 class Reasons:
     """What was measured at the last step: setting -> the lines of its seeds, and the lines of pairs of learners.
 
-    before: the same at step 0. labels: learner -> setting, as the page calls it. notes: what is damaged.
+    Of several runs step is that of the longest one. before: the same at step 0. labels: learner -> setting, as the
+    page calls it. one_teacher: of all settings. notes: what is damaged or missing.
     """
 
     run: Run
@@ -37,23 +32,18 @@ class Reasons:
     before: dict[str, list[Row]]
     pairs: list[Row]
     labels: dict[str, str]
+    one_teacher: bool
     notes: tuple[str, ...]
 
 
-class Table(NamedTuple):
-    """Headings, and lines of text that each begin with a name; and a remark on all of them."""
-
-    headings: list[str]
-    lines: list[list[str]]
-    remark: str
-
-
 def of(run: Run) -> Reasons | None:
-    """What the run recorded of reasons in its last stage; None without the file.
+    """What the run, or each of several that were joined, recorded of reasons in its last stage; None without a file.
 
     Raises:
         UserError: a line other than the last one is damaged.
     """
+    if isinstance(run, Joined):
+        return _of_parts(run)
     path = run.folder / FILE
     if not path.is_file():
         return None
@@ -63,9 +53,27 @@ def of(run: Run) -> Reasons | None:
     rows = [row for row in rows if row.get("stage") == stage and _names(row) <= labels.keys()]
     step = max((row["step"] for row in rows if row["kind"] == "learner"), default=0)
     pairs = {tuple(row["learners"]): row for row in rows if row["kind"] == "pair" and row["step"] == step}
-    return Reasons(
-        run, step, _at(rows, labels, run, step), _at(rows, labels, run, 0), list(pairs.values()), labels, tuple(notes)
-    )
+    now, then = (_at(rows, labels, run, at) for at in (step, 0))
+    return Reasons(run, step, now, then, list(pairs.values()), labels, run.shares_teacher, tuple(notes))
+
+
+def _of_parts(run: Joined) -> Reasons | None:
+    """Those of the parts under the names of the page; a part without reasons is noted."""
+    found = [(part, why) for part in run.parts if (why := of(part.run)) is not None]
+    if not found:
+        return None
+    has = [part.name for part, _ in found]
+    notes = [f"{part.name}: no reasons were recorded." for part in run.parts if part.name not in has]
+    notes += [f"{part.name}: {note}" for part, why in found for note in why.notes]
+    now = {called(it, part.shown): rows for part, why in found for it, rows in why.learners.items()}
+    then = {called(it, part.shown): rows for part, why in found for it, rows in why.before.items()}
+    labels = {f"{part.name}/{it}": called(label, part.shown) for part, why in found for it, label in why.labels.items()}
+    pairs = [
+        row | {"learners": [f"{part.name}/{it}" for it in row["learners"]]} for part, why in found for row in why.pairs
+    ]
+    teachers = {str((part.run.manifest.get("teacher") or {}).get("sha256")) for part, _ in found}
+    one = len(teachers) == 1 and all(why.one_teacher for _, why in found)
+    return Reasons(run, max(why.step for _, why in found), now, then, pairs, labels, one, tuple(notes))
 
 
 def mean(rows: Iterable[Row], name: str) -> np.ndarray | None:
@@ -98,136 +106,6 @@ def calibrated(rows: Iterable[Row], name: str = "calibration") -> dict[str, np.n
             return None
         found[column] = np.where(total > 0, np.nansum(counts * values, axis=0) / np.maximum(total, 1), np.nan)
     return found
-
-
-def introduction(why: Reasons) -> str:
-    """Where and on how much this was measured."""
-    rows = [row for lines in why.learners.values() for row in lines]
-    tokens, states = (max(int(row.get(name) or 0) for row in rows) for name in ("tokens", "states"))
-    what = "row" if why.run.task else "token"
-    said = f"Measured at step {why.step:,} on {count(tokens, 'fixed ' + what)} that no student was trained on"
-    seeds = max(map(len, why.learners.values()))
-    over = f" Every number is a mean over {count(seeds, 'seed')}." if seeds > 1 else ""
-    return f"{said}; layers are compared by what they hold at {count(states, 'token')}.{over}"
-
-
-def pulls(run: Run) -> Table | None:
-    """For each setting of several terms: shares of the gradient, and cosines of every two terms, at the last probe."""
-    probes = {setting: _probes(run, setting) for setting in run.settings}
-    probes = {setting: found for setting, found in probes.items() if any(len(row) > 1 for row, _ in found)}
-    if not probes:
-        return None
-    terms = list(dict.fromkeys(term for found in probes.values() for cosines, _ in found for term in cosines))
-    lines = []
-    for setting, found in probes.items():
-        for one in (term for term in terms if term in found[0][0]):
-            share = _average([shares.get(one) for _, shares in found])
-            beside = [_average([cosines.get(one, {}).get(other) for cosines, _ in found]) for other in terms]
-            cells = [
-                NONE if it is None or one == other else _signed(it) for it, other in zip(beside, terms, strict=True)
-            ]
-            lines.append([setting, one, NONE if share is None else percent(share), *cells])
-    remark = (
-        "Share: how much of the length of all gradients together comes from this term, with its weight. The other "
-        "columns are the cosine between the gradients of two terms: 1, they pull in the same direction; 0, they have "
-        "nothing to do with each other; below 0, what helps one hurts the other."
-    )
-    return Table(["setting", "term", "share", *(f"with {term}" for term in terms)], lines, remark)
-
-
-def couples(why: Reasons) -> Table | None:
-    """Every pair of settings of one seed: how far the two went apart, the mean over the seeds."""
-    order = why.run.settings
-    found: dict[tuple[str, ...], list[Row]] = {}
-    for row in why.pairs:
-        pair = sorted((why.labels[learner] for learner in row["learners"]), key=order.index)
-        found.setdefault(tuple(pair), []).append(row)
-    if not found:
-        return None
-    pairs = [pair for pair in combinations(order, 2) if pair in found]
-    lines = [[*pair, *_apart(found[pair])] for pair in pairs[:MOST]]
-    said = words.of(why.run)
-    names = ["setting", "and", "same answer", f"symmetric KL{said.of_unit}", "rise of the loss between them"]
-    remark = (
-        f"Same answer: the share of {'rows' if why.run.task else 'places'} at which both say the same. Rise: the loss on the "
-        "straight line between the weights of the two rises by so much above its ends; about 0 means that both lie in "
-        "one valley, as only students that began with the same weights can be expected to."
-    )
-    if len(pairs) > MOST:
-        remark += f" The first {MOST} of {len(pairs)} pairs are shown."
-    measured = [i for i in range(len(names)) if i < 2 or any(line[i] != NONE for line in lines)]
-    return Table([names[i] for i in measured], [[line[i] for i in measured] for line in lines], remark)
-
-
-def caption(name: str, why: Reasons) -> Caption:
-    """The words around one figure of reasons."""
-    loss = words.of(why.run).logit_loss
-    title, alt, reading = (part.replace("{logit_loss}", loss) for part in CAPTIONS[name])
-    if name == "reasons-cka":
-        alt, reading = f"{alt} {_highest(why)}", f"{reading} {_from_start(why)}".strip()
-    return Caption(title, alt, reading)
-
-
-CAPTIONS = {
-    "reasons-cka": Caption(
-        "What the layers have in common with the teacher's",
-        "Heat maps of linear CKA, student layers by teacher layers, one for each setting.",
-        "Each cell compares one layer of the student with one of the teacher (linear CKA): 1 means that both hold the "
-        "same information, up to rotation and scale. Layer 0 is the embedding. A bright band from the lower left to the "
-        "upper right means that the student goes the teacher's way, layer after layer. Models that have nothing to do "
-        "with each other are not at 0.",
-    ),
-    "reasons-rank": Caption(
-        "Directions in use, by layer",
-        "Line chart of the effective rank against the layer, one line per setting, and the teacher, dashed.",
-        BANDS
-        + "The effective rank says how many directions a layer really uses; it is at most the width of the layer. "
-        "A line that falls to a few means that the layer has collapsed. Widths differ, so compare settings with each "
-        "other, and with the teacher only the shape.",
-    ),
-    "reasons-calibration": Caption(
-        "How far predictions can be trusted",
-        "Reliability diagram: accuracy against confidence, one line per setting, and the teacher, dashed.",
-        "Predictions are sorted by their confidence into 15 bins. On the dotted line a model is right as often as it "
-        "says; below it, it is too sure of itself; above it, not sure enough. ECE is the mean distance from that line "
-        "(expected calibration error); 0 is best. Bins of few predictions jump about and hardly count.",
-    ),
-    "reasons-frequency": Caption(
-        "Where the students differ from the teacher: rare tokens and frequent ones",
-        "Two line charts against how often a token stands in the training text: agreement and {logit_loss}.",
-        BANDS + "Tokens are sorted by how often they stand in the training text, each bin reaching to the next number. "
-        "Left, the share of places at which student and teacher put the same token first; right, the {logit_loss}, lower "
-        "is closer to the teacher. A gap at the left end only means that a setting fails at rare tokens.",
-    ),
-    "reasons-place": Caption(
-        "Where the students differ from the teacher: early and late in a block",
-        "Two line charts against the place in the block, in eighths: agreement and {logit_loss}.",
-        BANDS
-        + "Places from the beginning (1) to the end (8) of a block. A student that falls behind towards the end makes "
-        "less use of what stands before than its teacher does.",
-    ),
-}
-
-
-def _highest(why: Reasons) -> str:
-    said = []
-    for setting, rows in why.learners.items():
-        grid = mean(rows, "cka")
-        if grid is not None and np.isfinite(grid).any():
-            mine, theirs = np.unravel_index(int(np.nanargmax(grid)), grid.shape)
-            most = f"highest {coefficient(float(np.nanmax(grid)))} at student layer {mine} and teacher layer {theirs}"
-            said.append(f"{setting}: mean {coefficient(float(np.nanmean(grid)))}, {most}.")
-    return " ".join(said)
-
-
-def _from_start(why: Reasons) -> str:
-    """The mean of the grid at step 0 and now; nothing where step 0 was not measured, or is the last one."""
-    said = []
-    for setting, rows in why.learners.items():
-        then, now = mean(why.before.get(setting, []), "cka"), mean(rows, "cka")
-        if then is not None and now is not None and why.step > 0 and np.isfinite(then).any() and np.isfinite(now).any():
-            said.append(f"{setting} {coefficient(float(np.nanmean(then)))} and {coefficient(float(np.nanmean(now)))}")
-    return f"Mean of all cells at step 0, before any training here, and now: {'; '.join(said)}." if said else ""
 
 
 def _rows(path: Path) -> tuple[list[Row], list[str]]:
@@ -270,32 +148,3 @@ def _entry(row: Row, name: str) -> Any:
     for key in name.split("."):
         value = (value or {}).get(key)
     return value
-
-
-def _probes(run: Run, setting: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Cosines and shares at the last probe of each seed that had one."""
-    found = []
-    for seed in run.seeds(setting):
-        probed = [row for row in run.metrics[setting, seed] if isinstance(row.get("gradient_cosines"), dict)]
-        found += [(row["gradient_cosines"], row.get("gradient_share") or {}) for row in probed[-1:]]
-    return found
-
-
-def _apart(rows: Sequence[Row]) -> list[str]:
-    agreement, apart = (_average([row.get(name) for row in rows]) for name in ("agreement", "symmetric_kl"))
-    lines = [row["barrier"] for row in rows if row.get("barrier")]
-    rise = _average([line.get("barrier") for line in lines])
-    return [
-        NONE if agreement is None else percent(agreement),
-        NONE if apart is None else number(apart),
-        number(rise) if rise is not None else "not finite" if lines else NONE,
-    ]
-
-
-def _average(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\u2212") if abs(value) >= 0.005 else "0.00"

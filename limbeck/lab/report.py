@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import re
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from limbeck.lab import exits, facts, heat, reasons, stages, style, svg
+from limbeck.lab import cost, exits, explained, facts, heat, reasons, stages, style, svg
+from limbeck.lab.baselines import of_baselines
 from limbeck.lab.captions import Caption, caption
 from limbeck.lab.figures import draw
 from limbeck.lab.joined import gather, several
 from limbeck.lab.judged import HEADINGS, judged
 from limbeck.lab.read import Run
 from limbeck.lab.summary import findings, question
-from limbeck.lab.table import best, cells, rows, title
+from limbeck.lab.table import Column, best, cells, rows, title
 from limbeck.rundir import REPORT, write_text
 
-TEMPLATE = "report.html.j2"
+TEMPLATE, SCRIPT = "report.html.j2", "sort.js"
 
 
 def write(folder: str | Path, *others: str | Path) -> Path:
@@ -37,7 +42,7 @@ def write(folder: str | Path, *others: str | Path) -> Path:
     why = reasons.of(run)
     if why is not None:
         run = replace(run, notes=(*run.notes, *why.notes))
-    page = render(run, figures(run), explained(why) if why is not None and why.learners else None)
+    page = render(run, figures(run), section(why) if why is not None and why.learners else None)
     path = run.folder / REPORT
     write_text(path, page)
     return path
@@ -48,14 +53,15 @@ def figures(run: Run) -> list[dict[str, Any]]:
     return [_shown(path, caption(path.stem, run)) for path in draw(run) if path.suffix == ".svg"]
 
 
-def explained(why: reasons.Reasons) -> dict[str, Any]:
+def section(why: reasons.Reasons) -> dict[str, Any]:
     """Draw the figures of the section on reasons, and make its tables."""
+    pictures = [path for path in heat.draw(why) if path.suffix == ".svg"]
     return {
-        "introduction": reasons.introduction(why),
-        "figures": [_shown(path, reasons.caption(path.stem, why)) for path in heat.draw(why)],
+        "introduction": explained.introduction(why),
+        "figures": [_shown(path, explained.caption(path.stem, why)) for path in pictures],
         "tables": {
-            "Do the terms pull together?": reasons.pulls(why.run),
-            "How far the settings went apart": reasons.couples(why),
+            "Do the terms pull together?": explained.pulls(why.run),
+            "How far the settings went apart": explained.couples(why),
         },
     }
 
@@ -71,15 +77,21 @@ def render(run: Run, figures: list[dict[str, Any]], why: dict[str, Any] | None =
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["value"] = _value
+    script = (Path(__file__).parent / SCRIPT).read_text(encoding="utf-8")
     results = rows(run)
+    shown = [*results, *of_baselines(run)]
     return environment.get_template(TEMPLATE).render(
         run=run,
         question=question(run),
         findings=findings(results),
         seeds=max(len(row["seeds"]) for row in results),
         title=title(results),
-        heads=[(row["setting"], style.colour(run.settings, row["setting"])) for row in results],
-        table=[(column, list(zip(texts, best(results, column), strict=True))) for column, texts in cells(results)],
+        heads=[(row["setting"], _hue(run, row)) for row in shown],
+        table=[
+            (column, list(zip(texts, best(shown, column), _means(shown, column), strict=True)))
+            for column, texts in cells(shown)
+        ],
         measure=results[0]["measure"],
         words=results[0]["words"],
         judged=judged(run),
@@ -88,7 +100,26 @@ def render(run: Run, figures: list[dict[str, Any]], why: dict[str, Any] | None =
         stage=stages.here(run),
         stages=stages.earlier(run),
         made_of=facts.lines(run),
+        cost=cost.of_run(run),
         figures=figures,
         why=why,
         manifest=run.manifest,
+        script=Markup(script),
+        script_hash="sha256-" + b64encode(sha256(script.encode()).digest()).decode(),
     )
+
+
+def _hue(run: Run, row: dict[str, Any]) -> str:
+    return style.TEACHER_COLOUR if row["baseline"] else style.colour(run.settings, row["setting"])
+
+
+def _means(results: list[dict[str, Any]], column: Column) -> list[str]:
+    """What the settings are sorted by: "" for what is missing or not finite."""
+    means = [row[column.key].mean if row[column.key] else math.nan for row in results]
+    return [repr(mean) if math.isfinite(mean) else "" for mean in means]
+
+
+def _value(text: str) -> str:
+    """The first number in a text that people read, as programs read it: "\u22120.12 .. +0.30" -> "-0.12"; "" without one."""
+    found = re.search(r"-?\d[\d.]*(e[+-]\d+)?", text.replace("\u2212", "-"))
+    return "" if found is None else "0" if text.startswith("<") else found[0]

@@ -1,11 +1,9 @@
-"""How the figures look, and how they reach the disk: same numbers, same bytes."""
+"""How the figures look."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,7 +12,6 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-DPI = 110  # of the .png files
 WIDTH = 7.6  # inches
 # Okabe and Ito's colours, safe for the colour-blind, those that stand out on white first: the settings.
 SETTING_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A800")
@@ -112,31 +109,3 @@ def legend(target: Axes | Figure, handles: list[Any], names: list[str], title: s
         target.legend(handles, shown, loc="outside upper left", **how)
     else:
         target.legend(handles, shown, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.3, **how)
-
-
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write NAME.svg and NAME.png, each whole or not at all, without dates, with ids drawn from NAME."""
-    matplotlib.rcParams["svg.hashsalt"] = name
-    nothing = {
-        "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
-        "png": {"Software": None},
-    }
-    paths = []
-    for kind, metadata in nothing.items():
-        path = folder / f"{name}.{kind}"
-        with replacing(path) as unfinished:
-            figure.savefig(unfinished, format=kind, dpi=DPI, metadata=metadata)
-        paths.append(path)
-    return paths
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` once it is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import yaml
 
 from limbeck.lab.numbers import Spread, count, duration, flops, number, share
 from limbeck.lab.read import Run
+from limbeck.lab.table import when
 from limbeck.lab.words import Measure
 
 
@@ -26,7 +27,8 @@ def question(run: Run) -> str:
 def findings(rows: list[dict[str, Any]]) -> list[str]:
     """One sentence each on what settings are compared by, held out, at equal steps, compute and time, as recorded."""
     row = rows[0]
-    first = _finding(rows, "compared", f"After {count(row['step'], 'step')}")
+    where = when(rows)
+    first = _finding(rows, "compared", where[0].upper() + where[1:])
     sentences = [" ".join(part for part in (first, _teachers(rows)) if part)]
     if row["flops_budget"]:
         where = f"At equal compute ({flops(row['flops_budget'])} FLOPs each)"

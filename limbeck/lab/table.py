@@ -1,4 +1,4 @@
-"""The results of a run: one row per setting at the last step, and the same at equal compute."""
+"""The results of a run: one row per setting at the last step, and the same at equal compute; baselines beside them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import numpy as np
 
 from limbeck.lab import exits
 from limbeck.lab.curves import flat
-from limbeck.lab.numbers import Spread, duration, flops, number, percent
+from limbeck.lab.numbers import Spread, count, duration, flops, number, percent
 from limbeck.lab.read import Run
 from limbeck.lab.words import Measure, Words, compared, of
+from limbeck.rundir import STUDY, read_json
+
+OF_TEACHER = ("teacher_label_loss", "teacher_label_accuracy")
 
 
 class Column(NamedTuple):
@@ -36,7 +39,8 @@ def columns(row: dict[str, Any]) -> list[Column]:
         Column("train_logit_loss", f"{words.logit_loss}, {words.train}{unit}", number, lower),
         Column("agreement", f"top-1 agreement with the teacher, {words.test}", percent, higher),
         Column("label_loss", f"{words.label_loss}, {words.test}{unit}", number, -1),
-        *([] if words.metrics else [Column("label_accuracy", f"label accuracy, {words.test}", percent, +1)]),
+        Column("teacher_label_loss", f"the teacher's {words.label_loss}", number, under=True),
+        *([] if words.metrics else _accuracies(words)),
         Column(
             "equal_flops",
             f"{here}, at equal compute ({flops(row['flops_budget'] or 0.0)} FLOPs)",
@@ -51,8 +55,16 @@ def columns(row: dict[str, Any]) -> list[Column]:
         ),
         Column("grad_norm_mean", "average gradient norm, last quarter of the steps", number),
         Column("least_share", "smallest share of a term in the gradient, last probe", percent),
+        Column("updates", "updates", lambda steps: f"{steps:,.0f}"),
         Column("seconds", "time it would take alone", duration),
         Column("flops", "training compute (FLOPs)", flops),
+    ]
+
+
+def _accuracies(words: Words) -> list[Column]:
+    return [
+        Column("label_accuracy", f"label accuracy, {words.test}", percent, +1),
+        Column("teacher_label_accuracy", "the teacher's label accuracy", percent, under=True),
     ]
 
 
@@ -68,17 +80,31 @@ def _of_metric(metric: Measure, words: Words) -> list[Column]:
 def rows(run: Run) -> list[dict[str, Any]]:
     """One dict per setting, in the order of the run.
 
-    Keys: setting, seeds (list), step (the last one at which every learner was evaluated), words, measure (what
-    settings are compared by, and equal_* refer to) and under "compared" its values, one_teacher (of all settings),
-    flops_budget, seconds_budget (float or None), exits, and for every one of `columns` a `Spread` over the seeds, or None if it was not recorded.
+    Keys: setting, seeds (list), step (the last one at which every learner was evaluated; see `ends`), words, measure
+    (what settings are compared by, and equal_* refer to) and under "compared" its values, one_teacher (of all settings),
+    flops_budget, seconds_budget (float or None), exits, baseline (False), and for every one of `columns` a `Spread` over
+    the seeds, or None if it was not recorded. "updates" are told only where settings end at different steps.
 
     "At equal compute": the measure of each learner, linear in its cumulative cost between evaluations, at
     the largest cost that all learners have reached.
     """
-    step, words, measure = _common_step(run), of(run), compared(run)
+    words, measure = of(run), compared(run)
+    steps = ends(run) or dict.fromkeys(run.settings, _common_step(run, list(run.metrics)))
     budgets = {by: _budget(run, measure.key, by) for by in ("flops", "seconds")}
-    said = {"step": step, "words": words, "measure": measure, "one_teacher": run.shares_teacher}
-    return [_result(run, setting, said, budgets) for setting in run.settings]
+    said = {"words": words, "measure": measure, "one_teacher": run.shares_teacher, "baseline": False}
+    return [
+        _result(run, setting, {**said, "step": steps[setting], "apart": len(set(steps.values())) > 1}, budgets)
+        for setting in run.settings
+    ]
+
+
+def ends(run: Run) -> dict[str, int] | None:
+    """Setting -> its own last evaluated step, where a study gives its arms different numbers of updates; None elsewhere."""
+    path = run.folder / STUDY
+    planned = {arm.get("steps") for arm in read_json(path)["arms"]} if path.is_file() else set()
+    if len(planned) < 2:
+        return None
+    return {name: _common_step(run, [key for key in run.metrics if key[0] == name]) for name in run.settings}
 
 
 def _result(run: Run, setting: str, said: dict[str, Any], budgets: dict[str, float | None]) -> dict[str, Any]:
@@ -95,7 +121,8 @@ def _result(run: Run, setting: str, said: dict[str, Any], budgets: dict[str, flo
 
     row: dict[str, Any] = {"setting": setting, "seeds": run.seeds(setting), **said}
     row |= {f"{split}_logit_loss": at_step("logit_loss", split) for split in ("test", "train")}
-    row |= {key: at_step(key, "test") for key in ("agreement", "label_loss", "label_accuracy")}
+    row |= {key: at_step(key, "test") for key in ("agreement", "label_loss", "label_accuracy", *OF_TEACHER)}
+    row["updates"] = spread(lambda seed: step) if said["apart"] else None
     for metric in said["words"].metrics:
         mine, theirs = at_step(metric.key, "test"), at_step(f"teacher_{metric.key}", "test")
         shares = _shares(mine, theirs)
@@ -154,12 +181,12 @@ def _budget(run: Run, measure: str, by: str) -> float | None:
     return float(min(each[-1] for each in spent))
 
 
-def _common_step(run: Run) -> int:
-    """The last step at which every learner was evaluated; the last step of all without evaluations."""
+def _common_step(run: Run, learners: list[tuple[str, int]]) -> int:
+    """The last step at which all these learners were evaluated; the last step of all without evaluations."""
     lines = run.evals.get("test") or run.evals.get("train") or run.metrics
-    done = [{row["step"] for row in lines.get(key, [])} for key in run.metrics]
+    done = [{row["step"] for row in lines.get(key, [])} for key in learners]
     common = set.intersection(*done)
-    return max(common) if common else max(rows[-1]["step"] for rows in run.metrics.values())
+    return max(common) if common else max(run.metrics[key][-1]["step"] for key in learners)
 
 
 def _at(steps: np.ndarray, values: np.ndarray, step: int) -> float | None:
@@ -201,8 +228,10 @@ def _cell(row: dict[str, Any], column: Column) -> str:
 
 
 def best(rows: list[dict[str, Any]], column: Column) -> list[bool]:
-    """Which settings have the best mean; none where there is nothing to compare, or all are equal."""
-    means = [row[column.key].mean * column.better if row[column.key] else math.nan for row in rows]
+    """Which settings have the best mean; none where there is nothing to compare, or all are equal, and no baseline."""
+    means = [
+        row[column.key].mean * column.better if row[column.key] and not row["baseline"] else math.nan for row in rows
+    ]
     finite = [mean for mean in means if math.isfinite(mean)]
     return [column.better != 0 and len(set(finite)) > 1 and mean == max(finite) for mean in means]
 
@@ -248,4 +277,12 @@ def title(rows: list[dict[str, Any]]) -> str:
     """What a table shows: "after 2,000 steps, mean (min..max) of 3 seeds"."""
     seeds = max(len(row["seeds"]) for row in rows)
     spread = f", mean (min..max) of {seeds} seeds" if seeds > 1 else ""
-    return f"after {rows[0]['step']:,} steps{spread}"
+    return when(rows) + spread
+
+
+def when(rows: list[dict[str, Any]]) -> str:
+    """When the settings are compared: "after 2,000 steps", or each at its own end."""
+    steps = [row["step"] for row in rows if not row["baseline"]]
+    if len(set(steps)) == 1:
+        return f"after {count(steps[0], 'step')}"
+    return f"at the end of each setting ({min(steps):,} to {max(steps):,} steps)"

@@ -98,6 +98,15 @@ def test_no_teacher_learns_from_labels(more: dict[str, Any], loss: str) -> None:
     assert [(term.loss, term.label) for term in found["no-teacher"].terms] == [(loss, "label")]
 
 
+def test_what_is_not_trained_is_no_setting() -> None:
+    """Shown beside the settings by what the evaluations have: once each, in the order that was asked for."""
+    table = words(baselines=["teacher", "no-teacher", "initial", "teacher"])
+    assert list(settings_of(table)) == ["kl", "no-teacher"]
+    asked = arms.asked(table)
+    assert asked.words.shown == ("teacher", "initial") and not asked.words.resolves
+    assert asked.arms()[0].last == arms.asked(words(baselines=["no-teacher"])).arms()[0].last, "the run is the same one"
+
+
 # arms
 
 
@@ -183,7 +192,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
     ({"sample": {"count": 1, "sede": 3}, "vary": GRID}, (), "tiny.yaml: sample.sede: unknown word; did you mean 'seed'?"),
     ({"baseline": ["no-teacher"]}, (), "tiny.yaml: baseline: unknown word; did you mean 'baselines'?"),
     ({}, ("abalte=terms",), "tiny.yaml: abalte: unknown word; did you mean 'ablate'?"),
-    ({"baselines": ["noteacher"]}, (), "tiny.yaml: baselines[0]: must be 'no-teacher', not 'noteacher'"),
+    ({"baselines": ["noteacher"]}, (), "tiny.yaml: baselines[0]: must be 'no-teacher', 'initial' or 'teacher', not 'noteacher'"),
     ({"ablate": "layers"}, (), "tiny.yaml: ablate: must be 'terms'"),
     ({"equal": "steps"}, (), "tiny.yaml: equal: must be 'flops' or 'seconds'"),
     ({"together": 0}, (), "tiny.yaml: together: must be above 0, not 0"),
@@ -211,6 +220,8 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
     # names, and what later stages take
     ({"settings": TWO | {"a-without-logit": TWO["a"]}, "ablate": "terms"}, (), "settings.a-without-logit: baselines and ablate make"),
     ({"settings": TWO | {"no-teacher": TWO["a"]}, "baselines": ["no-teacher"]}, (), "settings.no-teacher: baselines and ablate"),
+    ({"settings": TWO | {"initial": TWO["a"]}, "baselines": ["initial"]}, (), "settings.initial: baselines and ablate make"),
+    ({"settings": {"a": {"terms": [LABEL]}}, "models": {"student": {"family": "bert", "tokenizer": "teacher"}}, "baselines": ["teacher"]}, (), "baselines: there is no teacher to show"),
     ({"stages": STAGED, "settings": TWO, "baselines": ["no-teacher"]}, (), "the stage first trained a, b and no no-teacher; say which"),
     ({"stages": STAGED, "settings": TWO, "equal": "seconds"}, (), "equal: seconds are measured before anything trains"),
     # what needs the models: said before the first arm trains

@@ -61,8 +61,10 @@ def test_the_same_taps_to_the_bit(name: str, layer: int) -> None:
     for tap in taps[:-1]:
         assert torch.equal(short[tap], whole[tap]), tap
     mine, theirs = (it.visible(f"scores.{layer}") for it in (short, whole))
-    assert (mine is None) == (theirs is None)
-    assert mine is None or torch.equal(mine, theirs)
+    if mine is None or theirs is None:
+        assert mine is theirs
+    else:
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -133,8 +135,12 @@ def test_a_classifier_stops_too(name: str) -> None:
 
 # in a step
 
-LOW = Term("low", mse, (Pair("hidden.1", "hidden.2", "hidden-1"),), constant(1.0), aids={"hidden-1": HIDDEN.aids["hidden-1"]})
-MEAN = Term("mean", mse, (Pair("pooled", "pooled", "hidden-1"),), constant(1.0), aids={"hidden-1": HIDDEN.aids["hidden-1"]})
+LOW = Term(
+    "low", mse, (Pair("hidden.1", "hidden.2", "hidden-1"),), constant(1.0), aids={"hidden-1": HIDDEN.aids["hidden-1"]}
+)
+MEAN = Term(
+    "mean", mse, (Pair("pooled", "pooled", "hidden-1"),), constant(1.0), aids={"hidden-1": HIDDEN.aids["hidden-1"]}
+)
 
 
 def watched(taps: list[str]) -> tuple[Frozen, Counter[int], list[str]]:

@@ -60,6 +60,9 @@ def test_equals_plain_transformers(teacher: Frozen, chunk: int) -> None:
         assert mine["label_loss"] == pytest.approx(F.cross_entropy(s[labelled], y[labelled]).item(), rel=1e-10)
         right = (s.argmax(-1) == y)[labelled].double().mean().item()
         assert mine["label_accuracy"] == pytest.approx(right, abs=1e-12)
+        assert mine["teacher_label_loss"] == pytest.approx(F.cross_entropy(t[labelled], y[labelled]).item(), rel=1e-10)
+        right = (t.argmax(-1) == y)[labelled].double().mean().item()
+        assert mine["teacher_label_accuracy"] == pytest.approx(right, abs=1e-12)
 
 
 def test_the_teacher_agrees_with_itself(teacher: Frozen) -> None:
@@ -68,6 +71,8 @@ def test_the_teacher_agrees_with_itself(teacher: Frozen) -> None:
     twin = Learner("twin", twin.model, ["logits"], seed=0, bridges=twin.bridges, optimisation=twin.optimisation)
     for found in evaluate([twin], teacher).values():
         assert found["agreement"] == 1.0 and abs(found["logit_loss"]) < 1e-12
+        assert found["teacher_label_loss"] == pytest.approx(found["label_loss"], rel=1e-12)
+        assert found["teacher_label_accuracy"] == found["label_accuracy"]
         assert max(found["logit_grad_norm_layers"]) < 1e-10
 
 
@@ -131,12 +136,14 @@ def test_without_a_teacher_there_are_labels_only() -> None:
     for found in evaluate([learner("a", (LABEL,))], None).values():
         assert found["logit_loss"] is None and found["agreement"] is None and found["logit_grad_norm_layers"] is None
         assert found["label_loss"] > 0 and 0 <= found["label_accuracy"] <= 1
+        assert found["teacher_label_loss"] is None and found["teacher_label_accuracy"] is None
 
 
 def test_without_labels_there_is_a_logit_loss_only(teacher: Frozen) -> None:
     bare = batch(20) | {"labels": torch.full_like(batch(20)["labels"], -100)}
     found = Evaluation({"a": teacher}, {"test": [bare]}, chunk=5)([learner("a", (LOGIT,))])["a", "test"]
     assert found["label_loss"] is None and found["label_accuracy"] is None and found["logit_loss"] > 0
+    assert found["teacher_label_loss"] is None and found["teacher_label_accuracy"] is None
 
 
 def test_company_changes_no_number(teacher: Frozen) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_every_loss import fragment
 from torch import Tensor
 
 from limbeck import build, designs
@@ -18,7 +19,6 @@ from limbeck.losses.sparse import TopK
 from limbeck.packing import Packing, grow, logits_of, shrink
 from limbeck.words import LOSSES as WORDS
 from limbeck.world import World
-from test_every_loss import fragment
 
 BOUND = 1e-3  # nats: what packing may cost of a prediction
 
@@ -61,10 +61,11 @@ def test_every_set_of_tokens_comes_back(vocabulary: int, k: int) -> None:
         assert torch.equal(found.indices, given.indices.gather(-1, order))
         assert found.logprobs.dtype == torch.float32 and found.rest is not None
         expected = given.logprobs.gather(-1, order)
-        widest = (expected.max(-1).values - expected.min(-1).values)[:, None]
-        gap = expected.max(-1, keepdim=True).values - expected
+        gap = (expected.max(-1, keepdim=True).values - expected).clamp(max=16)
+        widest = gap.max(-1, keepdim=True).values
         step = (gap * widest).sqrt() / 63 + widest / (4 * 63**2)  # half a step of 63 on the scale of roots
-        assert ((found.logprobs - expected).abs() <= step + step.max(-1, keepdim=True).values + 1e-2).all()
+        near = (found.logprobs - expected).abs() <= step + step.max(-1, keepdim=True).values + 1e-2
+        assert (near | (gap == 16)).all() and (found.logprobs[gap == 16].exp() < 1e-6).all()
         whole = found.logprobs.double().exp().sum(-1) + found.rest.double().exp()
         torch.testing.assert_close(whole, torch.ones_like(whole), rtol=0, atol=1e-6)
 
@@ -136,19 +137,20 @@ def test_tokens_that_cannot_be() -> None:
     logits[:, 40:] = -torch.inf
     for k in (10, 39, 40, 50):
         costs = cost(logits, k)
-        assert costs.isfinite().all() and costs.max() < BOUND
+        assert costs.isfinite().all() and costs.max() < 2 * BOUND
+        assert costs.mean() < BOUND or k == 50  # of which ten are nothing
         packing = Packing(300, k)
         kept = TopK.of(logits, k)
         found = packing.unpack(packing.pack(kept))
         assert found.rest is not None and kept.rest is not None
         assert torch.equal(found.rest.isneginf(), kept.rest.isneginf())
-        assert (found.rest.isneginf().all() if k >= 40 else found.rest.isfinite().all())
+        assert found.rest.isneginf().all() if k >= 40 else found.rest.isfinite().all()
         again = logits_of(found, 300)
         assert again.isfinite().all()
         probabilities = again.softmax(-1)
         assert probabilities.sum(-1).allclose(torch.ones(20), atol=1e-6)
         if k >= 40:
-            assert probabilities[:, 40:].max() < 1e-15
+            assert probabilities[:, 40:].max() < 1e-6
 
 
 def test_a_rest_that_is_nothing_or_all() -> None:
@@ -164,9 +166,10 @@ def test_a_rest_that_is_nothing_or_all() -> None:
 
 
 def test_what_packing_costs_on_real_text() -> None:
-    """The embedded teacher on the documentation: the mean below the bound, and no prediction far above it."""
+    """The embedded teacher on the documentation: every prediction is below the bound."""
     table = load(
         {
+            "name": "real",
             "models": {"teacher": "embedded", "student": {"layers": 1}},
             "data": {"max_bytes": 200_000, "max_length": 64, "positions": "masked"},
             "settings": {"a": {"terms": [{"loss": "forward_kl"}]}},
@@ -181,7 +184,7 @@ def test_what_packing_costs_on_real_text() -> None:
     assert len(logits) > 100
     for k in (10, 50):
         costs = cost(logits, k)
-        assert costs.mean() < BOUND and costs.max() < 5 * BOUND
+        assert costs.max() < BOUND
 
 
 # back to logits

@@ -50,7 +50,7 @@ def again(model: Any, taps: list[str], given: Batch) -> tuple[Readout, Readout]:
 def pairs_of(given: Batch) -> Tensor:
     """Queries and keys that are no padding: bool `[B, 1, T, T]`."""
     real = given["attention_mask"].bool()
-    return (real[:, None, :, None] & real[:, None, None, :])
+    return real[:, None, :, None] & real[:, None, None, :]
 
 
 def close(tap: str, mine: Tensor, theirs: Tensor, given: Batch) -> None:
@@ -69,7 +69,9 @@ def close(tap: str, mine: Tensor, theirs: Tensor, given: Batch) -> None:
 
 def visible(readout: Readout, tap: str, given: Batch) -> Tensor:
     seen, (rows, length) = readout.visible(tap), given["input_ids"].shape
-    return torch.ones(rows, 1, length, length, dtype=torch.bool) if seen is None else seen.expand(rows, 1, length, length)
+    return (
+        torch.ones(rows, 1, length, length, dtype=torch.bool) if seen is None else seen.expand(rows, 1, length, length)
+    )
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -134,7 +136,18 @@ def test_a_classifier_comes_back(name: str) -> None:
 
 def test_what_is_kept() -> None:
     """Of what is derived, that of which it is made; negative layers by their number; of logits and exits nothing."""
-    taps = ["embedding", "hidden.-1", "hidden.2", "scores.1", "probs.1", "value.-2", "ffn.2", "pooled", "logits", "exit.2"]
+    taps = [
+        "embedding",
+        "hidden.-1",
+        "hidden.2",
+        "scores.1",
+        "probs.1",
+        "value.-2",
+        "ffn.2",
+        "pooled",
+        "logits",
+        "exit.2",
+    ]
     expected = {"hidden.0", "hidden.3", "hidden.2", "query.1", "key.1", "value.2", "ffn.2"}
     assert set(recall.kept(taps, 3)) == expected
     assert list(recall.kept(taps, 3)) == sorted(expected) == list(recall.kept(taps[::-1], 3))

@@ -25,7 +25,7 @@ METRIC = {
 }  # fmt: skip
 EVAL = {
     "step", "stage", "setting", "seed", "learner", "split", "logit_loss", "agreement", "label_loss", "label_accuracy",
-    "tokens", "logit_grad_norm_layers", "update_ratio_layers",
+    "tokens", "logit_grad_norm_layers", "update_ratio_layers", "teacher_label_loss", "teacher_label_accuracy",
 }  # fmt: skip
 DOCUMENT = ["setting", "seed", "learner", "split", "document", "tokens", "logit_loss_sum", "agreement_sum"]
 MANIFEST = {
@@ -41,7 +41,7 @@ def test_the_run_directory(finished: limbeck.Run) -> None:
     found = {path.name for path in finished.folder.iterdir()}
     assert found == {
         "recipe.yaml", "manifest.json", "metrics.jsonl", "evals.jsonl", "evals", "checkpoints", "students", "figures",
-        "report.html", "reasons.jsonl",
+        "report.html", "reasons.jsonl", "profile.json",
     }  # fmt: skip
     assert {path.name for path in (finished.folder / "checkpoints").iterdir()} == {"step-000004", "step-000006"}
     assert {path.name for path in (finished.folder / "evals").iterdir()} == {

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from conftest import write_run
 from matplotlib.image import imread
+from test_reasons_page import add_reasons
+
+from limbeck.lab.report import write
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LIGHT, DARK = (251, 251, 249), (23, 25, 28)  # the paper of the page
@@ -91,13 +98,115 @@ def test_the_page_in_the_dark(report, tmp_path):
 
 @browser
 def test_the_page_needs_no_scripts(light, report, tmp_path):
+    """Without scripts there are no buttons; all else is the same."""
     seen = look(report, tmp_path / "plain", scripts=False)
-    assert (seen.picture == light.picture).all()
-    assert seen.dom == light.dom
+    assert "<button" not in seen.dom and "<title>multi: step 20, " in seen.dom
+    assert re.sub(r'<button type="button">(.*?)</button>', r"\1", light.dom, flags=re.DOTALL) == seen.dom
+    assert seen.picture[1500:3000].var() > 200
     page = tmp_path / "script.html"
     page.write_text("<!doctype html><p id=it>still</p><script>it.textContent = 'moved'</script>")
     assert "still</p>" in look(page, tmp_path / "off", scripts=False).dom
     assert "moved</p>" in look(page, tmp_path / "on").dom
+
+
+HAND = """
+const texts = (cells) => [...cells].map((cell) => cell.textContent.trim());
+const seen = { results: [], verdicts: [], points: [], focus: [] };
+const order = { results: (table) => texts(table.rows[0].cells).slice(1),
+                verdicts: (table) => [...table.tBodies[0].rows].map((row) => texts(row.cells)) };
+for (const [name, pattern] of CLICKS) {
+  const table = document.querySelector("table." + name);
+  const heading = [...table.querySelectorAll("th")].find((it) => it.textContent.startsWith(pattern));
+  const button = heading.querySelector("button");
+  button.focus();
+  seen.focus.push(document.activeElement === button && button.tabIndex === 0);
+  button.click();
+  seen[name].push([heading.getAttribute("aria-sort"), order[name](table), table.querySelectorAll("[aria-sort]").length]);
+}
+for (const figure of document.querySelectorAll("figure")) {
+  figure.scrollIntoView();
+  for (const circle of figure.querySelectorAll("circle")) {
+    const box = circle.getBoundingClientRect();
+    const hit = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+    seen.points.push([figure.id, box.width / 2, hit?.querySelector("title")?.textContent ?? ""]);
+  }
+}
+const out = document.createElement("pre");
+out.id = "seen";
+out.textContent = JSON.stringify(seen);
+document.body.append(out);
+"""
+
+
+def handled(page: Path, folder: Path, clicks: list[tuple[str, str]]) -> dict[str, Any]:
+    """What a reader sees who clicks these headings, (class of the table, beginning of the heading), and points at figures."""
+    script = HAND.replace("CLICKS", json.dumps(clicks))
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text = page.read_text().replace("script-src '", f"script-src 'sha256-{allowed}' '", 1)
+    copy = folder / "handled.html"
+    copy.write_text(text.replace("</body>", f"<script>{script}</script></body>"))
+    seen = look(copy, folder / "handled")
+    assert seen.console == []
+    found = re.search(r'<pre id="seen">(.*?)</pre>', seen.dom, re.DOTALL)
+    assert found is not None
+    return json.loads(html.unescape(found[1]))
+
+
+SECONDS = {"logit": 0.5, "multi": 7.5, "third": 2.5}  # per step: 20.0 s, 5.00 min, 100 s
+RESULT = [("results", "time it would take")] * 3 + [("results", "top-1 agreement"), ("results", "smallest share")]
+
+
+@pytest.fixture(scope="module")
+def sorted_page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A page of three settings, with clicks on its tables."""
+    folder = write_run(tmp_path_factory.mktemp("sorted") / "run", settings=tuple(SECONDS), seeds=(0, 1, 2))
+    for name in ("metrics", "evals"):
+        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        for row in rows:
+            if name == "metrics":
+                row |= {"seconds": SECONDS[row["setting"]]}
+            elif row["step"] == 40:
+                spread = {"logit": 1.0, "multi": 0.001 * row["seed"], "third": 0.3 + 0.002 * row["seed"]}[
+                    row["setting"]
+                ]
+                row |= {"logit_loss": 10 * spread + 0.01 * row["seed"] ** 2, "agreement": spread}
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    add_reasons(folder, settings=tuple(SECONDS))
+    clicks = [*RESULT, *[("verdicts", "difference")] * 3, ("verdicts", "setting"), ("verdicts", "p (Holm)")]
+    return handled(write(folder), folder.parent, clicks)
+
+
+@browser
+def test_a_click_on_a_quantity_sorts_the_settings(sorted_page):
+    as_it_was = ["logit", "multi", "third"]
+    assert sorted_page["results"] == [
+        ["ascending", ["logit", "third", "multi"], 1],  # 20.0 s, 100 s, 5.00 min
+        ["descending", ["multi", "third", "logit"], 1],
+        [None, as_it_was, 0],
+        ["descending", ["logit", "third", "multi"], 1],  # of what is better high, the best first
+        ["ascending", ["multi", "logit", "third"], 1],  # those without a value last
+    ]
+    assert all(sorted_page["focus"]) and len(sorted_page["focus"]) == 10
+
+
+@browser
+def test_a_click_on_a_heading_sorts_the_verdicts(sorted_page):
+    up, down, before, names, p = sorted_page["verdicts"]
+    pairs = [["multi", "logit"], ["third", "logit"], ["third", "multi"]]
+    assert [[row[0], row[2]] for row in before[1]] == pairs and before[0] is None
+    differences = [float(row[3].replace("\u2212", "-")) for row in up[1]]
+    assert differences == sorted(differences) and differences[0] < differences[1] < 0 < differences[2]
+    assert (up[0], down[0]) == ("ascending", "descending") and down[1] == up[1][::-1]
+    assert [row[0] for row in names[1]] == ["multi", "third", "third"]
+    adjusted = [float(row[7].removeprefix("< ")) for row in p[1]]
+    assert adjusted == sorted(adjusted)
+
+
+@browser
+def test_a_pointer_finds_values_on_every_curve(sorted_page):
+    charts = {name for name, *_ in sorted_page["points"]}
+    assert len(charts) == 10 and {"logit-loss-test", "gradient-norm", "update-ratio", "reasons-rank"} <= charts
+    assert all(radius >= 4 and ": " in text for _, radius, text in sorted_page["points"])
 
 
 @browser
@@ -126,7 +235,7 @@ def test_the_page_forbids_itself_every_fetch(report):
     assert len(policies) == 1
     assert (policies[0] or "").startswith("default-src 'none';")
     assert "http" not in (policies[0] or "")
-    assert "script" not in {tag for tag, _ in found}
+    assert [tag for tag, _ in found].count("script") == 1
     for tag, said in found:
         for key in ("src", "href", "xlink:href", "data", "action", "srcset"):
             assert not re.match(r"\s*(https?:)?//", said.get(key) or ""), (tag, key)

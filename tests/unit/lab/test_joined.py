@@ -63,7 +63,7 @@ def test_the_numbers_are_those_of_the_arms(study: limbeck.Run) -> None:
 
 def test_the_page_names_every_setting(study: limbeck.Run) -> None:
     page = study.report.read_text()
-    assert all(name in page for name in NAMES) and "<script" not in page
+    assert all(name in page for name in NAMES)
     assert all(name in study.table() for name in NAMES)
 
 
@@ -133,6 +133,6 @@ def test_report_of_several_writes_one_page(
     path = Path(capsys.readouterr().out.strip())
     assert path == tmp_path / "compared" / "report.html" and (one / "report.html").read_bytes() == before
     page = path.read_text()
-    assert all(name in page for name in ("one logit", "multi", "02 logit", "mutual-b")) and "<script" not in page
+    assert all(name in page for name in ("one logit", "multi", "02 logit", "mutual-b"))
     with pytest.raises(UserError, match="no such run directory"):
         report.write(one, tmp_path / "none")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from limbeck.errors import UserError
+from limbeck.lab import explained as words
 from limbeck.lab import heat, reasons
 from limbeck.lab.read import read
 from limbeck.lab.report import write
@@ -199,7 +200,7 @@ def test_the_caption_compares_with_step_0(found):
 
 
 def test_the_section_has_all_figures_with_words_and_they_are_files_too(explained, found):
-    assert found.figures == list(heat.FIGURES) == list(reasons.CAPTIONS)
+    assert found.figures == list(heat.FIGURES) == list(words.CAPTIONS)
     assert all(found.labels.values())
     for name in found.figures:
         assert (explained / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -209,11 +210,11 @@ def test_the_section_has_all_figures_with_words_and_they_are_files_too(explained
 
 
 def test_points_say_their_values_under_the_pointer(found):
-    assert "multi: layer 2, effective rank 46.50" in found.titles  # 40 + 3 * 2 + half a seed
+    assert "multi: layer 2, effective rank 46.50 (46.00..47.00)" in found.titles  # 40 + 3 * 2 + half a seed
     assert "teacher: layer 6, effective rank 102.0" in found.titles
-    assert "logit: 10 to 99 times, agreement 0.3240" in found.titles  # 0.8 * (0.3 + 0.1 + 0.005)
+    assert "logit: 10 to 99 times, agreement 0.3240 (0.3200..0.3280)" in found.titles  # 0.8 * (0.3 + 0.1 + 0.005)
     assert "multi: 1,000 times or more, logit loss 1.500" in found.titles
-    assert "multi: eighth 8, logit loss 1.325" in found.titles  # 2 - 0.1 * 7 + 0.025
+    assert "multi: eighth 8, logit loss 1.325 (1.300..1.350)" in found.titles  # 2 - 0.1 * 7 + 0.025
     right = (2.5 / BINS) - 0.05
     assert f"multi: confidence {2.5 / BINS:.4f}, accuracy {right:.4f}, 304 predictions" in found.titles
 
@@ -321,9 +322,54 @@ def test_tied_learners_of_one_setting_stand_side_by_side(make_run):
     assert {"mutual-a", "mutual-b"} <= set(texts(folder, "reasons-cka"))
 
 
-def test_pages_of_several_runs_have_no_section(make_run):
+def test_pages_of_several_runs_have_the_reasons_of_each(make_run):
     first, second = add_reasons(make_run("a")), add_reasons(make_run("b"))
-    assert 'id="reasons"' not in write(first, second).read_text()
+    rows = [json.loads(line) for line in (second / "reasons.jsonl").read_text().splitlines()]
+    write_lines(second / "reasons.jsonl", [twice(row) for row in rows])
+    said = Section(write(first, second).read_text())
+    names = [f"{run} {setting}" for run in "ab" for setting in SETTINGS]
+    assert set(names) <= set(texts(first.parent / "compared", "reasons-cka"))
+    assert "a multi: layer 2, effective rank 46.50 (46.00..47.00)" in said.titles
+    assert "b multi: layer 2, effective rank 93.00 (92.00..94.00)" in said.titles
+    assert [title for title in said.titles if "layer 6" in title] == ["teacher: layer 6, effective rank 102.0"]
+    assert ["a logit", "a multi", "62.8 %", "0.7270", "1.650"] in said.rows
+    assert ["b logit", "b multi", "62.8 %", "1.454", "1.650"] in said.rows
+    assert not [row for row in said.rows if row[:2] == ["a logit", "b logit"]]
+    assert ["b multi", "embedding", "12.5 %", "–", "−0.26", "–", "+0.61"] in said.rows
+    assert "Measured at step 40 on 5,120 fixed tokens" in " ".join(said.words)
+
+
+def twice(row: dict[str, Any]) -> dict[str, Any]:
+    """A line of a run with twice the effective rank and the distance of pairs."""
+    if row["kind"] == "pair":
+        return row | {"symmetric_kl": 2 * row["symmetric_kl"]}
+    return row | {"effective_rank": [2 * value for value in row["effective_rank"]]}
+
+
+def test_runs_of_several_lengths_and_teachers_and_without_reasons(make_run):
+    first = add_reasons(make_run("a", facts={"teacher": {"name": "teacher", "source": "x", "sha256": "1"}}))
+    second = make_run("b", facts={"teacher": {"name": "teacher", "source": "y", "sha256": "2"}})
+    write_lines(second / "reasons.jsonl", [learner(it, 0, 20) for it in SETTINGS])
+    with (second / "reasons.jsonl").open("a") as file:
+        file.write('{"step": 5')
+    page = write(first, second, make_run("c")).read_text()
+    said = Section(page)
+    assert "Measured at step 20 to 40, the last of each run, on" in " ".join(said.words)
+    assert "teacher of b multi: layer 0, effective rank 90.00" in said.titles
+    assert "<li>c: no reasons were recorded.</li>" in page
+    assert "<li>b: The last line of reasons.jsonl (line 3) is damaged" in page
+
+
+def test_a_study_of_arms_has_the_reasons_of_all(make_run, tmp_path):
+    arms = [add_reasons(make_run(f"study/arms/{name}")) for name in ("01", "02")]
+    told = [
+        {"name": f"lr={lr}", "folder": f"arms/{arm.name}", "settings": {it: f"{it} lr={lr}" for it in SETTINGS}}
+        for lr, arm in zip((0.1, 0.2), arms, strict=True)
+    ]
+    (tmp_path / "study" / "study.json").write_text(json.dumps({"name": "rates", "arms": told}))
+    said = section(tmp_path / "study")
+    assert ["logit lr=0.2", "multi lr=0.2", "62.8 %", "0.7270", "1.650"] in said.rows
+    assert {f"{it} lr={lr}" for it in SETTINGS for lr in (0.1, 0.2)} <= set(texts(tmp_path / "study", "reasons-cka"))
 
 
 def test_scores_have_no_calibration_and_rows_no_places(make_run):

@@ -13,13 +13,13 @@ from scipy import stats
 from limbeck.errors import UserError
 from limbeck.evaluate import SUMS, document_rows
 from limbeck.lab.inner import documents_of, inner_variance
+from limbeck.lab.outcomes import of_run
 from limbeck.lab.verdicts import (
     MEASURES,
     compare,
     detectable_effect,
     hedges_correction,
     holm,
-    of_run,
     paired_t,
     verdicts,
 )
