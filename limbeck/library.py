@@ -51,7 +51,7 @@ class Library:
     ) -> None:
         self.plan, self.world, self.stopped, self.tell = plan, world, stopped, tell
         self.text = json_sha256({name: facts.get(name) for name in TEXT})
-        self.sizes: dict[Path, int] = {}  # folder -> bytes that this process has there
+        self.sizes: dict[Path, int] = {}  # folder -> its bytes; said by the first process
         self._made: dict[tuple[str, str], Cached | Ensemble] = {}
 
     def of(self, teachers: schemes.Fixed, feed: Batches) -> schemes.Teachers:
@@ -74,6 +74,8 @@ class Library:
         folder = cache_folder(table.data.cache) / FOLDER
         shelf = Shelf(folder, teacher, feed, kept, self.text, self.plan.autocast)
         self.tell(f"answers of {teacher.name} to {len(feed):,} blocks: {shelf.folder}")
-        self.sizes[shelf.folder] = shelf.write(self.world.rank, self.world.size, self.stopped, self.tell)
-        self.world.wait()
+        mine = shelf.write(self.world.rank, self.world.size, self.stopped, self.tell)
+        size = round(self.world.total([mine])[0])  # all are done
+        if self.world.is_main:
+            self.sizes[shelf.folder] = size
         return Cached(teacher, shelf, table.data.max_length)

@@ -13,7 +13,7 @@ from torch import nn
 from limbeck import attention
 from limbeck.anatomy import FAMILIES, width_of
 from limbeck.errors import UserError
-from limbeck.taps import Readout, Tapped, _Recorder
+from limbeck.taps import Readout, Tapped, Recording
 
 DEPTH = 3
 EAGER_IN_FP32 = {
@@ -294,7 +294,7 @@ def test_a_row_of_padding_has_no_mean(name: str) -> None:
 def test_pooled_adds_up_half_precision_in_fp32() -> None:
     """2,000 tokens: a sum in bf16 would stop growing at 256."""
     states = torch.rand(1, 2000, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    readout = Readout(("pooled",), 1, states, torch.ones(1, 2000), nn.Identity(), _Recorder({}))
+    readout = Readout(("pooled",), 1, states, torch.ones(1, 2000), nn.Identity(), Recording({}))
     assert readout["pooled"].dtype == torch.bfloat16
     assert torch.equal(readout["pooled"], states.double().mean(1).bfloat16())
 
