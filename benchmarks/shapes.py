@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
 from limbeck import layers, students
+from limbeck.still import chunk_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -34,8 +35,12 @@ class Shape:
     length: int = 128
     rows: int = 16
     matched: int | None = None  # how many of the student's layers are matched, the first ones; None: all
-    chunk: int = 1024  # tokens whose logits exist at a time: limbeck's default
+    chunk: int | None = None  # tokens whose logits exist at a time; None: limbeck's default
     device: str = "cpu"
+
+    def chunk_of(self, precision: str) -> int:
+        """Tokens whose logits exist at a time."""
+        return self.chunk or chunk_of(self.vocabulary, precision)
 
     @property
     def tokens(self) -> int:

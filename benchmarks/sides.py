@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 from benchmarks.shapes import DTYPES, Shape, batch, model
 from limbeck import bridges, chain, rundir, schemes
 from limbeck.actors import Frozen, Learner, Optimisation
+from limbeck.blockwise import blockwise
 from limbeck.engine import Course, Record, fit, require_finite
 from limbeck.lessons import Pair, Term
 from limbeck.load import load
@@ -81,7 +82,7 @@ def still_of(shape: Shape, precision: str, students: int) -> Still:
     casts = [schemes.offline(learner, {"teacher": teacher}, terms(shape)) for learner in learners]
     world = World(device=torch.device(shape.device))
     autocast = None if precision == "fp32" else DTYPES[precision]
-    return schemes.together(casts, chunk=shape.chunk, autocast=autocast, world=world)
+    return schemes.together(casts, chunk=shape.chunk_of(precision), autocast=autocast, world=world)
 
 
 class Repeated:
@@ -133,7 +134,7 @@ def by_hand(teacher: Frozen, learner: Learner, given: dict[str, Tensor], shape: 
     """One update."""
     with torch.autocast(shape.device, dtype=DTYPES[precision], enabled=precision != "fp32"):
         theirs, mine = teacher.read(given), learner.tapped(given)
-        inputs, slope = _speak(teacher, learner, theirs, mine, shape)
+        inputs, slope = _speak(teacher, learner, theirs, mine, shape.chunk_of(precision))
         losses = [mse(student=learner.bridges["embedding:0"](mine["embedding"]), teacher=theirs["embedding"])]
         for s, t in shape.pairs:
             widened = learner.bridges[f"hidden:{s}"](mine[f"hidden.{s}"])
@@ -148,17 +149,17 @@ def by_hand(teacher: Frozen, learner: Learner, given: dict[str, Tensor], shape: 
     learner.optimizer.zero_grad(set_to_none=True)
 
 
-def _speak(teacher: Frozen, learner: Learner, theirs: Any, mine: Any, shape: Shape) -> tuple[Tensor, Tensor]:
+def _speak(teacher: Frozen, learner: Learner, theirs: Any, mine: Any, chunk: int) -> tuple[Tensor, Tensor]:
     """The logit loss, a chunk of tokens at a time: the inputs of the student's head and the slope there."""
     inputs, heard = mine.inputs("logits").flatten(0, -2), theirs.inputs("logits").flatten(0, -2)
     slope = torch.empty_like(inputs)
-    for start in range(0, len(inputs), shape.chunk):
-        leaf = inputs[start : start + shape.chunk].detach().requires_grad_()
-        said = teacher.speak(heard[start : start + shape.chunk])
-        loss = forward_kl(student=learner.tapped.head(leaf), teacher=said).sum() / len(inputs)
+    for start in range(0, len(inputs), chunk):
+        leaf = inputs[start : start + chunk].detach().requires_grad_()
+        said = teacher.speak(heard[start : start + chunk])
+        loss = blockwise(forward_kl, learner.tapped.head(leaf), {"teacher": said}).sum() / len(inputs)
         loss.backward()
         assert leaf.grad is not None
-        slope[start : start + shape.chunk] = leaf.grad
+        slope[start : start + chunk] = leaf.grad
     return inputs, slope
 
 

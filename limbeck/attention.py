@@ -5,9 +5,9 @@ B batch, T queries, S keys, h heads, d width of a head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,11 +63,19 @@ class Recorder:
 
     Args:
         layers: the modules to listen to, each with its layer number.
+        valued: the layers whose values are asked for; of others they are not held.
     """
 
-    def __init__(self, layers: Mapping[nn.Module, int]) -> None:
-        self.layers = layers
+    def __init__(self, layers: Mapping[nn.Module, int], valued: Collection[int] = ()) -> None:
+        self.layers, self.valued = layers, valued
         self.attended: dict[int, Attended] = {}
+
+    def note(self, module: nn.Module, given: Attended) -> None:
+        """What a module was given."""
+        layer = self.layers.get(module)
+        if layer is not None:
+            nothing = given.value_BhSd.new_empty(0)
+            self.attended[layer] = given if layer in self.valued else replace(given, value_BhSd=nothing)
 
 
 active: ContextVar[Recorder | None] = ContextVar("limbeck_recorder", default=None)
@@ -83,8 +91,8 @@ def attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     given = Attended(query, key, value, attention_mask, causal, scaling)
     recorder = active.get()
-    if recorder and module in recorder.layers:
-        recorder.attended[recorder.layers[module]] = given
+    if recorder:
+        recorder.note(module, given)
     if query.device.type == "cpu" and key.shape[2] <= SHORT and kwargs.get("position_bias") is None:
         return plain(given, kwargs.get("dropout", 0.0)), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

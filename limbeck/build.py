@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from limbeck.engine import to_device
 from limbeck.ensemble import Ensemble
 from limbeck.feeds.blocks import Corpus, prepare
 from limbeck.feeds.corpora import each, heldout_source
-from limbeck.feeds.feed import Batches, Feed
+from limbeck.feeds.feed import Batches, Feed, Repeatable
 from limbeck.feeds.mixed import Mixed
 from limbeck.feeds.taskfeed import TaskFeed
 from limbeck.feeds.tasks import TaskCorpus, prepare_task
@@ -56,7 +56,7 @@ class Study:
     material: Material
     teachers: dict[str, schemes.Fixed]  # learner -> role -> who plays it
     stills: dict[int, Still]
-    feeds: dict[int, Batches]
+    feeds: Mapping[int, Batches]
     settings: dict[str, str]  # learner -> setting
     averages: list[Ema]
 
@@ -124,7 +124,7 @@ def study(
             taught = library.of(fixed, feeds[seed]) if table.cache else fixed
             casts.append(company.cast(setting, plan.terms[name], peers, taught))
         averages += [actor for cast in casts for actor in cast.actors if isinstance(actor, Ema)]
-        stills[seed] = schemes.together(casts, chunk=table.train.chunk, autocast=plan.autocast, world=world)
+        stills[seed] = schemes.together(casts, chunk=plan.chunk, autocast=plan.autocast, world=world)
     return Study(plan, world, material, teachers, stills, feeds, settings, averages)
 
 
@@ -169,7 +169,7 @@ def _features(
         yield teacher.read(batch)[tap], batch["attention_mask"].bool()
 
 
-def feed(plan: Design, material: Material, seed: int, part: str = "train") -> Batches:
+def feed(plan: Design, material: Material, seed: int, part: str = "train") -> Repeatable:
     """The batches of one seed."""
     mine, extra = _feed(plan, getattr(material.corpus, part), seed), plan.recipe.data.unlabelled
     if extra is None or material.unlabelled is None or part != "train":

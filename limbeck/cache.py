@@ -23,7 +23,7 @@ from limbeck import recall, shards, students
 from limbeck.actors import Answers, Frozen
 from limbeck.anatomy import width_of
 from limbeck.errors import Interrupted, UserError
-from limbeck.feeds.feed import Batches
+from limbeck.feeds.feed import Repeatable
 from limbeck.feeds.store import Facts, Tell, json_sha256, open_or_make
 from limbeck.losses.sparse import TopK
 from limbeck.packing import Packing, grow, logits_of, shrink
@@ -98,7 +98,13 @@ class Shelf:
     """
 
     def __init__(
-        self, folder: Path, teacher: Frozen, feed: Batches, kept: Kept, text: Any, autocast: torch.dtype | None = None
+        self,
+        folder: Path,
+        teacher: Frozen,
+        feed: Repeatable,
+        kept: Kept,
+        text: Any,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.teacher, self.feed, self.kept, self.autocast = teacher, feed, kept, autocast
         how = [str(teacher.model.dtype), str(autocast), LAYOUT, SHARD, ROWS]

@@ -95,7 +95,7 @@ def of_study(plan: designs.Design) -> StudyCost:
     trained = learners * student.parameters
     micro = tokens / table.train.accumulate
     whole = any(term.on_logits and term.per == "batch" for terms in plan.terms.values() for term in terms)
-    at_once = max(table.train.chunk, micro * selected) if whole else table.train.chunk  # tokens whose logits exist
+    at_once = max(plan.chunk, micro * selected) if whole else plan.chunk  # tokens whose logits exist
     memory = (
         trained * OPTIMIZER_BYTES
         + sum(it.parameters for it in teachers.values()) * (2 if table.train.precision == "bf16" else 4)

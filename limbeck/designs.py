@@ -16,6 +16,7 @@ from limbeck import bridges, inherit, layers, lessons, models, recipe, students,
 from limbeck.anatomy import family, reserved_positions
 from limbeck.errors import UserError
 from limbeck.stages import stage_of
+from limbeck.still import chunk_of
 from limbeck.taps import Tapped
 from limbeck.words import LAYERED_TAPS, LOSSES
 
@@ -80,6 +81,12 @@ class Design:
     def causal(self) -> bool:
         """Whether the student predicts the next token."""
         return family(self.student.model_type).causal
+
+    @property
+    def chunk(self) -> int:
+        """Tokens whose logits exist at a time."""
+        how = self.recipe.train
+        return how.chunk or chunk_of(tasks.vocabulary(self.student), how.precision)
 
     @property
     def autocast(self) -> torch.dtype | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from limbeck.blockwise import blockwise
 from limbeck.bridges import Make
 from limbeck.losses import Loss
 from limbeck.reduce import Batch, Counts, share_of_mean
@@ -53,9 +54,10 @@ class Term:
     def of_logits(self, student: Tensor, teacher: Tensor | None, labels: Tensor, counts: Counts) -> Tensor:
         """What some selected tokens add to the term's mean: logits `[n, V]`, labels `[n]` -> `[]`."""
         given = {"student": student, "teacher": teacher, "labels": labels, "mask": None}
-        values = self.loss(**{name: given[name] for name in ("student", *self.needs)})
-        if values.dim() == 0:
-            return share_of_mean(values, None, counts.spoken)
+        others = {name: given[name] for name in self.needs}
+        if self.per != "token":
+            return share_of_mean(self.loss(student=student, **others), None, counts.spoken)
+        values = blockwise(self.loss, student, others)
         if "labels" in self.needs:
             return share_of_mean(values, labels != -100, counts.labels)
         return share_of_mean(values, None, counts.selected)

@@ -13,7 +13,7 @@ from limbeck.actors import Cached, Frozen
 from limbeck.cache import Kept, Shelf
 from limbeck.designs import Design
 from limbeck.ensemble import Ensemble
-from limbeck.feeds.feed import Batches
+from limbeck.feeds.feed import Repeatable
 from limbeck.feeds.store import cache_folder, json_sha256
 from limbeck.world import World
 
@@ -54,11 +54,11 @@ class Library:
         self.sizes: dict[Path, int] = {}  # folder -> its bytes; said by the first process
         self._made: dict[tuple[str, str], Cached | Ensemble] = {}
 
-    def of(self, teachers: schemes.Fixed, feed: Batches) -> schemes.Teachers:
+    def of(self, teachers: schemes.Fixed, feed: Repeatable) -> schemes.Teachers:
         """Role -> who plays it from the cache, for one seed."""
         return {role: self._recalled(teacher, feed) for role, teacher in teachers.items()}
 
-    def _recalled(self, teacher: Frozen | Ensemble, feed: Batches) -> Cached | Ensemble:
+    def _recalled(self, teacher: Frozen | Ensemble, feed: Repeatable) -> Cached | Ensemble:
         key = teacher.name, json_sha256(feed.masks)
         if key not in self._made:
             if isinstance(teacher, Ensemble):
@@ -68,7 +68,7 @@ class Library:
                 self._made[key] = self._cached(teacher, feed)
         return self._made[key]
 
-    def _cached(self, teacher: Frozen, feed: Batches) -> Cached:
+    def _cached(self, teacher: Frozen, feed: Repeatable) -> Cached:
         table = self.plan.recipe
         kept = kept_of(self.plan, teacher.model.config, teacher.tapped.taps)
         folder = cache_folder(table.data.cache) / FOLDER

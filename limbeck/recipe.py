@@ -167,7 +167,9 @@ class Train(Strict):
     probe_every: Positive = Field(
         default=100, description="updates between probes of each term alone: its share of the gradient, and its balance"
     )
-    chunk: Positive = Field(default=1024, description="tokens whose logits exist at a time")
+    chunk: Positive | None = Field(
+        default=None, description="tokens whose logits exist at a time; as many as make 64 MiB of logits when left out"
+    )
     threads: Positive | None = Field(default=None, description="CPU threads; torch's own choice when left out")
     device: Device = Field(default="auto", description="auto, cpu, cuda, ...")
     deterministic: bool = Field(default=True, description="deterministic kernels on a GPU")

@@ -270,7 +270,7 @@ class Session:
             to_device(b, self.study.world.device) for b in feed.fixed(len(heldout) if task else count, batch_size=16)
         ]
         counts = None if task else _occurrences(material.corpus.train.tokens, plan.student.vocab_size)
-        return Reasons(self.study.measures, batches, chunk=self.how.chunk, autocast=plan.autocast, counts=counts)
+        return Reasons(self.study.measures, batches, chunk=plan.chunk, autocast=plan.autocast, counts=counts)
 
     def _evaluation(self) -> Evaluation:
         """The fixed blocks of both splits."""
@@ -284,7 +284,7 @@ class Session:
         return Evaluation(
             self.study.measures,
             batches,
-            chunk=self.how.chunk,
+            chunk=plan.chunk,
             autocast=plan.autocast,
             device=world.device,
             task=task.kind if task else None,

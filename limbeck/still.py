@@ -29,6 +29,16 @@ Readouts = Mapping[str, Readout]
 Voice = tuple[str, str]  # an actor, and the tap of the head that speaks
 
 
+def chunk_of(vocabulary: int, precision: str) -> int:
+    """How many tokens make 64 MiB of logits: the next lower power of two, from 64 to 4,096.
+
+    >>> chunk_of(30522, "bf16"), chunk_of(30522, "fp32"), chunk_of(256000, "bf16")
+    (1024, 512, 128)
+    """
+    fit = (1 << 26) // (vocabulary * {"bf16": 2, "fp32": 4, "fp64": 8}[precision])
+    return 1 << (max(64, min(4096, fit)).bit_length() - 1)
+
+
 def common_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """The logit loss that all settings share: forward KL at temperature 1; of a score, which is no distribution, the square."""
     return (forward_kl if student.shape[-1] > 1 else logit_mse)(student=student, teacher=teacher)
@@ -174,22 +184,23 @@ class Still:
         slopes = {voice: torch.zeros_like(inputs[voice]) for lesson in lessons for voice in _learning(lesson)}
         for parts, size in ((_portion(lessons, False), self.chunk), (_portion(lessons, True), max(1, len(where)))):
             here = _voices(parts)
-            for start in range(0, len(where), size) if parts else ():
-                chunk = slice(start, start + size)
-                leaves = {voice: inputs[voice][chunk].detach().requires_grad_(voice in slopes) for voice in here}
-                logits = {voice: self._say(voice, leaf) for voice, leaf in leaves.items()}
-                for name in dict.fromkeys(lesson.student for lesson in parts):
-                    with self._clock(name):
-                        loss = self._logit_loss(micro, name, parts, logits, labels[chunk])
-                        loss.backward()
-                for voice, leaf in leaves.items():
-                    if leaf.grad is not None:
-                        slopes[voice][chunk] += leaf.grad
+            with self._precision():  # once: weights are cast for all chunks
+                for start in range(0, len(where), size) if parts else ():
+                    chunk = slice(start, start + size)
+                    leaves = {voice: inputs[voice][chunk].detach().requires_grad_(voice in slopes) for voice in here}
+                    logits = {voice: self._say(voice, leaf) for voice, leaf in leaves.items()}
+                    for name in dict.fromkeys(lesson.student for lesson in parts):
+                        with self._clock(name), self._precision(enabled=False):
+                            loss = self._logit_loss(micro, name, parts, logits, labels[chunk])
+                            loss.backward()
+                    for voice, leaf in leaves.items():
+                        if leaf.grad is not None:
+                            slopes[voice][chunk] += leaf.grad
         return {voice: (inputs[voice], slope) for voice, slope in slopes.items()}
 
     def _say(self, voice: Voice, features: Tensor) -> Tensor:
         (name, tap), actor = voice, self.actors[voice[0]]
-        with self._clock(name), self._precision():
+        with self._clock(name):
             return actor.speak(features, tap) if isinstance(actor, Learner) else actor.speak(features)
 
     def _logit_loss(
@@ -242,8 +253,10 @@ class Still:
             losses.append(self._weight(learner, term, micro.step) * value)
         return torch.stack(losses).sum()
 
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.world.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+    def _precision(self, enabled: bool = True) -> torch.autocast:
+        return torch.autocast(
+            self.world.device.type, dtype=self.autocast, enabled=enabled and self.autocast is not None
+        )
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:

@@ -10,7 +10,7 @@ B batch, T tokens, S keys, H width, h heads, d width of a head, V vocabulary. La
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -31,8 +31,8 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 class Recording(Recorder):
     """What the modules of one model leave behind during one call."""
 
-    def __init__(self, layers: Mapping[nn.Module, int]) -> None:
-        super().__init__(layers)
+    def __init__(self, layers: Mapping[nn.Module, int], valued: Collection[int] = ()) -> None:
+        super().__init__(layers, valued)
         self.hidden: dict[int, Tensor] = {}
         self.ffn: dict[int, Tensor] = {}
 
@@ -195,6 +195,7 @@ class Tapped:
         places = {parse(tap, self.depth) for tap in self.taps}
         self._hidden = {layer for kind, layer in places if kind in ("hidden", "exit")}
         self._ffn = {layer for kind, layer in places if kind == "ffn"}
+        self._valued = {layer for kind, layer in places if kind == "value"}
         attended = sorted({layer for kind, layer in places if kind in _FROM_ATTENTION})
         self._attention = {self.layers[i - 1].get_submodule(self.family.attention): i for i in attended}
         self._deepest = max((layer for kind, layer in places if kind not in ("logits", "exit")), default=0)
@@ -213,7 +214,7 @@ class Tapped:
         inputs: dict[str, Any] = {name: batch[name] for name in self._inputs if name in batch}
         if self.family.causal:
             inputs["use_cache"] = False
-        recorder = Recording(self._attention)
+        recorder = Recording(self._attention, self._valued)
         with self._recording(recorder), self._cut(self.depth if whole else self._deepest):
             states = self._base(**inputs).last_hidden_state
         attended = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))

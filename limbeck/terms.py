@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -65,7 +66,7 @@ class _Term:
     def build(self) -> lessons.Term:
         said, given = self.said, {k: v for k, v in self.said.parameters.items() if k in self.words.parameters}
         plain = LOSSES.get(said.loss) or custom.load(said.loss, self.where)
-        loss = (lambda **tensors: plain(**tensors, **given)) if given else plain
+        loss = partial(plain, **given) if given else plain
         if self.teacher is None and "teacher" in self.words.needs:
             raise UserError(f"{self.where}: {said.loss} learns from a teacher; set models.teacher")
         needs = (*self.words.needs, "mask") if said.loss in LOSSES else self.words.needs

@@ -31,6 +31,10 @@ class Batches(Protocol):
         """`count` blocks (at most all) spread evenly over the part, `batch_size` rows at a time."""
         ...
 
+
+class Repeatable(Batches, Protocol):
+    """A feed that can give the same rows in every epoch, which a cache of answers needs."""
+
     def __len__(self) -> int:
         """How many different rows there are."""
         ...

@@ -13,7 +13,7 @@ from torch import nn
 from limbeck import attention
 from limbeck.anatomy import FAMILIES, width_of
 from limbeck.errors import UserError
-from limbeck.taps import Readout, Tapped, Recording
+from limbeck.taps import Readout, Recording, Tapped
 
 DEPTH = 3
 EAGER_IN_FP32 = {
