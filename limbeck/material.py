@@ -90,6 +90,10 @@ class Data(Strict):
     max_bytes: Positive | None = Field(
         default=None, description="stop reading the training corpus after so many bytes of text"
     )
+    train_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="of the training documents, or rows, drawn by hash: a smaller share lies within a larger one (for ladders)",
+    )
     max_length: Annotated[int, Field(ge=4)] = Field(
         default=128, description="tokens of a block, special tokens included"
     )

@@ -117,6 +117,7 @@ def _key(data: Data, encoder: Encoder) -> str:
 def content_of(data: Data, encoder: Encoder) -> Facts:
     """What every tokenised text is a function of, packed or not: as JSON, for the key of an entry of the cache."""
     return {
+        **({"train_share": data.train_share} if data.train_share < 1 else {}),
         "corpora": [[fingerprint(one.corpus), _heldout_key(one)] for one in each(data)],
         "tokenizers": encoder.hashes,
         "special": asdict(encoder.special),

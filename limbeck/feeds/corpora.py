@@ -222,7 +222,7 @@ def separate(data: Data) -> Iterator[tuple[str, str, str]]:
 
     The part is `heldout`, `train`, or `both`: training text that is word for word a document of a separate
     held-out corpus and must not be trained on. Drawn by hash, all copies of a text fall on the same side. With the fold
-    `validation` other training text is held out, and what the test holds out is `aside`.
+    `validation` other training text is held out, and what the test holds out is `aside`; so is what `data.train_share` leaves out.
     """
 
     def read(spec: str, split: Split, max_bytes: int | None) -> Iterator[Document]:
@@ -261,7 +261,8 @@ def _separate(data: Data, read: Read[T], text: Callable[[T], str]) -> Iterator[t
             digest = _digest(text(item))
             place = int.from_bytes(digest[:8], "big") / 2**64
             mine = bound <= place < bound + share if validates else place < share
-            part = "heldout" if mine else "aside" if place < bound else "train"
+            left_out = int.from_bytes(digest[8:16], "big") / 2**64 >= data.train_share
+            part = "heldout" if mine else "aside" if place < bound or left_out else "train"
             yield "both" if digest in heldout else part, name, item
 
 

@@ -132,7 +132,7 @@ def test_recipe(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
     if name in BERTS:
         overrides.append(f"models.teacher={random_bert(BERTS[name], tmp_path / 'teacher')}")
     if name in STUDIES:
-        overrides.append("vary={data.max_bytes: [8000, 16000]}")
+        overrides.append("vary={data.train_share: [0.5, 1.0]}")
     run = api.run(name, [*overrides, "seeds=[0]"], quiet=True)
     if name in STUDIES:
         assert len(run.arms) == 2 and run.report.is_file()

@@ -329,6 +329,24 @@ def test_max_bytes_is_for_training_text(tmp_path: Path) -> None:
     assert parts(data) == {"train": ["one"], "heldout": ["three", "four"], "both": []}
 
 
+def test_a_share_of_the_training_text_lies_within_a_larger_one(tmp_path: Path) -> None:
+    """Whatever is trained on, the same text is held out; copies of a text are in or out together."""
+    spec = str(write(tmp_path / "a.jsonl", [f"text {i % 500}" for i in range(1000)]))
+    found = {share: _all_parts(table(corpus=spec, heldout=0.2, train_share=share)) for share in (0.1, 0.4, 1.0)}
+    few, some, every = (set(it["train"]) for it in found.values())
+    assert few < some < every and 20 < len(few) < 62 and 120 < len(some) < 200
+    assert len({tuple(it["heldout"]) for it in found.values()}) == 1
+    assert sorted(found[0.1]["train"] + found[0.1]["aside"]) == sorted(found[1.0]["train"])
+    assert all(found[0.1]["train"].count(text) == 2 for text in few)
+
+
+def _all_parts(data: Data) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {"train": [], "heldout": [], "both": [], "aside": []}
+    for part, _, text in separate(data):
+        found[part].append(text)
+    return found
+
+
 def test_joined_corpora_are_separated_each_by_its_own_rule(tmp_path: Path) -> None:
     """Held-out documents come once, and what one corpus holds out is not trained on in another."""
     own, other = tmp_path / "own", tmp_path / "other.txt"
