@@ -42,6 +42,12 @@ class Attended:
         seen = torch.ones(shape, dtype=torch.bool, device=self.query_BhTd.device).tril()
         return seen.expand(self.query_BhTd.shape[0], 1, *shape)
 
+    def queries(self, some: slice) -> Attended:
+        """The same of some of the queries."""
+        seen = self.visible()
+        kept = None if seen is None else seen[:, :, some]
+        return replace(self, query_BhTd=self.query_BhTd[:, :, some], mask=kept, causal=False)
+
     def scores(self) -> Tensor:
         """q.k times the model's scaling, before mask and softmax: `[B, h, T, S]`, fp32 or wider."""
         query = self.query_BhTd

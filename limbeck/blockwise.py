@@ -48,10 +48,12 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        slope, factors, ctx.slope = ctx.slope, upstream[0][:, None], None
-        for start in range(0, len(slope), ctx.rows):  # rounded once: the factor stays wide
+        slope, factors, ctx.slope = ctx.slope, upstream[0], None
+        if bool((factors == factors[0]).all()):  # a mean: one number, which stays wide
+            return slope.mul_(factors[0].item()), None, None, None
+        for start in range(0, len(slope), ctx.rows):
             here = slice(start, start + ctx.rows)
-            torch.mul(slope[here], factors[here], out=slope[here])
+            torch.mul(slope[here], factors[here, None], out=slope[here])
         return slope, None, None, None
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from limbeck.blockwise import blockwise
 from limbeck.bridges import Make
-from limbeck.losses import Loss
+from limbeck.losses import Loss, attention_kl, attention_mse, attention_scores_mse
 from limbeck.reduce import Batch, Counts, share_of_mean
 from limbeck.schedules import Schedule
 from limbeck.taps import Readout
+
+LARGE = 1 << 25  # numbers of an attention map beyond which it is made in blocks of queries: fp32, 128 MiB
+BY_QUERY = (attention_scores_mse, attention_mse, attention_kl)  # losses that look at each query for itself
 
 Taps = str | tuple[str, ...]
 Seen = Tensor | tuple["Seen", ...]
@@ -74,6 +79,8 @@ class Term:
     def _of(
         self, pair: Pair, student: Readout, teacher: Readout, aids: nn.ModuleDict, batch: Batch, kept: Tensor | None
     ) -> Tensor:
+        if self.loss in BY_QUERY:
+            return self._of_maps(pair, student, teacher, _mask(pair, student, teacher, kept))
         mine = _look(student, pair.student, pair.bridge, aids)
         theirs = _look(teacher, pair.teacher, pair.lens, aids, constant=True)
         if pair.memory:
@@ -81,6 +88,22 @@ class Term:
         mask = _mask(pair, student, teacher, kept)
         given = {"student": mine, "teacher": theirs, "labels": batch.get("labels"), "mask": mask}
         return self.loss(**{name: given[name] for name in ("student", *self.needs)})
+
+    def _of_maps(self, pair: Pair, student: Readout, teacher: Readout, mask: Tensor | None) -> Tensor:
+        """A loss on attention maps, `[B, T]`; large ones are made for some queries at a time, and again for the gradient."""
+        tap, other = str(pair.student), str(pair.teacher)
+
+        def of(some: slice) -> Tensor:
+            seen = mask if mask is None or mask.shape[2] == 1 else mask[:, :, some]
+            theirs = teacher.queries(other, some).detach()
+            return self.loss(student=student.queries(tap, some), teacher=theirs, mask=seen)
+
+        numbers, length = student.numbers(tap)
+        step = max(1, LARGE * length // numbers)
+        if step >= length:
+            return of(slice(None))
+        parts = [slice(start, start + step) for start in range(0, length, step)]
+        return torch.cat([checkpoint(of, it, use_reentrant=False, preserve_rng_state=False) for it in parts], dim=1)
 
 
 def each(taps: Taps) -> tuple[str, ...]:

@@ -75,6 +75,17 @@ class Readout(Mapping[str, Tensor]):
             raise KeyError(f"{tap} was not tapped; this readout has {', '.join(self._taps)}") from None
         return _DERIVED[kind](attended)
 
+    def queries(self, tap: str, some: slice) -> Tensor:
+        """`scores.N` or `probs.N` of some of the queries: `[B, h, t, S]`."""
+        kind, layer = parse(tap, self._depth)
+        return _DERIVED[kind](self.recording.attended[layer].queries(some))
+
+    def numbers(self, tap: str) -> tuple[int, int]:
+        """B h T S and T of an attention map, known before it is made."""
+        attended = self.recording.attended[parse(tap, self._depth)[1]]
+        length = attended.query_BhTd.shape[2]
+        return attended.query_BhTd[..., 0].numel() * attended.key_BhSd.shape[2], length
+
     @property
     def features(self) -> Tensor:
         """The input of the head."""

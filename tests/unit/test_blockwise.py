@@ -42,12 +42,13 @@ def both(call: Callable[..., Tensor], student: Tensor, weights: Tensor) -> tuple
 
 
 def compare(loss: Callable[..., Tensor], student: Tensor, others: dict[str, Any], near: float = 1e-12) -> None:
-    weights = torch.linspace(-1, 2, len(student), dtype=torch.float64).to(student.device)
-    mine = both(lambda leaf: blockwise(loss, leaf, others), student, weights)
-    plain = both(lambda leaf: loss(student=leaf, **others), student, weights)
-    for found, wanted in zip(mine, plain, strict=True):
-        assert found.dtype == wanted.dtype
-        torch.testing.assert_close(found, wanted, rtol=near, atol=near)
+    each, same = torch.linspace(-1, 2, len(student), dtype=torch.float64), torch.full((len(student),), 0.3).double()
+    for weights in (each, same):
+        mine = both(lambda leaf: blockwise(loss, leaf, others), student, weights)
+        plain = both(lambda leaf: loss(student=leaf, **others), student, weights)
+        for found, wanted in zip(mine, plain, strict=True):
+            assert found.dtype == wanted.dtype
+            torch.testing.assert_close(found, wanted, rtol=near, atol=near)
 
 
 @pytest.mark.parametrize("name", PER_TOKEN)
