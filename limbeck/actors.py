@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from limbeck import seeds
 from limbeck.balance import Balance
 from limbeck.memory import ContrastiveMemory
+from limbeck.quantised import Effect
 from limbeck.recall import Recall
 from limbeck.reduce import Batch
 from limbeck.schedules import Schedule
@@ -26,6 +27,7 @@ class Frozen:
     def __init__(self, name: str, model: PreTrainedModel, taps: list[str], columns: int | None = None) -> None:
         self.name, self.model = name, model.eval().requires_grad_(False)
         self.tapped = Tapped(self.model, taps, columns)
+        self.effect: Effect | None = None  # of its quantisation
 
     @property
     def width(self) -> int:

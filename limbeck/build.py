@@ -27,6 +27,7 @@ from limbeck.still import Still
 from limbeck.world import World
 
 Text = Corpus | TaskCorpus
+SAMPLE = 16  # held-out blocks on which the effect of a quantisation is measured
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def study(
     Raises:
         Interrupted: `stopped` said so while answers were written.
     """
-    table, company = plan.recipe, Company(plan, world)
+    table, company = plan.recipe, _company(plan, world, material, tell)
     teachers, stills, settings, averages = {}, {}, {}, []
     feeds = {seed: feed(plan, material, seed) for seed in table.seeds}
     library = Library(plan, world, material.facts, stopped, tell)
@@ -128,11 +129,20 @@ def study(
     return Study(plan, world, material, teachers, stills, feeds, settings, averages)
 
 
+def _company(plan: Design, world: World, material: Material, tell: Callable[[str], None]) -> Company:
+    """Who makes the actors; with text on which the effect of a quantisation is measured."""
+    sample = None
+    if plan.recipe.train.teacher_precision == "int8":
+        heldout = feed(plan, Material(material.corpus, None), 0, "heldout")
+        sample = to_device(next(iter(heldout.fixed(SAMPLE, SAMPLE))), world.device)
+    return Company(plan, world, sample, tell)
+
+
 def answers(
     plan: Design, world: World, material: Material, stopped: Callable[[], bool], tell: Callable[[str], None]
 ) -> dict[Path, int]:
     """Writes what the teachers answer to the training text, where it is missing: folder of the cache -> its bytes."""
-    company, library = Company(plan, world), Library(plan, world, material.facts, stopped, tell)
+    company, library = _company(plan, world, material, tell), Library(plan, world, material.facts, stopped, tell)
     for seed in plan.recipe.seeds:
         for name in plan.recipe.chosen:
             library.of(company.teachers(name, seed), feed(plan, material, seed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from limbeck import (
     inherit,
     lessons,
     models,
+    quantised,
     recipe,
     rundir,
     schedules,
@@ -27,6 +28,7 @@ from limbeck.actors import Ema, Frozen, Learner, Optimisation
 from limbeck.balance import Balance
 from limbeck.designs import Design, sources
 from limbeck.ensemble import Ensemble
+from limbeck.reduce import Batch
 from limbeck.stages import folder_of, stage_of
 from limbeck.taps import Tapped
 from limbeck.world import World
@@ -34,11 +36,14 @@ from limbeck.world import World
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
 
+Tell = Callable[[str], None]
+
+
 class Company:
     """Makes the actors of a study. A pretrained model is read once, however many learn from it or begin as it."""
 
-    def __init__(self, plan: Design, world: World) -> None:
-        self.plan, self.world = plan, world
+    def __init__(self, plan: Design, world: World, sample: Batch | None = None, tell: Tell = lambda line: None) -> None:
+        self.plan, self.world, self.sample, self.tell = plan, world, sample, tell
         self.said, self.learned = plan.recipe.models, [term for terms in plan.terms.values() for term in terms]
         self._frozen: dict[str, Frozen] = {}
         self._ensembles: dict[str, Ensemble] = {}
@@ -66,8 +71,20 @@ class Company:
                 where, DTYPES[self.plan.recipe.train.precision], config=None if trained else self.plan.teachers[role]
             )
             torch.nn.Module.to(model, self.world.device)
+            effect = self._quantise(name, model)
             self._frozen[name] = Frozen(name, model, read_of(role, self.learned), self.plan.columns)
+            self._frozen[name].effect = effect
         return self._frozen[name]
+
+    def _quantise(self, name: str, model: PreTrainedModel) -> quantised.Effect | None:
+        """Where the recipe asks for int8: what it changed, which is told."""
+        if self.plan.recipe.train.teacher_precision != "int8" or self.sample is None:
+            return None
+        effect = quantised.int8(model, self.sample, self.plan.autocast)
+        self.tell(
+            f"{name} in int8: {effect.kl:.2g} nats a token from its own predictions, {effect.agreement:.1%} the same first"
+        )
+        return effect
 
     def _trained(self, source: recipe.Source, setting: str, seed: int) -> Path | None:
         """The folder of the student that a stage trained, None for any other model."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from limbeck import bridges, inherit, layers, lessons, models, recipe, students, tasks, terms
+from limbeck import bridges, inherit, layers, lessons, models, quantised, recipe, students, tasks, terms
 from limbeck.anatomy import family, reserved_positions
 from limbeck.errors import UserError
 from limbeck.stages import stage_of
@@ -129,6 +129,8 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
     for name, setting in table.chosen.items():
         plan.terms[name] = terms.of_setting(setting, student, plan.roles, f"settings.{name}")
     _has_targets(table, plan.terms, plan.causal)
+    if table.train.teacher_precision == "int8":
+        quantised.require()
     _sees_enough(table)
     _can_be_cached(plan)
     return plan

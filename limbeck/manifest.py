@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from limbeck import build, custom, designs, environment, rundir, stages, students
+from limbeck.actors import Frozen
 from limbeck.ensemble import Ensemble
 from limbeck.errors import UserError
 from limbeck.recipe import Recipe
@@ -116,6 +117,7 @@ def _teachers(study: build.Study) -> list[Facts]:
             "revision": getattr(actor.model.config, "_commit_hash", None),
             "sha256": students.digest(actor.model.named_parameters()),  # of the weights as the run holds them
             "parameters": actor.model.num_parameters(),
+            **({"int8": actor.effect.facts()} if isinstance(actor, Frozen) and actor.effect else {}),
         }
         for actor in actors
     ]

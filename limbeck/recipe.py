@@ -155,6 +155,10 @@ class Train(Strict):
         default=1.0, description="largest gradient norm of a student; bridges apart"
     )
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    teacher_precision: Literal["run", "int8"] = Field(
+        default="run",
+        description="int8: linear layers of teachers hold int8 weights (extra int8); its effect is measured",
+    )
     eval_every: Positive = 100
     eval_blocks: Positive | None = Field(
         default=None,

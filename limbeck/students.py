@@ -13,6 +13,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from limbeck import models, recipe
 from limbeck.anatomy import family, reserved_positions
 from limbeck.errors import UserError
+from limbeck.quantised import parts
 from limbeck.seeds import seeded
 
 _DEPEND_ON_DEPTH = ("layer_types",)  # lists with one entry a layer, which the config derives again
@@ -94,7 +95,7 @@ def build(config: PretrainedConfig, seed: int) -> PreTrainedModel:
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """sha256 over names, dtypes, shapes and bits of named tensors."""
     total = hashlib.sha256()
-    for name, tensor in tensors:
+    for name, tensor in ((name + part, it) for name, whole in tensors for part, it in parts(whole)):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -16,7 +16,7 @@ FLOORS = [
     # 0: words, tensors, files, the machine
     "errors words kinds settings material recipe load stages arms layers schedules anatomy rundir metrics losses reduce seeds environment",
     # 1: models, and the processes
-    "attention taps recall packing blockwise bridges students cuts inherit models exits world balance memory factors custom",
+    "attention taps quantised recall packing blockwise bridges students cuts inherit models exits world balance memory factors custom",
     # 2: who answers, and who learns from whom
     "actors ensemble lessons",
     # 3: one training step

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
 from kernel import (
-    HEADS,
     HIDDEN,
     INSIDE,
     LABEL,
@@ -27,6 +25,7 @@ from kernel import (
     parameters_of,
     still_of,
 )
+from plain import plain, same
 from torch import Tensor
 
 from limbeck.actors import Frozen, Learner
@@ -36,8 +35,6 @@ from limbeck.reduce import Batch, Counts
 from limbeck.schedules import ramp
 from limbeck.still import Still
 
-Gradients = dict[str, Tensor | None]
-
 
 def still(teacher: Frozen | None, students: Sequence[tuple[Learner, tuple[Term, ...]]], chunk: int = 7) -> Still:
     return still_of(teacher, students, chunk=chunk)
@@ -46,76 +43,6 @@ def still(teacher: Frozen | None, students: Sequence[tuple[Learner, tuple[Term, 
 def hand(one: Still, batches: Sequence[Batch], step: int = 0) -> dict[str, dict[str, Tensor]]:
     tallies = one.gradients(batches, Counts.of(batches), step)
     return {name: tally.terms for name, tally in tallies.items()}
-
-
-def same(mine: Gradients, theirs: Gradients, bound: float = 1e-10) -> None:
-    assert mine.keys() == theirs.keys()
-    for name, gradient in mine.items():
-        expected = theirs[name]
-        assert (gradient is None) == (expected is None), name
-        if gradient is not None and expected is not None:
-            torch.testing.assert_close(gradient, expected, rtol=bound, atol=bound, msg=lambda m, n=name: f"{n}: {m}")
-
-
-# the plain path
-
-
-def scores(model: torch.nn.Module, states: Sequence[Tensor], layer: int) -> Tensor:
-    """q.k / sqrt(d) of layer 1..L of a BERT, from the state below it."""
-    attention = model.bert.encoder.layer[layer - 1].attention.self
-    below = states[layer - 1]
-    query, key = (part(below).unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (attention.query, attention.key))
-    return query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-
-
-def plain_terms(student: torch.nn.Module, teacher: torch.nn.Module, bridges: torch.nn.ModuleDict, one: Batch) -> dict:
-    """Every term of `kernel` of one batch, as sums over what it counts."""
-    inputs = {"input_ids": one["input_ids"], "attention_mask": one["attention_mask"]}
-    mine = student(**inputs, output_hidden_states=True)
-    with torch.no_grad():
-        theirs = teacher(**inputs, output_hidden_states=True)
-    kept, select, labels = one["attention_mask"].bool(), one["select"], one["labels"]
-    s, t = mine.hidden_states, theirs.hidden_states
-
-    def hidden(bridge: str, i: int, j: int) -> Tensor:
-        return ((bridges[bridge](s[i]) - t[j])[kept] ** 2).mean(-1).sum()
-
-    def attention(i: int, j: int) -> Tensor:
-        difference = (scores(student, s, i) - scores(teacher, t, j)).square().mean(1)  # [B, T, S]
-        rows = [difference[b][kept[b]][:, kept[b]].mean(-1).sum() for b in range(len(kept))]
-        return torch.stack(rows).sum()
-
-    p, q = theirs.logits[select].softmax(-1), mine.logits[select].softmax(-1)
-    return {
-        "logit": (p * (p.log() - q.log())).sum(),
-        "label": F.cross_entropy(mine.logits[labels != -100], labels[labels != -100], reduction="sum"),
-        "embedding": hidden("embedding", 0, 0) if "embedding" in bridges else None,
-        "hidden": hidden("hidden-1", 1, 2) + hidden("hidden-2", 2, 4) if "hidden-1" in bridges else None,
-        "attention": attention(1, 2) + attention(2, 4),
-    }
-
-
-def plain(
-    teacher: Frozen, one: Learner, terms: Sequence[Term], batches: Sequence[Batch]
-) -> tuple[dict[str, Tensor], Gradients]:
-    """Values of the terms and the gradients of their weighted sum, on copies with transformers' own attention."""
-    student, guide = copy.deepcopy(one.model), copy.deepcopy(teacher.model)
-    bridges = copy.deepcopy(one.bridges)
-    for model in (student, guide):
-        model.set_attn_implementation("sdpa")
-    for parameter in [*student.parameters(), *bridges.parameters()]:
-        parameter.grad = None
-    found = [plain_terms(student, guide, bridges, each) for each in batches]
-    counts = {
-        "logit": sum(int(b["select"].sum()) for b in batches),
-        "label": sum(int((b["labels"] != -100).sum()) for b in batches),
-        **dict.fromkeys(("embedding", "hidden", "attention"), sum(int(b["attention_mask"].sum()) for b in batches)),
-    }
-    values = {t.name: sum(each[t.name] for each in found) / counts[t.name] for t in terms}
-    sum(t.weight(0) * values[t.name] for t in terms).backward()
-    named = [(f"model.{n}", p) for n, p in student.named_parameters()]
-    named += [(f"bridges.{n}", p) for n, p in bridges.named_parameters()]
-    return {n: v.detach() for n, v in values.items()}, {n: p.grad for n, p in named}
 
 
 @pytest.mark.parametrize("tied", [True, False])
