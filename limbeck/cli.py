@@ -134,6 +134,38 @@ def profile(
         rundir.write_json(path, found)
 
 
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model folder, such as an exported student, or a Hub id.")
+    ],
+    task: Annotated[
+        str, typer.Option(metavar="RECIPE", help="Whose `data` it is measured on: a recipe's name or file.")
+    ],
+    overrides: Overrides = None,
+    predictions: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the answer to every row.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Measure any model on the held-out part of a recipe's data: its metrics, its loss, its answers as a file."""
+    from pathlib import Path
+
+    from limbeck.arms import asked
+
+    data = asked(task, overrides or []).arms()[0].last.data
+    if precision not in ("fp32", "bf16", "fp64"):
+        raise UserError(f"--precision: {precision} is none; give fp32, bf16 or fp64")
+    from limbeck import examine
+
+    found = examine.examine(model, data, precision=precision, device=device)
+    if predictions:
+        examine.write_answers(found, Path(predictions))
+    noun = "rows" if data.task else "tokens"
+    print(f"{'held out':14} {found.rows:,} {noun} of {data.heldout if isinstance(data.heldout, str) else data.corpus}")
+    for name, value in {"label loss": found.label_loss, **found.metrics}.items():
+        print(f"{name:14} {'-' if value is None else f'{value:.4f}'}")
+
+
 @app.command()
 def watch(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
     """Show a run while it goes on: its curves in the terminal."""

@@ -60,7 +60,7 @@ def _known(task: Task, teachers: Sequence[PretrainedConfig]) -> Sequence[str] | 
     """The classes where the recipe or a teacher names them, None where the rows must. Without labels they need no names."""
     named = [names for names in map(_names, teachers) if names]
     if task.label is None and not named:
-        named = [_in_order(config) for config in teachers]
+        named = [classes_of(config) for config in teachers]
     return task.classes or next(iter(named), None)
 
 
@@ -70,7 +70,7 @@ def _agrees(task: Task, name: str, config: PretrainedConfig, classes: Sequence[s
     Names differ where the recipe says what the rows call the classes (0, 1) that the model calls otherwise (NEGATIVE,
     POSITIVE); the same names in another order are a mistake.
     """
-    theirs, mine, remedy = _in_order(config), list(classes), "data.task.classes in the order of its logits"
+    theirs, mine, remedy = classes_of(config), list(classes), "data.task.classes in the order of its logits"
     said = f"models.{name}: it predicts {listed(theirs)}, and the task has {listed(mine)}"
     if len(theirs) != len(mine):
         count = f"{len(theirs)} and {len(mine)}"
@@ -113,11 +113,11 @@ def _suits(data: Data, name: str, config: PretrainedConfig) -> None:
 
 def _names(config: PretrainedConfig) -> tuple[str, ...] | None:
     """The classes of a model in the order of its logits, None where it only counts them (LABEL_0, LABEL_1)."""
-    names = _in_order(config)
+    names = classes_of(config)
     return None if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
 
 
-def _in_order(config: PretrainedConfig) -> tuple[str, ...]:
+def classes_of(config: PretrainedConfig) -> tuple[str, ...]:
     """What a model calls its logits; a file may hold them sorted as text, 10 before 2."""
     return tuple(str(name) for _, name in sorted((config.id2label or {}).items(), key=lambda item: int(item[0])))
 

@@ -26,7 +26,7 @@ FLOORS = [
     # 5: the loop, what is kept of it, what is asked of it
     "paths probe engine checkpoint evaluate findings reasons export cache",
     # 6: where words become objects, and what they cost
-    "tasks terms designs casting library build costs profile preview manifest",
+    "tasks terms designs casting library build costs examine profile preview manifest",
     # 7: what people touch
     "progress trackers session chain studies api cli __main__",
 ]

@@ -1,0 +1,136 @@
+"""What a model folder reaches on held-out text or rows: the metrics of its task, or how well it predicts words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from limbeck import casting, metrics, models, recipe, rundir, tasks
+from limbeck.anatomy import family
+from limbeck.errors import UserError
+from limbeck.feeds.blocks import prepare
+from limbeck.feeds.feed import Batches, Feed
+from limbeck.feeds.taskfeed import TaskFeed
+from limbeck.feeds.tasks import prepare_task
+from limbeck.losses import cross_entropy, squared_error
+from limbeck.material import Data
+from limbeck.taps import Tapped
+
+IGNORED = -100
+
+
+@dataclass
+class Examined:
+    """What was found.
+
+    Attributes:
+        rows: rows of a task, or selected tokens of running text, that have a label.
+        label_loss: the mean cross entropy in nats, of scores the mean square.
+        metrics: of a task its metrics; of running text `accuracy` and `perplexity`.
+        answers: of a task one for each row, in the order of the file: the class, or the score.
+    """
+
+    rows: int
+    label_loss: float
+    metrics: dict[str, float | None]
+    answers: list[str] = field(default_factory=list)
+
+
+def examine(
+    folder: str | Path, data: Data, *, batch_size: int = 32, precision: str = "fp32", device: str = "cpu"
+) -> Examined:
+    """Evaluates a model, such as an exported student, on the held-out part of some data.
+
+    Args:
+        folder: a folder, or a Hub id.
+        data: the table `data` of a recipe.
+        batch_size: rows at a time.
+        precision: `fp32`, `bf16`, `fp64`.
+        device: where it runs.
+
+    Raises:
+        UserError: no usable model, it does not fit the task, or the data cannot be read.
+
+    Example:
+        >>> examine("runs/classify/students/logit-seed0", data).metrics["accuracy"]   # doctest: +SKIP
+        0.91
+    """
+    source = recipe.Source(source=str(folder))
+    config, tokenizer = models.config_of(source), models.tokenizer_of(source)
+    heldout = _batches(data, config, tokenizer, folder, batch_size)
+    dtype = casting.DTYPES[precision]
+    tapped = Tapped(models.model_of(source, dtype, config=config).to(torch.device(device)).eval())  # pyright: ignore
+    found = [answered for batch in heldout for answered in _answered(tapped, batch, device)]
+    logits, labels = (np.concatenate([each[place] for each in found]) for place in (0, 1))
+    kept = labels != IGNORED
+    if not kept.any():
+        raise UserError(
+            f"{data.heldout}: no held-out row has a label to be measured by; name their column in data.task"
+        )
+    loss = float(np.concatenate([each[2] for each in found])[kept].mean())
+    if data.task is None:
+        right = float((logits[kept] == labels[kept]).mean())
+        return Examined(int(kept.sum()), loss, {"accuracy": right, "perplexity": math.exp(min(loss, 700.0))})
+    names = tasks.classes_of(config) if data.task.kind == "classification" else ()
+    said = [names[int(row.argmax())] for row in logits] if names else [f"{row[0]:.6g}" for row in logits]
+    return Examined(int(kept.sum()), loss, metrics.scores(data.task.kind, logits, labels), said)
+
+
+def write_answers(found: Examined, path: Path) -> None:
+    """Writes the answers of a task as a table of two columns, `index` and `prediction`, the form that GLUE takes."""
+    if not found.answers:
+        raise UserError("--predictions: running text has no rows to answer; leave it out")
+    lines = [f"{index}\t{answer}" for index, answer in enumerate(found.answers)]
+    rundir.write_text(path, "\n".join(["index\tprediction", *lines]) + "\n")
+
+
+def _batches(
+    data: Data, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Any, size: int
+) -> Iterator[dict[str, Tensor]]:
+    """The whole held-out part."""
+    feed: Batches
+    if (data.task is None) != (config.problem_type is None):
+        what = (
+            "a language model, and the data are a task"
+            if data.task
+            else "made for a task, and the data are running text"
+        )
+        raise UserError(f"{folder}: {what}; take another model, or other data")
+    if data.task is None:
+        corpus = prepare(data, tokenizer, tell=lambda line: None)
+        causal = family(config.model_type).causal
+        masking = data.masking.model_copy(update={"mode": "none"} if causal else {})
+        positions = "all" if causal else "masked"
+        feed = Feed(corpus.heldout, masking=masking, positions=positions, batch_size=size, causal=causal)
+    else:
+        if (config.num_labels == 1) != (data.task.kind == "regression"):
+            raise UserError(
+                f"{folder}: made for {config.problem_type}, and the task is a {data.task.kind}; take another"
+            )
+        classes = tasks.classes_of(config) if data.task.kind == "classification" else None
+        corpus = prepare_task(data, tokenizer, tell=lambda line: None, classes=classes)
+        types = "token_type_ids" in tokenizer.model_input_names
+        feed = TaskFeed(corpus.heldout, batch_size=size, pad_id=tasks.padding(tokenizer), types=types)
+    return feed.fixed(len(corpus.heldout), size)
+
+
+@torch.no_grad()
+def _answered(tapped: Tapped, batch: dict[str, Tensor], device: str) -> Iterator[tuple[np.ndarray, ...]]:
+    """Of some selected tokens or rows: the logits (of tokens the best one), the labels, the loss."""
+    here = {name: tensor.to(device) for name, tensor in batch.items()}
+    features, labels = tapped(here).features[here["select"]], here["labels"][here["select"]]
+    for start in range(0, len(labels), 1024):
+        some = slice(start, start + 1024)
+        logits = tapped.head(features[some])
+        loss = squared_error if logits.shape[-1] == 1 else cross_entropy
+        values = loss(student=logits, labels=labels[some])
+        said = logits if tapped.classifies else logits.argmax(-1)
+        yield tuple(each.double().cpu().numpy() for each in (said, labels[some], values))
