@@ -16,6 +16,7 @@ from limbeck.lessons import Term, each
 from limbeck.taps import Tapped
 
 EFFICIENCY = 0.4  # share of the matrix-product rate that training reaches, for the estimate of time
+LOGITS = 4  # tensors of a chunk's logits at a time: both sides, the slope, and one in passing
 OPTIMIZER_BYTES = 16  # of a trained parameter: itself, its gradient, two moments of AdamW, fp32 each
 
 
@@ -92,17 +93,25 @@ def of_study(plan: designs.Design) -> StudyCost:
     shared = max(alone[name] - own[name] for name in own)
     total = table.train.steps * len(table.seeds) * (shared + sum(own.values()))
     learners = sum(setting.peers for setting in table.chosen.values()) * len(table.seeds)
-    trained = learners * student.parameters
+    aids = sum(setting.peers * _aid_parameters(plan, plan.terms[name]) for name, setting in table.chosen.items())
+    trained = learners * student.parameters + len(table.seeds) * aids
     micro = tokens / table.train.accumulate
     whole = any(term.on_logits and term.per == "batch" for terms in plan.terms.values() for term in terms)
     at_once = max(plan.chunk, micro * selected) if whole else plan.chunk  # tokens whose logits exist
+    size = {"bf16": 2, "fp32": 4, "fp64": 8}[table.train.precision]
     memory = (
         trained * OPTIMIZER_BYTES
-        + sum(it.parameters for it in teachers.values()) * (2 if table.train.precision == "bf16" else 4)
+        + sum(it.parameters for it in teachers.values()) * size
         + learners / len(table.seeds) * micro * student.activations
-        + at_once * tasks.vocabulary(plan.student) * 4 * 6
+        + at_once * tasks.vocabulary(plan.student) * (24 if whole else LOGITS * size)
     )
     return StudyCost(teachers, student, alone, total, memory, disk=trained * (2 * 12 + 4))
+
+
+def _aid_parameters(plan: designs.Design, terms: Sequence[Term]) -> int:
+    """Of the modules of a setting's own: bridges, translators, heads of exits; what terms share stands once."""
+    made = {name: module for term in terms for name, module in plan.aids(term).items()}
+    return sum(p.numel() for module in made.values() for p in module.parameters())
 
 
 def _read(plan: designs.Design, costs: dict[str, ModelCost], terms: Sequence[Term], share: float, length: int) -> float:

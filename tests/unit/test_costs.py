@@ -68,7 +68,23 @@ def test_a_study_adds_up(tmp_path: Path) -> None:
         "the teacher reads once a seed"
     )
     assert cost.memory > 4 * cost.student.parameters * costs.OPTIMIZER_BYTES
-    assert cost.disk > 4 * 4 * cost.student.parameters
+    widened = 3 * (16 * 24 + 24)  # the bridges of two seeds of `multi`
+    assert cost.disk == pytest.approx((4 * cost.student.parameters + 2 * widened) * (2 * 12 + 4))
+
+
+def test_what_trains_beside_a_student_counts(tmp_path: Path) -> None:
+    """Heads of early exits are trained, saved and exported; a cached teacher costs no compute."""
+    said = recipe(lay_out(tmp_path), tmp_path / "out", seeds=[0], settings={"a": {"terms": [{"loss": "forward_kl"}]}})
+    exits = {"a": {"exits": [1], "terms": [{"loss": "forward_kl"}, {"loss": "forward_kl", "tap": "exit", "name": "e"}]}}
+    plain, more = (costs.of_study(designs.design(load(each))) for each in (said, said | {"settings": exits}))
+    head = (16 * 16 + 16) + 2 * 16 + 60 * 16 + 60  # of a BERT, its table not tied to the embedding
+    assert (more.disk - plain.disk) / (2 * 12 + 4) == head
+    assert more.memory > plain.memory
+    said["data"] |= {"masking": {"mode": "static"}}
+    kept = costs.of_study(designs.design(load(said | {"cache": {}})))
+    assert kept.flops_per_step["a"] == pytest.approx(
+        3 * 40 * (plain.student.backbone_flops + 0.15 * plain.student.head_flops)
+    )
 
 
 def test_matrix_rate() -> None:
