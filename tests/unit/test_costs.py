@@ -77,7 +77,7 @@ def test_what_trains_beside_a_student_counts(tmp_path: Path) -> None:
     said = recipe(lay_out(tmp_path), tmp_path / "out", seeds=[0], settings={"a": {"terms": [{"loss": "forward_kl"}]}})
     exits = {"a": {"exits": [1], "terms": [{"loss": "forward_kl"}, {"loss": "forward_kl", "tap": "exit", "name": "e"}]}}
     plain, more = (costs.of_study(designs.design(load(each))) for each in (said, said | {"settings": exits}))
-    head = (16 * 16 + 16) + 2 * 16 + 60 * 16 + 60  # of a BERT, its table not tied to the embedding
+    head = (16 * 16 + 16) + 2 * 16 + 60  # of a BERT; its table is that of the student
     assert (more.disk - plain.disk) / (2 * 12 + 4) == head
     assert more.memory > plain.memory
     said["data"] |= {"masking": {"mode": "static"}}
