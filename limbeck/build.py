@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from limbeck import bridges, factors, schemes, tasks
+from limbeck import augment, bridges, factors, schemes, tasks
 from limbeck.actors import Ema, Frozen, Learner
 from limbeck.casting import Company
 from limbeck.designs import Design
@@ -80,16 +80,28 @@ class Study:
 def text(plan: Design, tell: Callable[[str], None]) -> Material:
     """The tokenised corpus, and the unlabelled one beside it, from the cache or made now."""
     data = plan.recipe.data
+    if data.task and data.task.augment:
+        augment.masked_model(plan)
     corpus = _prepared(plan, tell)
     tasks.labelled(plan.recipe, plan.terms, corpus.facts.get("labelled", 0))
     if data.unlabelled is None:
         return Material(corpus, None)
-    task = data.task and data.task.model_copy(update={"label": None, "classes": tuple(plan.classes) or None})
+    task = data.task and data.task.model_copy(
+        update={"label": None, "classes": tuple(plan.classes) or None, "augment": None}
+    )
     apart = {source[0] for one in each(data) if (source := heldout_source(one))}
     heldout = apart.pop() if len(apart) == 1 else data.heldout  # what the corpus holds out is not read here either
     words = {"corpus": data.unlabelled.corpus, "heldout": heldout, "task": task, "unlabelled": None, "max_bytes": None}
     more = plan.recipe.model_copy(update={"data": data.model_copy(update=words)})
     return Material(corpus, _prepared(plan.with_recipe(more), tell))
+
+
+def augmented(plan: Design, world: World, material: Material, tell: Callable[[str], None]) -> Material:
+    """The text with the copies of the rows of its task that the recipe asks for, of which every process makes a share."""
+    if plan.recipe.data.task is None or plan.recipe.data.task.augment is None:
+        return material
+    assert isinstance(material.corpus, TaskCorpus)
+    return replace(material, corpus=augment.augmented(plan, world, material.corpus, tell))
 
 
 def _prepared(plan: Design, tell: Callable[[str], None]) -> Text:

@@ -115,13 +115,13 @@ def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def text(plan: designs.Design, world: World, tell: Callable[[str], None]) -> build.Material:
-    """The tokenised text; with several processes the first makes it and the others open it."""
+    """The tokenised text, rows of a task with their augmented copies; with several processes the first makes it and the others open it."""
     if not world.is_main:
         world.wait()
     material = build.text(plan, tell)
     if world.is_main:
         world.wait()
-    return material
+    return build.augmented(plan, world, material, tell)
 
 
 def prepare_libraries(table: Recipe) -> None:

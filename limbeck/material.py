@@ -20,6 +20,27 @@ class Masking(Strict):
     probability: Share = 0.15
 
 
+class Augment(Strict):
+    """Copies of training rows with some words replaced, as TinyBERT makes them (arXiv 1909.10351)."""
+
+    copies: Positive = Field(default=20, description="tries for every row; equal ones are kept once")
+    candidates: Positive = Field(default=15, description="words that may stand in the place of one")
+    probability: Share = Field(default=0.4, description="that a word is replaced")
+    model: Text | None = Field(
+        default=None,
+        description="masked language model that proposes words: a folder or a Hub id; what the teacher was fine-tuned from in an earlier stage when left out",
+    )
+    vectors: Text = Field(
+        default="teacher",
+        description="for words of several pieces: a file in GloVe's format, or teacher, the embeddings of the masked language model",
+    )
+    draw: Annotated[int, Field(ge=0)] = Field(default=0, description="which random draws: another number, other copies")
+    as_published: bool = Field(
+        default=False,
+        description="also what TinyBERT's code does otherwise: special tokens, pieces and the word itself among the candidates drawn from, a second text augmented beside the last copy of the first",
+    )
+
+
 class Task(Strict):
     """Rows of one or two texts and what is to be predicted of them, from .tsv, .csv, .jsonl, .parquet or the Hub."""
 
@@ -34,6 +55,9 @@ class Task(Strict):
     classes: Annotated[tuple[Text, ...], Field(min_length=2)] | None = Field(
         default=None,
         description="labels in the order of their logits; those of the training rows, sorted, when left out",
+    )
+    augment: Augment | None = Field(
+        default=None, description="copies of the training rows with words replaced; `{}` for the defaults"
     )
 
     @property

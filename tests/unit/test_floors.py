@@ -14,7 +14,7 @@ import limbeck
 ROOT = Path(limbeck.__file__).parent
 FLOORS = [
     # 0: words, tensors, files, the machine
-    "errors words kinds settings material recipe load stages arms layers schedules anatomy rundir metrics losses reduce seeds environment",
+    "errors words kinds settings material recipe load stages arms layers schedules anatomy rundir metrics losses reduce seeds environment vectors",
     # 1: models, and the processes
     "attention taps quantised recall packing blockwise bridges students cuts inherit models exits world balance memory factors custom",
     # 2: who answers, and who learns from whom
@@ -24,9 +24,9 @@ FLOORS = [
     # 4: casts, and text
     "schemes feeds shards",
     # 5: the loop, what is kept of it, what is asked of it
-    "paths probe engine checkpoint evaluate findings reasons export cache",
+    "paths probe engine checkpoint evaluate findings reasons export cache proposals",
     # 6: where words become objects, and what they cost
-    "tasks terms designs casting library build costs examine profile preview manifest",
+    "tasks terms designs casting augment library build costs examine profile preview manifest",
     # 7: what people touch
     "progress trackers session chain studies api cli __main__",
 ]
@@ -48,6 +48,7 @@ TORCH_FREE = {
     "cli",
     "lab",
     "__main__",
+    "vectors",
 }
 TORCH_FREE_OF_FEEDS = {
     *("corpora", "readers", "docs", "store", "blocks", "tokenise", "masking"),
