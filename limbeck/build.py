@@ -86,9 +86,7 @@ def text(plan: Design, tell: Callable[[str], None]) -> Material:
     tasks.labelled(plan.recipe, plan.terms, corpus.facts.get("labelled", 0))
     if data.unlabelled is None:
         return Material(corpus, None)
-    task = data.task and data.task.model_copy(
-        update={"label": None, "classes": tuple(plan.classes) or None, "augment": None}
-    )
+    task = data.task and data.task.model_copy(update={"label": None, "classes": tuple(plan.classes) or None})
     apart = {source[0] for one in each(data) if (source := heldout_source(one))}
     heldout = apart.pop() if len(apart) == 1 else data.heldout  # what the corpus holds out is not read here either
     words = {"corpus": data.unlabelled.corpus, "heldout": heldout, "task": task, "unlabelled": None, "max_bytes": None}

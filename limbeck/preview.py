@@ -102,6 +102,8 @@ def _text(plan: designs.Design) -> list[Row]:
     ]
     if plan.classes:
         rows.append(("classes", tasks.listed(plan.classes)))
+    if plan.recipe.data.task and (how := plan.recipe.data.task.augment):
+        rows.append(("augmented", f"up to {how.copies} copies of each row, made when the run begins"))
     if more := facts.get("unlabelled"):
         rows.append(("unlabelled", f"{more['corpus']}: {more['documents']:,} {noun}, {more['tokens']:,} tokens"))
     return [*rows, *(("" if i else "note", note) for i, note in enumerate(facts["notes"]))]

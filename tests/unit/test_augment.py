@@ -296,9 +296,15 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "facts.json"}
 
 
+@pytest.fixture
+def shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "SHARD", 4)
+
+
 HOW = {"copies": 6, "candidates": 5}
 
 
+@pytest.mark.usefixtures("shards")
 def test_training_rows_are_followed_by_their_copies(world: Path, tmp_path: Path) -> None:
     plain, whole = made(said(world, tmp_path / "a", None)).corpus, made(said(world, tmp_path / "a", HOW)).corpus
     rows, found = texts_of(plain.train), texts_of(whole.train)
@@ -354,11 +360,6 @@ def test_rows_without_labels_and_pairs(world: Path, tmp_path: Path) -> None:
 # the same bytes, whatever happens
 
 
-@pytest.fixture
-def shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "SHARD", 4)
-
-
 @pytest.mark.usefixtures("shards")
 def test_the_same_bytes_from_another_batch_size(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("a", 64), ("b", 3)):
@@ -383,8 +384,9 @@ def test_processes_make_disjoint_shares_of_the_same_bytes(tmp_path: Path) -> Non
 
     Shelf(tmp_path / "one", propose, print).write(rows)
     alone, asked[:] = list(asked), []
-    for rank in (0, 1):
+    for rank, count in ((0, 16), (1, 30)):
         Shelf(tmp_path / "two", propose, print).write(rows, rank, 2)
+        assert len(asked) == count
     assert sorted(asked) == sorted(alone) == sorted(text for _, (text,) in rows)
     assert len(list((tmp_path / "one").iterdir())) == 8
     assert [(path / "places.json").read_bytes() for path in sorted((tmp_path / "one").iterdir())] == [
@@ -544,3 +546,4 @@ def test_vectors_by_hand(tmp_path: Path) -> None:
     assert "film" not in vectors.read(glove(tmp_path / "v.txt"), most=1)
     spaced = vectors.read(lines("a 1 2\nat home 2 1\na 7 7\nzero 0 0\n")(tmp_path))
     assert spaced.words == ["a", "at home", "zero"] and spaced.nearest(spaced.of("a"), 9, "a") == ["at home", "zero"]
+    assert spaced.of("a") == pytest.approx([1 / 5**0.5, 2 / 5**0.5])  # the first of two lines
