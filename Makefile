@@ -1,16 +1,19 @@
-# make demo: from nothing to a finished study; make test: the tests; make check: what must be green before a commit;
-# make bench, make bench-gpu: the benchmarks (docs/benchmarks.md).
+# make demo: from nothing to a finished study; make test: the tests; make faults: the whole fault suite;
+# make check: what must be green before a commit; make bench, make bench-gpu: the benchmarks (docs/benchmarks.md).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip install --progress-bar off -q -c constraints.txt
 
-.PHONY: demo test check reference bench bench-gpu clean
+.PHONY: demo test faults check reference bench bench-gpu clean
 
 demo: .venv/installed
 	$(BIN)/limbeck run quickstart
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2
+
+faults: .venv/dev
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/faults
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from benchmarks.shapes import DTYPES, Shape, batch, model
 from limbeck import bridges, chain, rundir, schemes
 from limbeck.actors import Frozen, Learner, Optimisation
 from limbeck.blockwise import blockwise
-from limbeck.engine import Course, Record, fit, require_finite
+from limbeck.engine import Course, Record, fit
 from limbeck.lessons import Pair, Term
 from limbeck.load import load
 from limbeck.losses import attention_scores_mse, forward_kl, mse
@@ -119,7 +119,7 @@ def limbeck(turns: Turns, shape: Shape, precision: str = "bf16", students: int =
             measure=lambda step: False,
             world=still.world,
         )
-        fit(course, [require_finite, record])
+        fit(course, [record])
 
 
 def bare(turns: Turns, shape: Shape, precision: str = "bf16") -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -122,7 +123,21 @@ class Norms:
     layers: list[float]  # of transformer layers 1..L
     bridges: float
     learning_rate: float
-    update_ratios: list[float] | None  # |dw| / |w| of transformer layers 1..L, where asked for
+    update_ratios: list[float] | None  # |dw| / |w| of transformer layers 1..L, where asked for and updated
+    balance: float = 0.0  # of the log-variances
+
+    @property
+    def broken(self) -> list[str]:
+        """Where the gradient is not finite: layers from the first, then the other parts; whole is over all layers."""
+        found = [f"layer {number}" for number, value in enumerate(self.layers, 1) if not math.isfinite(value)]
+        found += [] if found or math.isfinite(self.whole) else ["outside the layers"]
+        parts = {"bridges": self.bridges, "balance": self.balance}
+        return found + [name for name, value in parts.items() if not math.isfinite(value)]
+
+    @property
+    def finite(self) -> bool:
+        """Whether every gradient is."""
+        return not self.broken
 
 
 class Learner:
@@ -170,31 +185,53 @@ class Learner:
         """Features of some tokens `[n, H]` -> logits `[n, V]` of the head behind `logits`, or behind `exit.N`."""
         return self.tapped.head(features) if tap == "logits" else self.exits[tap](features)
 
-    def update(self, step: int, world: World, measure: bool = False) -> Norms:
-        """Adds up the processes' gradients, clips, and takes one optimizer step; `measure` asks for the update ratios."""
+    def update(self, step: int, world: World, measure: bool = False, finite: bool = True) -> Norms:
+        """Adds up the processes' gradients, clips, and takes one optimizer step; `measure` asks for the update ratios.
+
+        Where a gradient is not finite, or the loss was not `finite`, nothing is changed.
+        """
         world.sum_gradients(self.parameters)
-        rate = self.optimisation.schedule(step)
-        layers = [norm(gradients(layer)).item() for layer in self.layers]
-        whole = self._clip(list(self.model.parameters()))
-        bridges = self._clip(list(self.bridges.parameters()))
-        for aid in self.bridges.values():
-            if isinstance(aid, ContrastiveMemory):
-                aid.commit(world)
+        norms = self._clipped(self.optimisation.schedule(step))
+        if not (finite and norms.finite):
+            self.drop()
+            return norms
+        for memory in self._memories:
+            memory.commit(world)
         before = [[p.detach().clone() for p in layer] for layer in self.layers] if measure else None
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = norms.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Norms(whole, layers, bridges, rate, self._ratios(before) if before else None)
+        return replace(norms, update_ratios=self._ratios(before)) if before else norms
+
+    def drop(self) -> None:
+        """Forgets a step that is not taken: its gradients, and what its aids have seen."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for memory in self._memories:
+            memory.forget()
 
     def advance(self) -> None:
         """After an update of the cast: nothing; `update` has done it."""
 
-    def _clip(self, parameters: list[nn.Parameter]) -> float:
+    @property
+    def _memories(self) -> list[ContrastiveMemory]:
+        return [aid for aid in self.bridges.values() if isinstance(aid, ContrastiveMemory)]
+
+    def _clipped(self, rate: float) -> Norms:
+        """Clips model and bridges, each for itself; the norms before, read from the device all at once."""
+        layers = [norm(gradients(layer)) for layer in self.layers]
+        parts = [self._clip(list(module.parameters())) for module in (self.model, self.bridges)]
+        parts.append(norm(gradients(list(self.balance.parameters()))))
+        device = self.parameters[0].device
+        read = torch.stack([value.double().to(device) for value in (*layers, *parts)]).tolist()
+        whole, bridges, balance = read[len(layers) :]
+        return Norms(whole, read[: len(layers)], bridges, rate, None, balance)
+
+    def _clip(self, parameters: list[nn.Parameter]) -> Tensor:
         total = norm(gradients(parameters))
         if self.optimisation.clip is not None and parameters:
             nn.utils.clip_grads_with_norm_(parameters, self.optimisation.clip, total)
-        return total.item()
+        return total
 
     def _ratios(self, before: list[list[Tensor]]) -> list[float]:
         pairs = zip(self.layers, before, strict=True)

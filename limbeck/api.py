@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from limbeck import arms, chain, models, preview, progress, rundir, stages, studies, trackers
+from limbeck.errors import Failed, UserError
 from limbeck.lab import report
 from limbeck.recipe import Recipe
+from limbeck.signals import at_once, interruptible
 from limbeck.world import World
 
 
@@ -46,7 +48,8 @@ class Run:
         """Learner -> folder of the exported model; of a study `arms/01/LEARNER`."""
         if self.arms:
             return {f"{arm}/{name}": path for arm, run in self.arms.items() for name, path in run.students.items()}
-        return {name: self.folder / rundir.STUDENTS / name for name in self.manifest["students"]}
+        told, folder = self.manifest, self.folder / rundir.STUDENTS
+        return {name: folder / name for name in told["students"] if name not in told.get("failed", {})}
 
     @property
     def report(self) -> Path:
@@ -61,49 +64,94 @@ class Run:
         return "\n".join([table.as_text([*table.rows(run), *baselines.of_baselines(run)]), *judged.sentences(run)])
 
 
-def run(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = (), *, quiet: bool = False) -> Run:
+def run(
+    recipe: Recipe | str | Path | dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    quiet: bool = False,
+    resume: bool = False,
+    force: bool = False,
+) -> Run:
     """Trains every setting of a recipe with every seed, evaluates, draws, exports. Goes on where an earlier run stopped.
+
+    Args:
+        recipe: a file, the name of a built-in one, a table, or a loaded one.
+        overrides: `key=value`.
+        quiet: nothing is told.
+        resume: only go on; where nothing has begun, that is an error.
+        force: go on with a run although its recipe, data or models were changed; its manifest says so.
 
     Example:
         >>> limbeck.run("quickstart", ["train.steps=20"]).students   # doctest: +SKIP
 
     Raises:
-        UserError: the recipe cannot be run.
+        UserError: the recipe cannot be run, or another run is in its directory.
         Interrupted: SIGINT or SIGTERM; everything is saved.
+        Failed: some settings did not end, for numbers that are not finite; the others did.
     """
     tell = (lambda line: None) if quiet else progress.tell
     asked = _asked(recipe, overrides)
     compared = asked.arms()
     first, folder = compared[0], Path(compared[0].last.run_dir)
+    if resume and not _has_begun(asked, compared):
+        raise UserError(f"{folder}: nothing has begun there that could go on; leave --resume out, or set out=DIR")
     alone = compared == [first] and not asked.words.resolves and not (folder / rundir.STUDY).is_file()
-    if alone and chain.are_done(first.tables)[-1]:
+    if alone and chain.are_done(first.tables, force)[-1]:
         chain.train(first.tables, World(), tell, quiet, asked.words.shown)  # says so
         return Run(folder)
-    chain.prepare_libraries(first.last)
-    world = World.join(first.last.train.device)
-    for arm in compared:
-        for table in arm.tables:
-            chain.divides(table, world)
-    tell = tell if world.is_main else (lambda line: None)
-    trials, key = asked.trials(), studies.key(asked.words, compared)
-    if trials or len(compared) > 1:
-        studies.free(folder, key)
-    if trials or len(compared) > 1 or asked.words.resolves:
-        _hold_together([*compared, *(arm for _, arm in trials)], folder, world)
+    with interruptible():
+        with at_once():
+            chain.prepare_libraries(first.last)
+            world = World.join(first.last.train.device)
+            for arm in compared:
+                for table in arm.tables:
+                    chain.divides(table, world)
+        with chain.alone(folder, world):
+            _train(asked, compared, world, tell if world.is_main else (lambda line: None), quiet, force)
+    return Run(folder)
+
+
+def _has_begun(asked: arms.Asked, compared: Sequence[arms.Arm]) -> bool:
+    """Whether any part of what is asked for has a directory with something in it."""
+    several = [*compared, *(arm for _, arm in asked.trials())]
+    places = [Path(table.run_dir) for arm in several for table in arm.tables]
+    study = Path(compared[0].last.run_dir) / rundir.STUDY
+    return study.is_file() or any((place / rundir.MANIFEST).is_file() for place in places)
+
+
+def _train(
+    asked: arms.Asked, compared: list[arms.Arm], world: World, tell: Callable[[str], None], quiet: bool, force: bool
+) -> None:
+    """All arms of what was asked for, one after another."""
+    folder = Path(compared[0].last.run_dir)
+    with at_once():
+        trials, key = asked.trials(), studies.key(asked.words, compared)
+        if trials or len(compared) > 1:
+            studies.free(folder, key)
+        if trials or len(compared) > 1 or asked.words.resolves:
+            _hold_together([*compared, *(arm for _, arm in trials)], folder, world)
     for number, (_, arm) in enumerate(trials, start=1):
         tell(f"trial {number} of {len(trials)}: {arm.name}")
-        chain.train(arm.tables, world, tell, quiet)
+        with suppress(Failed):  # the worst of all
+            chain.train(arm.tables, world, tell, quiet, force=force)
     facts: dict[str, Any] = {}
-    if trials:
-        compared, facts["tuned"] = studies.tuned(asked, trials)
-    compared = studies.resolved(asked.words, compared, folder, world, tell, key, facts)
+    failed: list[str] = []
+    with at_once():
+        if trials:
+            compared, facts["tuned"] = studies.tuned(asked, trials)
+        compared = studies.resolved(asked.words, compared, folder, world, tell, key, facts)
     for number, arm in enumerate(compared, start=1):
         if len(compared) > 1:
             tell(f"arm {number} of {len(compared)}: {', '.join(arm.shown.values())}")
-        chain.train(arm.tables, world, tell, quiet, asked.words.shown)
+        try:
+            chain.train(arm.tables, world, tell, quiet, asked.words.shown, force)
+        except Failed as failure:
+            failed += failure.lines
     if (len(compared) > 1 or facts) and world.is_main:
-        tell(f"{folder}: {len(compared)} arms are done; the report of all is {report.write(folder)}")
-    return Run(folder)
+        with at_once():
+            tell(f"{folder}: {len(compared)} arms are done; the report of all is {report.write(folder)}")
+    if failed:
+        raise Failed(failed)
 
 
 def _asked(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]) -> arms.Asked:

@@ -54,6 +54,11 @@ class Balance(nn.Module):
         if how == "uncertainty":
             self.log_variances = nn.Parameter(torch.zeros(len(self.terms)))
 
+    @property
+    def waits(self) -> bool:
+        """Whether it weighs terms and no probe has told it how."""
+        return self.how != "none" and bool(self.terms) and not self.probes
+
     def factor(self, term: str) -> float | Tensor:
         """What the weight of a term is multiplied by."""
         if self.how == "none":
@@ -68,10 +73,12 @@ class Balance(nn.Module):
         return sum(weights[term] * s for term, s in zip(self.terms, self.log_variances.tolist(), strict=True))
 
     def learn(self, found: Mapping[str, Probed]) -> None:
-        """Sets the factors from a probe."""
+        """Sets the factors from a probe; from none in which a number is not finite: the next one counts."""
         if not self.terms:
             return
         values, norms = zip(*((found[term].value, found[term].gradient_norm) for term in self.terms), strict=True)
+        if not all(map(math.isfinite, (*values, *norms))):
+            return
         alive = [norm > ROUNDING * max(norms) for norm in norms]
         if self.how == "initial" and not self.probes:
             self._set(

@@ -197,7 +197,7 @@ class Shelf:
         if number not in self._open:
             place = self._place(number)
             facts = open_or_make(place, partial(self._write, number, stopped), tell)
-            if [facts["of"], facts["shard"]] != [self.of, number]:
+            if [facts.get("of"), facts.get("shard")] != [self.of, number]:
                 raise UserError(f"{place}: holds other answers than its name says; remove the folder")
             self._open[number] = Shard(place, self.kept.dtypes, facts["widths"])
         return self._open[number]

@@ -3,51 +3,99 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from limbeck import build, designs, environment, manifest, rundir, trackers
-from limbeck.engine import interruptible
-from limbeck.errors import UserError
+from limbeck import build, designs, environment, locks, manifest, room, rundir, trackers
+from limbeck.errors import Failed, UserError
 from limbeck.feeds.corpora import each, find_files
 from limbeck.lab import report
-from limbeck.manifest import identity
 from limbeck.recipe import Recipe
 from limbeck.session import Session
+from limbeck.signals import at_once, interruptible
 from limbeck.stages import FOLDER, taken
 from limbeck.world import World
+
+NOT_A_RUN = (FOLDER, locks.FILE)  # what lies in a folder before its run
 
 Tell = Callable[[str], None]
 
 
-def train(tables: Sequence[Recipe], world: World, tell: Tell, quiet: bool, baselines: Sequence[str] = ()) -> None:
-    """Trains every stage that is not done, in its own directory; `baselines` are shown beside the settings.
+@contextmanager
+def alone(folder: Path, world: World) -> Iterator[None]:
+    """Holds a run directory, for all processes together.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    refused = None
+    with ExitStack() as stack:
+        if world.is_main:
+            try:
+                stack.enter_context(locks.held(folder))
+            except UserError as error:
+                refused = error
+        if world.total([refused is not None])[0]:
+            raise refused or locks.in_use(folder)
+        yield
+
+
+def train(
+    tables: Sequence[Recipe],
+    world: World,
+    tell: Tell,
+    quiet: bool,
+    baselines: Sequence[str] = (),
+    force: bool = False,
+) -> None:
+    """Trains every stage that is not done, in its own directory.
+
+    Args:
+        tables: the recipes of the stages.
+        world: the processes.
+        tell: receives lines for the user.
+        quiet: no progress.
+        baselines: are shown beside the settings.
+        force: a run of a changed recipe goes on all the same.
 
     Raises:
         UserError: a stage cannot be run; said before the first one trains.
         Interrupted: SIGINT or SIGTERM; everything is saved.
+        Failed: settings of a stage did not end; later stages do not begin.
     """
-    done, folder = are_done(tables), Path(tables[-1].run_dir)
+    done, folder = are_done(tables, force), Path(tables[-1].run_dir)
     if done[-1]:
         tell(f"{folder}: this run is done; its report is {folder / rundir.REPORT}")
         if world.is_main:
             others = manifest.show(folder, baselines)
             if others or not (folder / rundir.REPORT).is_file():  # it was killed between the two
                 report.write(folder)
+        _require_whole(folder)
         return
-    plans, note = plans_of(tables, world), _once(tell)
-    texts = {name: text(plan, world, note) for (name, plan), over in zip(plans.items(), done, strict=True) if not over}
+    with at_once():
+        plans, note = plans_of(tables, world), _once(tell)
+        missing = [plan for plan, over in zip(plans.values(), done, strict=True) if not over]
+        texts = {plan.recipe.stage: text(plan, world, note) for plan in missing}
     for number, plan in enumerate(plans.values()):
         if done[number]:
             tell(f"{plan.recipe.run_dir}: the stage {plan.recipe.stage} is done")
+            _require_whole(Path(plan.recipe.run_dir))
             continue
         if len(tables) > 1:
             tell(f"stage {number + 1} of {len(tables)}: {plan.recipe.stage}")
         said = manifest.text(tables[: number + 1])
-        _train(plan, world, texts.pop(plan.recipe.stage), tell, said, quiet, baselines)
+        with alone(Path(plan.recipe.run_dir), world):
+            _train(plan, world, texts.pop(plan.recipe.stage), tell, said, quiet, baselines, force)
+
+
+def _require_whole(folder: Path) -> None:
+    """Raises Failed for a run that is done but for settings that failed."""
+    if failed := rundir.read_json(folder / rundir.MANIFEST).get("failed"):
+        raise Failed(failed.values())
 
 
 def _train(
@@ -58,12 +106,19 @@ def _train(
     said: str,
     quiet: bool,
     baselines: Sequence[str],
+    force: bool,
 ) -> None:
     """One stage; when it returns, nothing holds its models any more."""
     with interruptible() as stopped:
-        study = build.study(plan, world, material, stopped, tell)
-        session = Session(study, Path(plan.recipe.run_dir), tell, said, baselines)
-        session.go(stopped, quiet=quiet or not world.is_main)
+        with at_once():
+            study = build.study(plan, world, material, stopped, tell)
+            session = Session(study, Path(plan.recipe.run_dir), tell, said, baselines, force)
+        try:
+            session.go(stopped, quiet=quiet or not world.is_main)
+        except Exception as error:
+            if (why := rundir.full(error)) is None:
+                raise
+            raise room.refused(study, session.folder, why) from None
 
 
 def answers(tables: Sequence[Recipe], world: World, tell: Tell) -> dict[Path, int]:
@@ -78,7 +133,7 @@ def answers(tables: Sequence[Recipe], world: World, tell: Tell) -> dict[Path, in
     found = {}
     for plan in plans_of(tables, world).values():
         if plan.recipe.cache:
-            with interruptible() as stopped:
+            with interruptible() as stopped, at_once():
                 found |= build.answers(plan, world, text(plan, world, tell), stopped, tell)
     return found
 
@@ -149,13 +204,13 @@ def divides(table: Recipe, world: World) -> None:
         )
 
 
-def are_done(tables: Sequence[Recipe]) -> list[bool]:
-    """Which stages are finished.
+def are_done(tables: Sequence[Recipe], force: bool = False) -> list[bool]:
+    """Which stages are finished; with `force` a run of a changed recipe is one that goes on.
 
     Raises:
         UserError: a folder holds something else, or a finished stage has lost a student that is still needed.
     """
-    done = [_is_done(Path(table.run_dir), table, tables[:number]) for number, table in enumerate(tables)]
+    done = [_is_done(Path(table.run_dir), table, tables[:number], force) for number, table in enumerate(tables)]
     finished = {table.stage: table for table, over in zip(tables, done, strict=True) if over}
     for table in tables:
         if table.stage not in finished and not done[-1]:
@@ -163,7 +218,7 @@ def are_done(tables: Sequence[Recipe]) -> list[bool]:
     return done
 
 
-def _is_done(folder: Path, table: Recipe, before: Sequence[Recipe] = ()) -> bool:
+def _is_done(folder: Path, table: Recipe, before: Sequence[Recipe], force: bool) -> bool:
     """Whether the folder holds this run, finished, after these stages.
 
     Raises:
@@ -174,20 +229,22 @@ def _is_done(folder: Path, table: Recipe, before: Sequence[Recipe] = ()) -> bool
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise UserError(f"{folder}: no folder can be made in {above}; choose another with out=DIR")
         return False
-    if folder.is_dir() and all(path.name.endswith(".tmp") or path.name == FOLDER for path in folder.iterdir()):
+    if folder.is_dir() and all(path.name.endswith(".tmp") or path.name in NOT_A_RUN for path in folder.iterdir()):
         return False
     try:
         began = rundir.read_json(folder / rundir.MANIFEST)
-        recipe, status, earlier = began["recipe_sha256"], began["status"], began.get("earlier", {})
-    except (OSError, ValueError, KeyError, TypeError):
+        status, earlier = began["status"], began.get("earlier", {})
+        harmful = manifest.changed_words(folder, began, table).harmful
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{folder}: is there and is no run, or a damaged one; choose another folder with out=DIR"
         ) from None
-    if recipe != identity(table):
-        raise UserError(f"{folder}: holds a run of another recipe; choose another folder with out=DIR, or remove it")
+    longer = manifest.longer(folder, began, table)
+    if harmful and not (force and (status != "done" or longer)):
+        raise manifest.other_recipe(folder, harmful)
     for stage in before:
-        if earlier.get(stage.stage, {}).get("recipe_sha256") != identity(stage):
+        if earlier.get(stage.stage, {}).get("recipe_sha256") != manifest.identity(stage):
             raise UserError(
                 f"{folder}: was trained after another stage {stage.stage}; choose another folder with out=DIR, or remove it"
             )
-    return status == "done"
+    return status == "done" and not longer

@@ -1,15 +1,17 @@
 """Checkpoints: committed whole or not at all, of safetensors and JSON alone.
 
-A checkpoint is written to a temporary folder beside its place, synced, given a manifest with the size and the sha256 of
-every file, renamed, and only then are older ones removed. What does not verify is never loaded.
+A checkpoint is written to a temporary folder beside its place, with a manifest that holds the size and the sha256 of every
+file, the hash of the recipe and its own; synced, renamed, its name synced, and only then are older ones removed. What does
+not verify is never loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from limbeck import rundir
 from limbeck.actors import Ema, Learner
 from limbeck.errors import UserError
+from limbeck.feeds.store import json_sha256
 
 Kept = Learner | Ema  # what changes while a run goes on
 
@@ -28,39 +31,93 @@ KEPT = 2
 
 
 def save(folder: Path, step: int, actors: Sequence[Kept], facts: dict[str, Any]) -> Path:
-    """Commits the state of all learners and averages after `step` updates, and removes all but the newest two checkpoints."""
+    """Commits the state of all learners and averages after `step` updates; then older ones go, but for the newest two
+    that verify."""
     place = folder / rundir.step_name(step)
-    temporary = folder / f".{place.name}.{os.getpid()}.tmp"
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for actor in actors:
-        save_file(state(actor), temporary / f"{actor.name}.safetensors")
-    files = {path.name: _identity(path) for path in sorted(temporary.iterdir())}
-    rundir.write_json(temporary / MANIFEST, {"step": step, "files": files, **facts})
-    for path in [*temporary.iterdir(), temporary]:
-        sync(path)
-    shutil.rmtree(place, ignore_errors=True)
-    temporary.rename(place)
-    sync(folder)
-    for old in list_all(folder)[KEPT:]:
-        shutil.rmtree(old)
+    try:
+        for actor in actors:
+            save_file(state(actor), temporary / f"{actor.name}.safetensors")
+        files = {path.name: _identity(path) for path in sorted(temporary.iterdir())}
+        told = {"step": step, "files": files, **facts}
+        rundir.write_json(temporary / MANIFEST, told | {"sha256": json_sha256(told)})
+        for path in [*temporary.iterdir(), temporary]:
+            rundir.sync(path)
+        remove(place)
+        temporary.rename(place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for path in (folder, folder.parent):
+        rundir.sync(path)
+    _rotate(folder, place)
     return place
 
 
-def newest(folder: Path, tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that verifies, and its facts; every one that does not is named."""
+def _rotate(folder: Path, new: Path) -> None:
+    """Removes what is older than the newest two that verify; the new one does."""
+    sound = 0
     for place in list_all(folder):
-        damage = _damage(place)
-        if damage is None:
-            return place, rundir.read_json(place / MANIFEST)
-        tell(f"skipped {rundir.CHECKPOINTS}/{place.name}: {damage}")
+        if sound >= KEPT:
+            remove(place)
+        elif place == new or damage(place) is None:
+            sound += 1
+
+
+def remove(place: Path) -> None:
+    """Takes a checkpoint away: first its name, so that half of one is never met under it."""
+    if place.exists():
+        left = place.with_name(f".{place.name}.{os.getpid()}.old.tmp")
+        shutil.rmtree(left, ignore_errors=True)
+        place.rename(left)
+        shutil.rmtree(left)
+
+
+def newest(
+    folder: Path, tell: Callable[[str], None], recipes: Collection[str] = ()
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that verifies, and its facts; every one that does not is named.
+
+    Args:
+        folder: of the checkpoints.
+        tell: receives a line for each that is skipped.
+        recipes: the hashes of recipes that one may be of; any when left out.
+    """
+    for place in list_all(folder):
+        why = damage(place)
+        facts = {} if why else rundir.read_json(place / MANIFEST)
+        if recipes and not why and facts.get("recipe_sha256") not in recipes:
+            why = "is of another recipe"
+        if not why:
+            return place, facts
+        tell(f"skipped {rundir.CHECKPOINTS}/{place.name}: {why}")
     return None
 
 
 def restore(place: Path, actors: Iterable[Kept]) -> None:
-    """Gives everyone their state of a checkpoint back."""
+    """Gives everyone their state of a checkpoint back.
+
+    Raises:
+        UserError: it holds the state of other students.
+    """
     for actor in actors:
-        load_state(actor, load_file(place / f"{actor.name}.safetensors"))
+        path = place / f"{actor.name}.safetensors"
+        tensors = load_file(path) if path.is_file() else {}
+        own = {name: tensor.shape for name, tensor in _own(actor).items()}
+        held = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+        if own != held:
+            raise UserError(
+                f"{place}: holds no {actor.name} of this shape, so that it cannot be gone on with; choose another folder with "
+                "out=DIR"
+            )
+        load_state(actor, tensors)
+
+
+def size(actor: Kept) -> int:
+    """Bytes of its state in a checkpoint, the two moments of its optimizer included."""
+    own = sum(tensor.nbytes for tensor in _own(actor).values())
+    return own + (2 * sum(p.nbytes for p in actor.parameters) if isinstance(actor, Learner) else 0)
 
 
 def aids(place: Path, learner: str) -> dict[str, Tensor]:
@@ -69,8 +126,8 @@ def aids(place: Path, learner: str) -> dict[str, Tensor]:
     Raises:
         UserError: it does not verify.
     """
-    if damage := _damage(place):
-        raise UserError(f"{place}: {damage}; put it back, or remove {place.parents[1]} to train it again")
+    if why := damage(place):
+        raise UserError(f"{place}: {why}; put it back, or remove {place.parents[1]} to train it again")
     held = load_file(place / f"{learner}.safetensors")
     return {name.removeprefix("bridges."): tensor for name, tensor in held.items() if name.startswith("bridges.")}
 
@@ -79,12 +136,12 @@ def drop_after(folder: Path, step: int) -> None:
     """Removes the checkpoints of later steps: they did not verify, and must not count among the newest two."""
     for place in list_all(folder):
         if int(place.name.removeprefix("step-")) > step:
-            shutil.rmtree(place)
+            remove(place)
 
 
 def list_all(folder: Path) -> list[Path]:
     """The committed checkpoints, newest first."""
-    return sorted(folder.glob("step-*"), key=lambda place: (len(place.name), place.name), reverse=True)
+    return sorted(folder.glob("step-[0-9]*"), key=lambda place: (len(place.name), place.name), reverse=True)
 
 
 def state(actor: Kept) -> dict[str, Tensor]:
@@ -132,29 +189,27 @@ def _identity(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _damage(place: Path) -> str | None:
+def damage(place: Path) -> str | None:
+    """What is wrong with a checkpoint: the file and what it differs in; None if all of it verifies."""
     try:
-        told = rundir.read_json(place / MANIFEST)
-        files, own = told["files"], rundir.step_name(told["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        text = (place / MANIFEST).read_text(encoding="utf-8")
+        told = json.loads(text)
+        files, own = dict(told["files"]), rundir.step_name(told["step"])
+        sealed = text == rundir.as_json(told) and told.pop("sha256") == json_sha256(told)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is missing or damaged"
+    if not sealed:
+        return f"{MANIFEST}: sha256 differs"
     if own != place.name:
         return f"{MANIFEST} says that it is {own}"
     for name, stated in files.items():
-        path = place / name
-        if not path.is_file():
+        try:
+            found = _identity(place / name)
+        except FileNotFoundError:
             return f"{name} is missing"
-        found = _identity(path)
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
         for what in ("bytes", "sha256"):
             if found[what] != stated[what]:
                 return f"{name}: {what} differs"
     return None
-
-
-def sync(path: Path) -> None:
-    """Has a file's bytes, or a folder's names, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

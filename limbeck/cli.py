@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from limbeck.errors import Interrupted, UserError
+from limbeck.errors import Failed, Interrupted, UserError, printable
 
 app = typer.Typer(
     help="Distil a large transformer language model into a small one, compare the ways of doing so, see why one wins.",
@@ -37,18 +37,27 @@ Overrides = Annotated[
 
 
 @app.command()
-def run(recipe: RecipeName, overrides: Overrides = None) -> None:
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Only go on with a run that has begun.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although the recipe, data or models changed; the manifest says so.")
+    ] = False,
+) -> None:
     """Train, evaluate, draw and export; run it again to go on after an interruption."""
     from limbeck.arms import asked
+    from limbeck.signals import at_once, interruptible
 
     asked(recipe, overrides or []).arms()  # what is wrong with the words is said before anything heavy is imported
-    from limbeck import api
-    from limbeck.world import World
-
-    try:
-        done = api.run(recipe, overrides or [])
-    finally:
-        World.leave()
+    with interruptible():
+        with at_once():
+            from limbeck import api
+            from limbeck.world import World
+        try:
+            done = api.run(recipe, overrides or [], resume=resume, force=force)
+        finally:
+            World.leave()
     if os.environ.get("RANK", "0") == "0":
         print(f"{done.table()}\nreport: {done.report}")
 
@@ -62,7 +71,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     from limbeck import api
 
     for line in api.check(recipe, overrides or []):
-        print(line)
+        print(printable(line))
 
 
 @app.command()
@@ -71,13 +80,16 @@ def cache(recipe: RecipeName, overrides: Overrides = None) -> None:
     from limbeck.arms import asked
 
     asked(recipe, overrides or []).arms()
-    from limbeck import api
-    from limbeck.world import World
+    from limbeck.signals import at_once, interruptible
 
-    try:
-        written = api.cache(recipe, overrides or [])
-    finally:
-        World.leave()
+    with interruptible():
+        with at_once():
+            from limbeck import api
+            from limbeck.world import World
+        try:
+            written = api.cache(recipe, overrides or [])
+        finally:
+            World.leave()
     for folder, size in written.items():
         print(f"{folder}  {size / 2**20:,.1f} MiB")
 
@@ -210,12 +222,15 @@ def env() -> None:
 
 
 def main() -> None:
-    """Runs a command. Exit status: 0 done, 2 a user's mistake, 75 interrupted with everything saved."""
+    """Runs a command. Exit status: 0 done, 2 a user's mistake, 3 settings that failed, 75 interrupted with everything saved."""
     try:
         app()
     except UserError as error:
         print(f"limbeck: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Failed as failure:
+        print(f"limbeck: {failure}", file=sys.stderr)
+        sys.exit(3)
     except Interrupted as notice:
         print(f"limbeck: {notice}", file=sys.stderr)
         sys.exit(75)

@@ -124,7 +124,7 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
                 f"a {student.model_type} student cannot learn from a {config.model_type} teacher: one predicts the next token; set models.student.family"
             )
     for config in (*shapes.values(), student):
-        _fits(config, table.data.max_length, len(mine))
+        _fits(config, table.data.max_length, 1 + max(mine.get_vocab().values()))
     plan = Design(table, shapes, student, theirs or mine, mine, {}, origin, earlier or {})
     for name, setting in table.chosen.items():
         plan.terms[name] = terms.of_setting(setting, student, plan.roles, f"settings.{name}")
@@ -133,6 +133,8 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
         quantised.require()
     _sees_enough(table)
     _can_be_cached(plan)
+    if not plan.causal and table.data.task is None and table.data.masking.mode != "none":
+        _can_mask(plan.teacher_tokenizer)
     return plan
 
 
@@ -280,6 +282,14 @@ def _sees_enough(table: recipe.Recipe) -> None:
                     f"settings.{name}.{term.label}: {term.loss} compares rows, and a micro-batch has {rows}; "
                     f"raise train.batch_size or lower train.accumulate, to {least} rows or more"
                 )
+
+
+def _can_mask(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.mask_token_id is None:
+        raise UserError(
+            "the tokenizer has no mask token, and the text is masked; take a tokenizer that has one, or set "
+            "data.masking.mode to none"
+        )
 
 
 def _can_be_cached(plan: Design) -> None:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import signal
+import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from threading import current_thread, main_thread
 from time import perf_counter
-from types import FrameType
 from typing import Any
 
 import torch
 
+from limbeck import shortage
 from limbeck.actors import Norms
 from limbeck.balance import Probed, gradient_shares
 from limbeck.errors import UserError
 from limbeck.feeds.feed import Batches
 from limbeck.probe import probe
 from limbeck.reduce import Batch, Counts
-from limbeck.still import Still, Tally
+from limbeck.still import Share, Still
+from limbeck.tally import Tally
 from limbeck.world import World
 
 
@@ -28,12 +27,23 @@ from limbeck.world import World
 class Record:
     """What a hook receives after a step."""
 
-    step: int  # updates done, from 1
+    step: int  # updates done, from 1; skipped ones count
     rows: list[dict[str, Any]]  # one for each learner: the line of metrics.jsonl
     norms: dict[str, Norms]  # of each learner
+    failed: dict[str, str] = field(default_factory=dict)  # learner that stops after this step -> the line that says why
 
 
 Hook = Callable[[Record], None]
+Found = dict[str, dict[str, Probed]]  # learner -> term -> what a probe found
+
+
+@dataclass
+class Way:
+    """What a run must remember of its way, beside its tokens and the state of its actors: a checkpoint holds it."""
+
+    skipped: dict[str, int] = field(default_factory=dict)  # learner -> updates skipped in a row
+    failed: dict[str, str] = field(default_factory=dict)  # learner that has stopped -> the line that says why
+    split: int = 1  # parts of a micro-batch, where memory was short
 
 
 @dataclass
@@ -47,6 +57,9 @@ class Course:
         measure: the steps after which the update ratios are wanted.
         tokens: learner -> tokens seen so far; kept up to date.
         probes: the steps (updates done) before which every term is probed for itself.
+        way: what else is to be remembered; kept up to date.
+        skips: updates in a row that are skipped before a learner stops.
+        tell: where a line for people goes.
     """
 
     stills: dict[int, Still]
@@ -59,45 +72,142 @@ class Course:
     start: int = 0
     tokens: dict[str, int] = field(default_factory=dict)
     probes: Callable[[int], bool] = lambda step: False
+    way: Way = field(default_factory=Way)
+    skips: int = 10
+    tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
 
 
 def fit(course: Course, hooks: Sequence[Hook], stopped: Callable[[], bool] = lambda: False) -> int:
     """Trains until the last step, or until the first step after which `stopped` says so in any process.
 
+    A learner that has failed is not trained any more; where none is left, it ends.
+
     Returns:
         The number of updates done.
+
+    Raises:
+        UserError: not even one row fits into memory.
     """
+    running = _running(course)
     for step in range(course.start, course.steps):
-        rows, norms = [], {}
-        for seed, still in course.stills.items():
-            begin = perf_counter()
-            batches = micro_batches(course, seed, step)
-            mine = Counts.of(batches)
-            counts = Counts(*(round(total) for total in course.world.total(astuple(mine))))
-            paused = perf_counter()
-            probed = _probe(still, batches, counts, step) if course.probes(step) else {}
-            begin += perf_counter() - paused
-            tallies = still.step(batches, counts, step, course.measure(step + 1))
-            speed = counts.tokens / (perf_counter() - begin)
-            for name, tally in tallies.items():
-                shares = gradient_shares(probed[name], tally.weights) if name in probed else None
-                angles = {term: dict(it.cosines) for term, it in probed[name].items()} if name in probed else None
-                said = {"gradient_share": shares, "gradient_cosines": angles}
-                rows.append(_row(course, still, name, tally, step, counts, speed) | said)
-                norms[name] = tally.norms
+        if not running:
+            return step
+        record = Record(step + 1, [], {})
+        for seed, still in running.items():
+            with shortage.explained(step + 1):
+                _advance(course, seed, still, record)
+        if record.failed:
+            running = _running(course)
         for hook in hooks:
-            hook(Record(step + 1, rows, norms))
+            hook(record)
         if course.world.total([stopped()])[0]:
             return step + 1
     return course.steps
 
 
-def _probe(still: Still, batches: Sequence[Batch], counts: Counts, step: int) -> dict[str, dict[str, Probed]]:
-    """Probes every learner, and gives its balance what was found."""
-    found = {learner.name: probe(still, learner, batches, counts, step) for learner in still.learners}
+def _running(course: Course) -> dict[int, Still]:
+    """The stills without the learners that have failed."""
+    left = {seed: still.without(course.way.failed) for seed, still in course.stills.items()}
+    return {seed: still for seed, still in left.items() if still.learners}
+
+
+def _advance(course: Course, seed: int, still: Still, record: Record) -> None:
+    """One step of one still, and what the record says of it."""
+    step, way, begin = record.step - 1, course.way, perf_counter()
+    batches, counts = _share(course, seed, step)
+    paused, probed = perf_counter(), {}
+    names = [it.name for it in still.learners if course.probes(step) or (way.skipped.get(it.name) and it.balance.waits)]
+    if names:
+        probed, (batches, counts) = _probe(course, seed, still, names, (batches, counts), step)
+    begin += perf_counter() - paused
+    measure = course.measure(record.step)
+    tallies = still.step(batches, counts, step, measure, lambda: _smaller(course, seed, step))
+    speed = counts.tokens / (perf_counter() - begin)
+    for name, tally in tallies.items():
+        shares = gradient_shares(probed[name], tally.weights) if name in probed else None
+        angles = {term: dict(it.cosines) for term, it in probed[name].items()} if name in probed else None
+        said = {"gradient_share": shares, "gradient_cosines": angles}
+        record.rows.append(_row(course, still, name, tally, step, counts, speed) | said)
+        assert tally.norms is not None
+        record.norms[name] = tally.norms
+    for name, tally in tallies.items():
+        _count(course, seed, still, name, tally, record)
+
+
+def _count(course: Course, seed: int, still: Still, name: str, tally: Tally, record: Record) -> None:
+    """Counts a learner's updates that were skipped in a row; after too many it stops, with its setting's others of this seed."""
+    way, setting = course.way, course.describe(name)["setting"]
+    way.skipped[name] = way.skipped.get(name, 0) + 1 if tally.skipped else 0
+    if way.skipped[name] < course.skips or name in way.failed:
+        return
+    line = (
+        f"setting {setting}, seed {seed}: stopped at step {record.step}, not finite {way.skipped[name]} times in a row: "
+        f"{_cause(course, seed, still, name, tally, record.step - 1)}; lower train.lr, lengthen train.warmup, "
+        "or lower the weight of the largest term"
+    )
+    for one in still.learners:
+        if course.describe(one.name)["setting"] == setting:
+            way.failed[one.name] = record.failed[one.name] = line
+
+
+def _cause(course: Course, seed: int, still: Still, name: str, tally: Tally, step: int) -> str:
+    """What is not finite; where every term is and a gradient is not, a probe finds the term that it comes from."""
+    assert tally.norms is not None and tally.skipped
+    if tally.broken:
+        return tally.skipped
+    found = _probed(course, seed, still, [name], _share(course, seed, step), step)[0][name]
+    terms = [term for term, it in found.items() if not math.isfinite(it.gradient_norm)]
+    return ", ".join([f"gradient of term {terms[0]}" if terms else "gradient of the sum", *tally.norms.broken[:1]])
+
+
+def _probe(
+    course: Course, seed: int, still: Still, names: Sequence[str], share: Share, step: int
+) -> tuple[Found, Share]:
+    """Probes some learners, and gives their balances what was found; also the share of the batch that memory held."""
+    found, share = _probed(course, seed, still, names, share, step)
     for learner in still.learners:
-        learner.balance.learn(found[learner.name])
-    return found
+        if learner.name in found:
+            learner.balance.learn(found[learner.name])
+    return found, share
+
+
+def _probed(
+    course: Course, seed: int, still: Still, names: Sequence[str], share: Share, step: int
+) -> tuple[Found, Share]:
+    found: Found = {}
+    for learner in (it for it in still.learners if it.name in names):
+        while learner.name not in found:
+            try:
+                found[learner.name] = probe(still, learner, *share, step)
+            except shortage.Short:
+                share = _smaller(course, seed, step)
+    return found, share
+
+
+def _share(course: Course, seed: int, step: int) -> Share:
+    """This process's micro-batches of a step, and the counts of all processes."""
+    batches = micro_batches(course, seed, step)
+    return batches, Counts(*(round(total) for total in course.world.total(astuple(Counts.of(batches)))))
+
+
+def _smaller(course: Course, seed: int, step: int) -> Share:
+    """The same rows in micro-batches of half the size, from now on.
+
+    Raises:
+        UserError: they have one row already.
+    """
+    shortage.release()
+    rows = course.feeds[seed].batch_size // (course.accumulate * course.world.size)
+    if course.way.split >= rows:
+        raise UserError(f"step {step + 1}: out of memory with one row at a time; {shortage.HELP}")
+    course.way.split = min(2 * course.way.split, rows)
+    share = _share(course, seed, step)
+    if course.world.is_main:
+        course.tell(
+            f"step {step + 1}: out of memory; from now on {len(share[0])} micro-batches, each of at most "
+            f"{-(-rows // course.way.split)} rows: the same update, but losses of whole micro-batches see fewer rows"
+        )
+    return share
 
 
 def micro_batches(course: Course, seed: int, step: int) -> list[Batch]:
@@ -105,7 +215,8 @@ def micro_batches(course: Course, seed: int, step: int) -> list[Batch]:
     world, feed = course.world, course.feeds[seed]
     rows = feed.batch_size // (course.accumulate * world.size)
     starts = [(micro * world.size + world.rank) * rows for micro in range(course.accumulate)]
-    return [to_device(feed.batch(step, slice(start, start + rows)), world.device) for start in starts]
+    whole = [feed.batch(step, slice(start, start + rows)) for start in starts]
+    return [to_device(part, world.device) for batch in whole for part in shortage.cut(batch, course.way.split)]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -118,12 +229,6 @@ def _row(
 ) -> dict[str, Any]:
     """The line of metrics.jsonl of one learner and step."""
     lessons = [lesson for lesson in still.lessons if lesson.student == name]
-    names = list(dict.fromkeys(term.name for lesson in lessons for term in lesson.terms))
-    nothing = torch.zeros((), device=course.world.device)  # of a process whose rows have no selected token
-    local = [tally.terms.get(term, nothing) for term in names]
-    local.append(nothing if tally.logit_loss is None else tally.logit_loss)
-    totals = course.world.total(torch.stack([value.double() for value in local]).tolist())
-    terms = dict(zip(names, totals, strict=False))
     common = counts.selected and any(lesson.teacher and lesson.measured and lesson.logit_terms for lesson in lessons)
     norms = tally.norms
     assert norms is not None
@@ -134,55 +239,19 @@ def _row(
         "step": step + 1,
         **{key: said[key] for key in ("stage", "setting", "seed")},
         "learner": name,
-        "loss": sum(tally.weights[term] * value for term, value in terms.items()) + tally.regulariser,
-        "terms": terms,
+        "loss": tally.loss,
+        "terms": dict(tally.totals),
         "weights": tally.weights,
-        "logit_loss": totals[-1] if common else None,
+        "logit_loss": tally.common if common else None,
         "grad_norm": norms.whole,
         "grad_norm_mean": sum(norms.layers) / len(norms.layers),
         "grad_norm_layers": norms.layers,
         "grad_norm_bridges": norms.bridges,
         "lr": norms.learning_rate,
+        "skipped": tally.skipped,
+        "accumulate": tally.micro_batches,
         "tokens": course.tokens[name],
         "tokens_per_second": speed,
         "seconds": still.seconds[name] + sum(still.seconds[teacher] for teacher in teachers),
         "flops": said["flops_per_step"] * (step + 1),
     }
-
-
-def require_finite(record: Record) -> None:
-    """A hook: a loss or gradient that is not finite ends the run with its name, before it is saved anywhere."""
-    for row in record.rows:
-        parts = {
-            **{f"the term {name}": value for name, value in row["terms"].items()},
-            "the gradient": row["grad_norm"],
-            "the gradient of the bridges": row["grad_norm_bridges"],
-        }
-        for what, value in parts.items():
-            if not torch.tensor(value).isfinite():
-                raise UserError(
-                    f"setting {row['setting']}, seed {row['seed']}, step {record.step}: {what} is {value}; "
-                    "lower train.lr, lengthen train.warmup, or lower the weight of the largest term"
-                )
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM ask for a stop after the step; a second one stops at once. Outside the main thread, nothing does."""
-    asked: list[int] = []
-    if current_thread() is not main_thread():
-        yield lambda: False
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
-
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

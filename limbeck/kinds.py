@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
@@ -26,7 +28,7 @@ def known(what: str, words: Iterable[str]) -> Callable[[str], str]:
 
     def check(word: str) -> str:
         if word not in words:
-            raise ValueError(f"unknown {what} '{word}'; {nearest(word, words)}")
+            raise ValueError(f"unknown {what} '{word:.80}'; {nearest(word, words)}")
         return word
 
     return check
@@ -55,10 +57,28 @@ def is_loss(value: str) -> str:
     return value
 
 
+def is_place(value: str) -> str:
+    """A file, a folder, or what stands for one (`docs`, `hub:ID`, a Hub id): text that the system can be asked for.
+
+    >>> is_place("~/models/bert")
+    '~/models/bert'
+    """
+    parts = [len(os.fsencode(part)) for part in re.split(r"/| \+ ", value)]
+    if "\0" in value or max(parts) > 255 or sum(parts) > 4000:
+        raise ValueError(
+            f"{value[:80]!r} is no path; a path has at most 4,000 bytes, each of its names 255, and no NUL"
+        )
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{value[:80]!r}: there is no such home; write the whole path") from None
+    return value
+
+
 def is_device(value: str) -> str:
     """A device by name; whether this machine has it shows when it is used."""
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu|hpu|npu)(:\d+)?", value):
-        raise ValueError(f"unknown device '{value}'; write auto, cpu, cuda, cuda:1, mps, xpu, hpu or npu")
+        raise ValueError(f"unknown device '{value:.80}'; write auto, cpu, cuda, cuda:1, mps, xpu, hpu or npu")
     return value
 
 
@@ -74,9 +94,12 @@ def seed_list(value: Any) -> Any:
     return value
 
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**12)]
+Depth = Annotated[int, Field(gt=0, le=1000)]  # layers
+Width = Annotated[int, Field(gt=0, le=1_000_000)]  # units, heads
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[Text, AfterValidator(is_place)]
 Name = Annotated[str, AfterValidator(is_name)]
 Layer = int | Literal["last"]
 LayerMap = (

@@ -9,14 +9,15 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from limbeck.errors import UserError
+from limbeck.plain import flat, parse, require_plain
 from limbeck.recipe import Recipe
 from limbeck.words import nearest
 
 COPY = "`limbeck recipes quickstart` prints one to copy"
+LARGEST = 1 << 18  # bytes of a recipe
 
 
 def built_in() -> dict[str, Path]:
@@ -42,7 +43,9 @@ def load(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> 
 
 def read(recipe: str | Path | dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """What errors call a recipe, and its table."""
-    return ("recipe", recipe) if isinstance(recipe, dict) else _read(str(recipe))
+    where, table = ("recipe", recipe) if isinstance(recipe, dict) else _read(str(recipe))
+    require_plain(table, where)
+    return where, table
 
 
 def validated(where: str, table: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -55,44 +58,7 @@ def validated(where: str, table: dict[str, Any], overrides: Sequence[str] = ()) 
         raise UserError(f"{where}: {explain(error, table)}") from None
 
 
-# YAML
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a word that stands twice is an error, and 1e-3 is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"'{key.value}' stands twice", problem_mark=key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _parse(text: str) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        ValueError: it has none; one line that says where and why.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"{place}{_flat(error.problem)}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(_flat(error)) from None
-
-
-def _flat(error: object) -> str:
-    return " ".join(str(error).split())[:200]
+# files
 
 
 def _read(recipe: str) -> tuple[str, dict[str, Any]]:
@@ -101,7 +67,11 @@ def _read(recipe: str) -> tuple[str, dict[str, Any]]:
     path = known.get(recipe) or Path(recipe)
     name = recipe if recipe in known else str(path)
     try:
-        table = _parse(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise UserError(f"{name}: longer than {LARGEST:,} bytes, which no recipe is; name a YAML file; {COPY}")
+        table = parse(raw.decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{name}: no such file, and no built-in recipe of that name; {nearest(name, known)}") from None
     except IsADirectoryError:
@@ -109,7 +79,7 @@ def _read(recipe: str) -> tuple[str, dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{name[:200]}: cannot be read ({error.strerror}); name a YAML file") from None
     except ValueError as error:
-        raise UserError(f"{path}: not YAML: {_flat(error)}; {COPY}") from None
+        raise UserError(f"{path}: not YAML: {flat(error)}; {COPY}") from None
     if not isinstance(table, dict):
         raise UserError(f"{path}: a recipe is a table of words and values; {COPY}")
     return name, {"name": path.stem, **table}
@@ -123,11 +93,12 @@ def overridden(table: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     path = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
     if not equals or not all(path):
-        raise UserError(f"'{override}' is no override; write key=value, such as train.lr=3e-4")
+        raise UserError(f"'{override:.200}' is no override; write key=value, such as train.lr=3e-4")
     try:
-        value = _parse(text)
+        value = parse(text)
     except ValueError as error:
-        raise UserError(f"{key}: '{text}' is not YAML: {error}; put it in quotes") from None
+        raise UserError(f"{key:.80}: '{text:.80}' is not YAML: {error}; put it in quotes") from None
+    require_plain(value, key)
     return _put(table, path, value, key)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -29,17 +29,44 @@ HARMFUL = {
     "the initial students": ("initial",),
     "the code of a loss": ("losses",),
 }
-HARMLESS = {
+HARMLESS = {  # the same run, to rounding
     "versions": ("versions",),
     "processes": ("processes",),
     "device": ("device",),
     "threads": ("machine", "threads"),
 }
+# words of a recipe that no bit of a student depends on
+FREE: dict[str, Any] = {
+    "out": True,
+    "question": True,
+    "report_to": True,
+    "data": {"cache"},
+    "train": {"eval_every", "checkpoint_every"},
+}
+KEPT = (
+    "started",
+    "finished",
+    "seconds",
+    "status",
+    "command",
+    "baselines",
+    "forced",
+    "changed",
+)  # by a run that goes on
+NAMED = 4  # changed words of a recipe that an error names
+
+
+class Changes(NamedTuple):
+    """What differs between a run as it began and as it would go on."""
+
+    harmful: list[str]  # it would be another run
+    rounding: list[str]  # the same run, but not in the same bits
+    free: list[str]  # nothing depends on it
 
 
 def identity(table: Recipe) -> str:
     """sha256 of everything in the recipe that a result is a function of."""
-    return hashlib.sha256(dump(table, exclude={"out": True, "report_to": True, "data": {"cache"}}).encode()).hexdigest()
+    return hashlib.sha256(dump(table, exclude=FREE).encode()).hexdigest()
 
 
 def dump(table: Recipe, exclude: Any = None) -> str:
@@ -123,22 +150,137 @@ def _teachers(study: build.Study) -> list[Facts]:
     ]
 
 
-def changes(began: Facts, goes_on: Facts, folder: Path) -> list[str]:
-    """One line for everything that has changed and does no harm, but on which the bits may depend.
+def changes(began: Facts, goes_on: Facts) -> Changes:
+    """What a run was made of and is no more, by two manifests; the recipe apart."""
+    differs = {what: _at(began, path) != _at(goes_on, path) for what, path in (HARMFUL | HARMLESS).items()}
+    return Changes([it for it in HARMFUL if differs[it]], [it for it in HARMLESS if differs[it]], [])
+
+
+def compared(
+    folder: Path, began: Facts, goes_on: Facts, table: Recipe, force: bool, tell: Callable[[str], None]
+) -> Changes:
+    """All that has changed since the run in a folder began, a line for each.
 
     Raises:
-        UserError: something has changed that makes it another run.
+        UserError: it would be another run, and nobody said `force`.
     """
-    for what, path in HARMFUL.items():
-        if _at(began, path) != _at(goes_on, path):
-            raise UserError(
-                f"{folder}: {what} changed since this run began; put it back, or choose another folder with out=DIR"
-            )
-    return [
-        f"{folder}: {what} changed since this run began: it goes on, but not in the same bits"
-        for what, path in HARMLESS.items()
-        if _at(began, path) != _at(goes_on, path)
-    ]
+    words, facts = changed_words(folder, began, table), changes(began, goes_on)
+    if facts.harmful and not force:
+        raise other_facts(folder, facts.harmful)
+    found = Changes(*(one + other for one, other in zip(words, facts, strict=True)))
+    ends = ("by force, and is no function of its recipe any more", "but not in the same bits", "in the same bits")
+    for several, end in zip(found, ends, strict=True):
+        for what in several:
+            tell(f"{folder}: {what} changed since this run began: it goes on, {end}")
+    return found
+
+
+def changed_words(folder: Path, began: Facts, table: Recipe) -> Changes:
+    """The words of a recipe that are others than when the run in a folder began, each with both values.
+
+    More updates do no harm where the rate of those that are done does not depend on their number: under a constant schedule
+    with the same warm-up.
+    """
+    other = identity(table) != began["recipe_sha256"]
+    before = _recorded(folder, table.stage)
+    if before is None or identity(before) != began["recipe_sha256"]:  # recipe.yaml was lost or edited
+        return Changes(["the recipe"] if other else [], [], [])
+    then, now = (_flat(one.model_dump(mode="json")) for one in (before, table))
+    harmful, free = [], []
+    for word in dict.fromkeys([*then, *now]):
+        if then.get(word) != now.get(word) and word not in ("out", "name"):
+            longer = word == "train.steps" and extends(before, table)
+            said = f"{word} ({_short(then.get(word))} then, {_short(now.get(word))} now)"
+            (free if longer or _is_free(word) else harmful).append(said)
+    if before.name != table.name:
+        harmful.append(f"name ({before.name} then, {table.name} now)")
+    return Changes(harmful, [], free)
+
+
+def extends(before: Recipe, table: Recipe) -> bool:
+    """Whether a recipe that asks for more updates begins with those of another."""
+    one, other = before.train, table.train
+    return (
+        other.steps > one.steps
+        and {one.schedule, other.schedule} == {"constant"}
+        and one.warmup_steps == other.warmup_steps
+    )
+
+
+def longer(folder: Path, began: Facts, table: Recipe) -> bool:
+    """Whether a recipe asks for more updates than the run in a folder, which may be done."""
+    before = _recorded(folder, table.stage)
+    return before is not None and identity(before) == began["recipe_sha256"] and table.train.steps > before.train.steps
+
+
+def other_recipe(folder: Path, words: Sequence[str]) -> UserError:
+    """The error for a recipe whose changes make it another run."""
+    more = f" and {len(words) - NAMED} more" if len(words) > NAMED else ""
+    return UserError(
+        f"{folder}: holds a run of another recipe; choose another folder with out=DIR, put back what changed: "
+        f"{', '.join(words[:NAMED])}{more}; or, while it is not done, go on all the same with --force"
+    )
+
+
+def other_facts(folder: Path, what: Sequence[str]) -> UserError:
+    """The error for data and models that are others."""
+    return UserError(
+        f"{folder}: {', '.join(what)} changed since this run began; put it back, choose another folder with out=DIR, or go on "
+        "all the same with --force"
+    )
+
+
+def gone_on(began: Facts, goes_on: Facts, found: Changes) -> Facts:
+    """The manifest of a run that goes on with changes: what it is made of now, and in `forced` and `changed` what it was."""
+    entry = {"when": now(), "recipe_sha256": began["recipe_sha256"]}
+    kept = {name: began[name] for name in KEPT if name in began}
+    told = {**began, **goes_on, **kept}
+    if found.harmful:
+        told["forced"] = [*began.get("forced", []), entry | {"what": found.harmful}]
+    if found.rounding or found.free:
+        told["changed"] = [*began.get("changed", []), entry | {"what": [*found.rounding, *found.free]}]
+    return told
+
+
+def recipes(began: Facts) -> set[str]:
+    """The hashes of the recipes by which a run has trained so far."""
+    return {
+        began["recipe_sha256"],
+        *(it["recipe_sha256"] for it in (*began.get("forced", []), *began.get("changed", []))),
+    }
+
+
+def _recorded(folder: Path, stage: str) -> Recipe | None:
+    """The recipe that stands in a run directory; None where there is none that can be read."""
+    try:
+        plain = yaml.safe_load((folder / rundir.RECIPE).read_text(encoding="utf-8"))
+        if "stages" in plain:
+            (own,) = (it for it in plain["stages"] if it["stage"] == stage)
+            plain = {word: plain[word] for word in stages.SHARED} | own
+        return Recipe.model_validate(plain)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+
+
+def _flat(value: Any, place: str = "") -> Facts:
+    """Every value of nested tables and lists under its path."""
+    if isinstance(value, dict):
+        parts = {f"{place}.{word}" if place else word: it for word, it in value.items()}
+    elif isinstance(value, list):
+        parts = {f"{place}[{number}]": it for number, it in enumerate(value)}
+    else:
+        return {place: value}
+    return {path: it for part, inner in parts.items() for path, it in _flat(inner, part).items()} or {place: value}
+
+
+def _is_free(word: str) -> bool:
+    top, _, inner = word.partition(".")
+    said = FREE.get(top.partition("[")[0])
+    return said is True or (isinstance(said, set) and inner in said)
+
+
+def _short(value: Any) -> str:
+    return "nothing" if value is None else f"{value!r:.40}"
 
 
 def _at(facts: Facts, path: tuple[str, ...]) -> Any:

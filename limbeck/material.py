@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from limbeck.kinds import Positive, Share, Strict, Text, wrong
+from limbeck.kinds import Place, Positive, Share, Strict, Text, wrong
 
 Column = Text | Annotated[int, Field(ge=0)]
 
@@ -82,7 +82,7 @@ class Task(Strict):
 class Unlabelled(Strict):
     """Text beside the corpus of which labels are not used: only teachers speak there."""
 
-    corpus: Text = Field(description="as data.corpus")
+    corpus: Place = Field(description="as data.corpus")
     share: Share = Field(description="of the rows of every batch")
 
 
@@ -98,11 +98,11 @@ class Sampled(Strict):
 class Data(Strict):
     """The text and how it becomes batches."""
 
-    corpus: Text = Field(
+    corpus: Place = Field(
         default="docs",
         description="docs, a file, folder or glob, or hub:ID[:CONFIG][@REVISION]; several joined by ' + '",
     )
-    heldout: Share | Text = Field(default=0.02, description="share of the documents, or a corpus of its own")
+    heldout: Share | Place = Field(default=0.02, description="share of the documents, or a corpus of its own")
     task: Task | None = Field(default=None, description="rows with a class or a score, in place of running text")
     unlabelled: Unlabelled | None = Field(default=None, description="a share of every batch that has no labels")
     fold: Literal["test", "validation"] = Field(
@@ -113,6 +113,10 @@ class Data(Strict):
     separator: Text = Field(default="\n\n", description="what stands between the documents of a .txt file")
     max_bytes: Positive | None = Field(
         default=None, description="stop reading the training corpus after so many bytes of text"
+    )
+    longest: Positive = Field(
+        default=1 << 24,
+        description="bytes of the longest document, and of the longest line of a file; more is an error",
     )
     train_share: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
@@ -130,7 +134,7 @@ class Data(Strict):
         default="all",
         description="the tokens on which logit losses are taken: `all`, `masked`, or a share of all, `{sampled: 0.25}`",
     )
-    cache: Text | None = Field(default=None, description="folder of the token cache; ~/.cache/limbeck when left out")
+    cache: Place | None = Field(default=None, description="folder of the token cache; ~/.cache/limbeck when left out")
 
     @model_validator(mode="after")
     def _masked_positions(self) -> Data:

@@ -5,6 +5,8 @@ Never remote code, never pickle: configurations are JSON, weights are safetensor
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +35,8 @@ from limbeck.recipe import Source
 EMBEDDED = "embedded"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 PATIENCE = 10.0  # seconds until the Hub answers
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+INDEX = "model.safetensors.index.json"  # of weights in several files
 
 
 class NotDownloaded(UserError):
@@ -47,10 +51,14 @@ def place(source: str) -> str:
     """
     if source == EMBEDDED:
         return str(files("limbeck") / "data" / "embedded")
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return str(folder)
-    if not HUB_ID.fullmatch(source) or folder.exists():
+    try:
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            return str(folder)
+        there = folder.exists()
+    except OSError as error:
+        raise UserError(f"{source}: cannot be looked at ({error.strerror}); give a folder that can be read") from None
+    if not HUB_ID.fullmatch(source) or there:
         raise UserError(
             f"{source}: no such model folder; give a folder, 'embedded', or a Hub id such as google-bert/bert-base-uncased"
         )
@@ -60,10 +68,27 @@ def place(source: str) -> str:
 def config_of(source: Source, offline: bool = False) -> PretrainedConfig:
     """The model's configuration; `problem_type` says what a sequence classifier predicts, and is None for any other."""
     config = _fetch(AutoConfig, source, offline)
-    family(config.model_type)
+    _require_sizes(config, source.source)
     one = "regression" if config.num_labels == 1 else "single_label_classification"
     config.problem_type = (config.problem_type or one) if has_task(config) else None
     return config
+
+
+def _require_sizes(config: PretrainedConfig, source: str) -> None:
+    """Whether a config says sizes from which a model can be made; what is absurd would take all time and memory.
+
+    Raises:
+        UserError: a size is none.
+    """
+    row = family(config.model_type)
+    most = dict.fromkeys((row.width, row.n_heads, "max_position_embeddings", "type_vocab_size"), 10**6)
+    most |= {"vocab_size": 10**7, row.n_layers: 1000}
+    for word, bound in most.items():
+        size = getattr(config, word, 1)
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= bound:
+            raise UserError(
+                f"{source}: {word} of config.json is {size!r:.40}, and no size from 1 to {bound:,}; mend it"
+            )
 
 
 def tokenizer_of(source: Source, offline: bool = False) -> PreTrainedTokenizerBase:
@@ -87,7 +112,7 @@ def kind_of(config: PretrainedConfig) -> Any:
 
 def has_task(config: PretrainedConfig) -> bool:
     """Whether the weights that come with a config are those of a sequence classifier."""
-    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    return any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
 def model_of(
@@ -106,6 +131,7 @@ def model_of(
         UserError: weights are missing, left over or of another shape than the config says.
     """
     config = config or config_of(source, offline)
+    _require_weights(Path(place(source.source)))
     row, kind = family(config.model_type), kind_of(config)
     how |= {"dtype": dtype, "use_safetensors": True, "attn_implementation": "sdpa", "config": config}
     model, report = _fetch(kind, source, offline, output_loading_info=True, ignore_mismatched_sizes=True, **how)
@@ -124,10 +150,50 @@ def model_of(
     return model
 
 
+def _require_weights(folder: Path) -> None:
+    """Whether a folder has weights that are safe to read.
+
+    Raises:
+        UserError: it has none but pickles, or is what another model is made from.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder}: an adapter, no whole model; merge it into its model, and give that")
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        for kind in PICKLES:
+            for found in folder.glob(kind):
+                raise UserError(
+                    f"{found}: no file named model.safetensors, and pickles are never read; save the model anew with "
+                    "save_pretrained"
+                )
+
+
+def _require_inside(folder: Path) -> None:
+    """Whether everything that a model folder names lies in it; the Hub's own cache links to its blobs.
+
+    Raises:
+        UserError: a link or an index leads out of the folder.
+    """
+    root = folder.resolve()
+    root = root.parents[1] if root.parent.name == "snapshots" else root
+    for found in sorted(folder.iterdir()):
+        target = Path(os.path.realpath(found))  # of a link to itself, that
+        if found.is_symlink() and not target.is_relative_to(root):
+            raise UserError(f"{found}: leads out of its folder, to {target}; copy the file into the folder")
+    try:
+        shards = json.loads((folder / INDEX).read_bytes())["weight_map"].values()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return  # there is none, or one that the reader of the weights refuses
+    for name in shards:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{folder / INDEX}: {name!r:.80} is no file of the folder; mend the index")
+
+
 def _fetch(kind: Any, source: Source, offline: bool = False, **how: Any) -> Any:
     """Never more than one request before it is known that the Hub answers; a copy in the Hub's cache needs none."""
     where = place(source.source)
     local = Path(where).is_dir()
+    if local:
+        _require_inside(Path(where))
     commit, why = (None, "not asked") if local or offline else _commit(where, source.revision)
     how |= {"revision": commit or source.revision or "main", "local_files_only": commit is None}
     try:

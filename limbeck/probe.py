@@ -11,11 +11,12 @@ from torch import Tensor
 from limbeck.actors import Learner, gradients, norm
 from limbeck.balance import Probed
 from limbeck.lessons import Lesson
-from limbeck.memory import ContrastiveMemory
 from limbeck.paths import cosines
 from limbeck.reduce import Batch, Counts
 from limbeck.schedules import constant
-from limbeck.still import Micro, Still, Tally
+from limbeck.shortage import tried
+from limbeck.still import Micro, Still
+from limbeck.tally import Tally
 
 
 def probe(still: Still, learner: Learner, batches: Sequence[Batch], counts: Counts, step: int) -> dict[str, Probed]:
@@ -23,6 +24,9 @@ def probe(still: Still, learner: Learner, batches: Sequence[Batch], counts: Coun
 
     The gradient is that of all the student's parameters (bridges left out), over all micro-batches and processes. The
     learner is left as it was, without gradients.
+
+    Raises:
+        Short: memory was short in some process.
     """
     mine = [replace(lesson, measured=False) for lesson in still.lessons if lesson.student == learner.name]
     parts: dict[str, list[Lesson]] = {}
@@ -31,16 +35,20 @@ def probe(still: Still, learner: Learner, batches: Sequence[Batch], counts: Coun
             parts.setdefault(term.name, []).append(replace(lesson, terms=(replace(term, weight=constant(1.0)),)))
     alone = {name: still.only(*lessons) for name, lessons in parts.items()}
     reader, tally, sums = still.only(*mine), Tally(), {}
-    for number, batch in enumerate(batches):
-        micro = Micro(batch, number, step, counts, {learner.name: tally})
-        readouts = reader.read(micro)
-        for name, one in alone.items():
-            one.pull(micro, readouts, one.speak(micro, readouts), keep=True)
-            sums[name] = _add(sums.get(name), _taken(learner))
-    for aid in learner.bridges.values():
-        if isinstance(aid, ContrastiveMemory):
-            aid.forget()
-    values = still.world.total([float(tally.terms.get(name, 0.0)) for name in sums])
+
+    def local() -> list[float]:
+        for number, batch in enumerate(batches):
+            micro = Micro(batch, number, step, counts, {learner.name: tally})
+            readouts = reader.read(micro)
+            for name, one in alone.items():
+                one.pull(micro, readouts, one.speak(micro, readouts), keep=True)
+                sums[name] = _add(sums.get(name), _taken(learner))
+        return [float(tally.terms.get(name, 0.0)) for name in sums]
+
+    try:
+        values = tried(local, len(parts), still.world)
+    finally:
+        learner.drop()
     whole = {name: _whole(still, learner, summed) for name, summed in sums.items()}
     angles = cosines(whole)
     found = zip(whole.items(), values, strict=True)

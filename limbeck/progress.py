@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from limbeck.engine import Hook, Record
+from limbeck.errors import printable
 
 EVERY = 5.0  # seconds between plain lines
 
 
 def tell(line: str) -> None:
     """One line of log."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -58,13 +59,14 @@ def _plain(steps: int, start: int) -> Hook:
 
 
 def _now(record: Record) -> str:
-    """`logit 1.234  multi 5.678  9,876 tokens/s`: means over the seeds; tokens of all seeds a second."""
+    """`logit 1.234  multi skipped  9,876 tokens/s`: means over the seeds that were updated; tokens of all seeds a second."""
     losses, speeds = defaultdict(list), {}
     for row in record.rows:
-        losses[row["setting"]].append(row["loss"])
+        losses[row["setting"]] += [] if row["skipped"] else [row["loss"]]
         speeds[row["seed"]] = row["tokens_per_second"]
     speed = len(speeds) / sum(1 / value for value in speeds.values())
-    return "  ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in losses.items()) + f"  {speed:,.0f} tokens/s"
+    said = [f"{name} {sum(v) / len(v):.3f}" if v else f"{name} skipped" for name, v in losses.items()]
+    return f"{'  '.join(said)}  {speed:,.0f} tokens/s"
 
 
 def _clock(seconds: float) -> str:

@@ -13,13 +13,16 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from limbeck.anatomy import FAMILIES
 from limbeck.kinds import (
+    Depth,
     Device,
     LayerMap,
     Name,
+    Place,
     Positive,
     Share,
     Strict,
     Text,
+    Width,
     enum_of,
     known,
     listed,
@@ -36,7 +39,7 @@ RESERVED = {"teacher", "peers", "ema", "self"}  # roles that are no names of tea
 class Source(Strict):
     """Where a pretrained model comes from: a folder, `embedded`, or a Hub id (`org/name`, or `org/name@revision`)."""
 
-    source: Text
+    source: Place
     revision: Text | None = Field(
         default=None, description="branch, tag or commit of a Hub id; recorded as a commit in the manifest"
     )
@@ -80,23 +83,23 @@ class Student(Strict):
     family: Annotated[str, AfterValidator(known("model family", FAMILIES)), enum_of(FAMILIES)] | None = Field(
         default=None, description="bert, roberta, ...; the teacher's when left out"
     )
-    layers: Positive | None = None
-    hidden: Positive | None = None
-    heads: Positive | None = None
-    kv_heads: Positive | None = Field(default=None, description="heads of keys and values (grouped-query attention)")
-    intermediate: Positive | None = None
-    embedding: Positive | None = Field(
+    layers: Depth | None = None
+    hidden: Width | None = None
+    heads: Width | None = None
+    kv_heads: Width | None = Field(default=None, description="heads of keys and values (grouped-query attention)")
+    intermediate: Width | None = None
+    embedding: Width | None = Field(
         default=None, description="width of the token embedding, in families where it has one of its own (electra)"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    init: Text = Field(
+    init: Place = Field(
         default="random", description="random; teacher, or a model of one's own: a folder, a Hub id, a finished $STAGE"
     )
     draw: Annotated[int, Field(ge=0)] = Field(
         default=0, description="which random weights: another number, other ones, such as for the next generation"
     )
     from_layers: LayerMap = Field(default="uniform", description="which layers of that model the student takes")
-    tokenizer: Text | None = Field(default=None, description="folder or Hub id; the teacher's when left out")
+    tokenizer: Place | None = Field(default=None, description="folder or Hub id; the teacher's when left out")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Student:
@@ -168,6 +171,10 @@ class Train(Strict):
         default=16, description="held-out blocks on which an evaluation looks for reasons; of a task all rows; 0: none"
     )
     checkpoint_every: Positive = 500
+    skips: Positive = Field(
+        default=10,
+        description="updates in a row that are skipped, for numbers that are not finite, before a student stops",
+    )
     probe_every: Positive = Field(
         default=100, description="updates between probes of each term alone: its share of the gradient, and its balance"
     )
@@ -216,7 +223,7 @@ class Recipe(Strict):
     report_to: Annotated[tuple[Literal["tensorboard", "trackio"], ...], BeforeValidator(listed)] = Field(
         default=(), description="trackers that get the metrics too; metrics.jsonl is always written"
     )
-    out: Text | None = Field(default=None, description="the run directory; runs/NAME when left out")
+    out: Place | None = Field(default=None, description="the run directory; runs/NAME when left out")
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Recipe:
@@ -224,7 +231,7 @@ class Recipe(Strict):
             raise wrong("seeds", f"one seed stands twice: {list(self.seeds)}; give each once")
         for name in self.only or ():
             if name not in self.settings:
-                raise wrong("only", f"there is no setting '{name}'; {nearest(name, self.settings)}")
+                raise wrong("only", f"there is no setting '{name:.80}'; {nearest(name, self.settings)}")
         return self
 
     @model_validator(mode="after")
@@ -235,7 +242,7 @@ class Recipe(Strict):
                 if term.teacher not in known:
                     raise wrong(
                         f"settings.{name}.terms.{number}.teacher",
-                        f"there is no teacher '{term.teacher}'; {nearest(term.teacher, known)}",
+                        f"there is no teacher '{term.teacher:.80}'; {nearest(term.teacher, known)}",
                     )
                 if (
                     isinstance(self.models.teacher, Ensemble)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-from collections.abc import Iterable
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ DOCUMENTS = "evals"  # evals/step-000200.parquet
 CHECKPOINTS = "checkpoints"
 STUDENTS = "students"
 FIGURES = "figures"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what a disk that takes no more says
 
 
 def step_name(step: int) -> str:
@@ -31,16 +36,42 @@ def step_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def sync(path: Path) -> None:
+    """Has a file's bytes, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write to; at the end it is synced and takes its place in one stroke, or it is gone."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces the file in one stroke: a reader sees the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def as_json(value: Any) -> str:
+    """Strict JSON as files hold it: a number that is not finite becomes null."""
+    return json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes strict JSON in one stroke: a number that is not finite becomes null."""
-    write_text(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes strict JSON in one stroke."""
+    write_text(path, as_json(value))
 
 
 def read_json(path: Path) -> Any:
@@ -76,6 +107,53 @@ def keep_until(path: Path, step: int) -> None:
     if path.exists():
         rows, _ = read_lines(path)
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["step"] <= step))
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Drops what a run has written of the steps after `step`: it is written again."""
+    for name in LINES:
+        keep_until(folder / name, step)
+    for path in (folder / DOCUMENTS).glob("step-*.parquet"):
+        if int(path.stem.removeprefix("step-")) > step:
+            path.unlink()
+
+
+def remove_left(folder: Path) -> None:
+    """Removes what a writer that was killed had begun."""
+    for name in (".", CHECKPOINTS, STUDENTS, DOCUMENTS, FIGURES):
+        for left in (folder / name).glob(".*.tmp"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def full(error: BaseException) -> str | None:
+    """What the disk said, if an error is that it takes no more; of libraries it stands in the text.
+
+    >>> full(OSError(28, "No space left on device")), full(OSError(2, "No such file")), full(ValueError("os error 28"))
+    ('No space left on device', None, 'No space left on device')
+    """
+    found = re.search(r"(?:os error|Errno) (\d+)", str(error))
+    number = (error.errno if isinstance(error, OSError) else None) or (int(found[1]) if found else None)
+    return os.strerror(number) if number in FULL else None
+
+
+def free(folder: Path) -> int:
+    """Bytes that can still be written there, whether the folder is there already or not."""
+    place = next(it for it in (folder.absolute(), *folder.absolute().parents) if it.exists())
+    return shutil.disk_usage(place).free
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def readable(size: float) -> str:
+    """Bytes for people.
+
+    >>> readable(0), readable(3 << 20), readable(1.5 * 2**30)
+    ('0.0 MiB', '3.0 MiB', '1.5 GiB')
+    """
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
 def finite(value: Any) -> Any:

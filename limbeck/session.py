@@ -2,55 +2,54 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from limbeck import build, checkpoint, costs, export, manifest, profile, progress, rundir
+from limbeck import build, checkpoint, costs, export, manifest, measuring, profile, progress, room, rundir
 from limbeck.actors import Learner
-from limbeck.engine import Course, Record, fit, require_finite, to_device
-from limbeck.errors import Interrupted, UserError
-from limbeck.evaluate import Evaluation, document_rows
+from limbeck.engine import Course, Record, Way, fit
+from limbeck.errors import Failed, Interrupted, UserError
+from limbeck.evaluate import document_rows
 from limbeck.lab import report
 from limbeck.paths import barrier
-from limbeck.reasons import Reasons
+from limbeck.signals import at_once
 from limbeck.trackers import Trackers
 
 BARRIERS = 12  # pairs of students up to which the way between them is followed
-PIECE = 1 << 22  # tokens that are counted at a time
-BLOCKS = 64  # of an evaluation
 PROFILING, PROFILED = 10.0, 0.02  # seconds, or the share of the run's time where that is more, for profile.json
 SILENT = 0.01  # share of the gradient below which a term is named
-
-
-def _occurrences(tokens: np.ndarray, vocabulary: int) -> np.ndarray:
-    """How often each token stands in a stream: int64 `[V]`; a piece at a time, for the stream is on disk."""
-    pieces = (tokens[start : start + PIECE] for start in range(0, len(tokens), PIECE))
-    return sum((np.bincount(piece, minlength=vocabulary) for piece in pieces), np.zeros(vocabulary, np.int64))
 
 
 class Session:
     """A study, its directory, and the hooks that write there.
 
-    `recipe` is the text of its recipe.yaml, `baselines` are shown beside its settings.
+    `recipe` is the text of its recipe.yaml, `baselines` are shown beside its settings; with `force` a run that was made of
+    something else goes on.
     """
 
     def __init__(
-        self, study: build.Study, folder: Path, tell: Callable[[str], None], recipe: str, baselines: Sequence[str] = ()
+        self,
+        study: build.Study,
+        folder: Path,
+        tell: Callable[[str], None],
+        recipe: str,
+        baselines: Sequence[str] = (),
+        force: bool = False,
     ) -> None:
+        self.force = force
         self.study, self.folder, self.tell, self.recipe, self.baselines = study, folder, tell, recipe, baselines
         self.table, self.how = study.design.recipe, study.design.recipe.train
-        self.evaluation, self.reasons = self._evaluation(), self._reasons()
+        self.evaluation, self.reasons = measuring.evaluation(study), measuring.reasons(study)
         self.flops = costs.of_study(study.design).flops_per_step
         self.tokens: dict[str, int] = {}
+        self.way = Way()
         self.silent: set[str] = set()
         self.trackers: list[Trackers] = []
 
@@ -58,24 +57,36 @@ class Session:
         """Begins or resumes, trains, and finishes.
 
         Raises:
-            Interrupted: `stopped` said so; a checkpoint is saved.
+            Interrupted: `stopped` said so, or a signal in another phase; a checkpoint is saved.
+            UserError: the disk has no room for the run, or the run was made of something else.
+            Failed: some settings did not end; the others did, and everything is saved.
         """
         begin = time.time()
-        start = self._resume() if self._exists() else self._begin()
-        self._track()
+        with at_once():
+            room.require(self.study, self.folder)
+            start = self._resume() if self._exists() else self._begin()
+            self._track()
+            if start == 0:
+                build.first_stages(self.study, stopped, self.tell)
         if start == 0:
-            build.first_stages(self.study, stopped, self.tell)
             self._evaluate(0, None)
         with progress.shown(self.how.steps, start, quiet) as bar:
-            hooks = [require_finite, self._record, self._silent_terms, self._evaluate_now, self._save_now, bar]
+            hooks = [self._record, self._tell_failures, self._silent_terms, self._evaluate_now, self._save_now, bar]
             done = fit(self._course(start), [*hooks, *self.trackers], stopped)
         for tracker in self.trackers:
             tracker.finish()
-        if done < self.how.steps:
+        if done > start:
             self._save(done)
+        try:
+            if done < self.how.steps and self._left:
+                raise Interrupted(f"stopped after step {done}; run it again to go on")
+            with at_once():
+                self._finish(begin)
+        except Interrupted:
             self._status("interrupted", begin)
-            raise Interrupted(f"stopped after step {done}; run it again to go on")
-        self._finish(begin)
+            raise
+        if self.way.failed:
+            raise Failed(self.way.failed.values())
 
     def _track(self) -> None:
         """The trackers that the recipe asks for, in the first process."""
@@ -95,7 +106,15 @@ class Session:
             world=self.study.world,
             start=start,
             tokens=self.tokens,
+            way=self.way,
+            skips=self.how.skips,
+            tell=self.tell,
         )
+
+    @property
+    def _left(self) -> list[Learner]:
+        """The learners that have not failed."""
+        return [learner for learner in self.study.learners if learner.name not in self.way.failed]
 
     def _describe(self, learner: str) -> dict[str, Any]:
         setting = self.study.settings[learner]
@@ -128,36 +147,42 @@ class Session:
         """Takes the newest checkpoint that verifies, and drops the lines written after it.
 
         Raises:
-            UserError: the text, a tokenizer, the teacher or the initial students are others than when the run began.
+            UserError: the recipe, the text, the teacher or the initial students are others than when the run began.
         """
-        began = rundir.read_json(self.folder / rundir.MANIFEST)
-        for line in manifest.changes(began, manifest.of(self.study, self.flops), self.folder):
-            self.tell(line)
-        found = checkpoint.newest(self.folder / rundir.CHECKPOINTS, self.tell)
-        start = found[1]["step"] if found else 0
-        if found:
-            checkpoint.restore(found[0], self.study.changing)
-            self.tokens.update(found[1]["tokens"])
+        began, goes_on = rundir.read_json(self.folder / rundir.MANIFEST), manifest.of(self.study, self.flops)
+        found = manifest.compared(self.folder, began, goes_on, self.table, self.force, self.tell)
+        taken = checkpoint.newest(self.folder / rundir.CHECKPOINTS, self.tell, manifest.recipes(began))
+        start = taken[1]["step"] if taken else 0
+        if start > self.how.steps:
+            raise UserError(f"{self.folder}: has {start} updates already; set train.steps to that, or to more")
+        if taken:
+            checkpoint.restore(taken[0], self.study.changing)
+            self.tokens.update(taken[1]["tokens"])
+            self.way = Way(**taken[1]["way"])
         self.tell(f"{self.folder}: goes on after step {start}")
-        self._status("running", time.time())
         self.study.world.wait()  # all have read what is now taken away
         if self.study.world.is_main:
-            manifest.show(self.folder, self.baselines)
+            told = manifest.gone_on(began, goes_on, found) if any(found) else began
+            rundir.write_json(self.folder / rundir.MANIFEST, told | {"baselines": list(self.baselines)})
             rundir.write_text(self.folder / rundir.RECIPE, self.recipe)
+            rundir.remove_left(self.folder)
             checkpoint.drop_after(self.folder / rundir.CHECKPOINTS, start)
-            for left in (
-                *self.folder.glob(f"{rundir.CHECKPOINTS}/.*.tmp"),
-                *self.folder.glob(f"{rundir.STUDENTS}/.*.tmp"),
-            ):
-                shutil.rmtree(left)
-            for name in rundir.LINES:
-                rundir.keep_until(self.folder / name, start if found else -1)
+            rundir.drop_after(self.folder, start if taken else -1)
+        self._status("running", time.time())
         self.study.world.wait()
         return start
 
     def _record(self, record: Record) -> None:
         if self.study.world.is_main:
             rundir.append_lines(self.folder / rundir.METRICS, record.rows)
+
+    def _tell_failures(self, record: Record) -> None:
+        """Says, and writes down, which settings stop after this step."""
+        for line in dict.fromkeys(record.failed.values()):
+            self.tell(line)
+        if record.failed and self.study.world.is_main:
+            now = rundir.read_json(self.folder / rundir.MANIFEST)
+            rundir.write_json(self.folder / rundir.MANIFEST, now | {"failed": self.way.failed})
 
     def _silent_terms(self, record: Record) -> None:
         """Names each term, once, whose share of the gradient is below 1 % at a probe."""
@@ -179,10 +204,10 @@ class Session:
             self._evaluate(record.step, record)
 
     def _evaluate(self, step: int, record: Record | None) -> None:
-        if not self.study.world.is_main:
+        if not self.study.world.is_main or not self._left:
             return
         rows, documents = [], []
-        for (learner, split), found in self.evaluation(self.study.learners).items():
+        for (learner, split), found in self.evaluation(self._left).items():
             said = self._describe(learner)
             who = {"setting": said["setting"], "seed": said["seed"], "learner": learner, "split": split}
             documents += [who | row for row in document_rows(found.pop("documents"))]
@@ -192,15 +217,15 @@ class Session:
         for tracker in self.trackers:
             tracker.evaluated(rows, step)
         (self.folder / rundir.DOCUMENTS).mkdir(exist_ok=True)
-        place = self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet"
-        pq.write_table(pa.Table.from_pylist(documents), place)
+        with rundir.replacing(self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet") as place:
+            pq.write_table(pa.Table.from_pylist(documents), place)
         self._look_for_reasons(step)
 
     def _look_for_reasons(self, step: int) -> None:
         """Appends what the reasons found to reasons.jsonl; at the end also the way from student to student."""
         if self.reasons is None:
             return
-        begin, learners = time.perf_counter(), {learner.name: learner for learner in self.study.learners}
+        begin, learners = time.perf_counter(), {learner.name: learner for learner in self._left}
         found = self.reasons(list(learners.values()))
         at, rows = {"step": step, "stage": self.table.stage}, []
         for name, said in found.learners.items():
@@ -229,25 +254,24 @@ class Session:
         if self.study.world.is_main:
             for name in rundir.LINES:  # no line may be younger than a checkpoint that counts on it
                 if (self.folder / name).exists():
-                    checkpoint.sync(self.folder / name)
-            facts = {"recipe_sha256": manifest.identity(self.table), "tokens": self.tokens}
+                    rundir.sync(self.folder / name)
+            facts = {"recipe_sha256": manifest.identity(self.table), "tokens": self.tokens, "way": vars(self.way)}
             checkpoint.save(self.folder / rundir.CHECKPOINTS, step, self.study.changing, facts)
         self.study.world.wait()
 
     def _finish(self, begin: float) -> None:
-        """Exports the students, profiles them, saves, draws the figures, writes the report."""
+        """Exports the students, profiles them, draws the figures, writes the report."""
         if self.study.world.is_main:
             facts = rundir.read_json(self.folder / rundir.MANIFEST)
             last = [row for row in rundir.read_lines(self.folder / rundir.EVALS)[0] if row["step"] == self.how.steps]
-            for learner in self.study.learners:
+            for learner in self._left:
                 rows = [row for row in last if row["learner"] == learner.name]
                 card = export.model_card(facts, self.recipe, self.study.settings[learner.name], learner.name, rows)
                 export.export(self.folder, learner, self.study.design.student_tokenizer, card)
             spent = facts["seconds"] + time.time() - begin
             told = profile.of_study(self.study, seconds=max(PROFILING, PROFILED * spent))
             rundir.write_json(self.folder / rundir.PROFILE, told)
-        self._save(self.how.steps)
-        self._status("done", begin)
+        self._status("done" if self._left else "failed", begin)
         if self.study.world.is_main:
             report.write(self.folder)
         self.study.world.wait()
@@ -256,36 +280,5 @@ class Session:
         if self.study.world.is_main:
             now = rundir.read_json(self.folder / rundir.MANIFEST)
             spent, ended = now["seconds"] + time.time() - begin, None if status == "running" else manifest.now()
-            now |= {"status": status, "finished": ended, "seconds": round(spent, 1)}
+            now |= {"status": status, "finished": ended, "seconds": round(spent, 1), "failed": self.way.failed}
             rundir.write_json(self.folder / rundir.MANIFEST, now)
-
-    def _reasons(self) -> Reasons | None:
-        """What looks for reasons at evaluations, in the first process."""
-        count, task, material = self.how.reasons_blocks, self.table.data.task, self.study.material
-        if not count or not self.study.world.is_main:
-            return None
-        plan, heldout = self.study.design, material.corpus.heldout
-        feed = build.feed(plan, build.Material(material.corpus, None), 0, "heldout")
-        batches = [
-            to_device(b, self.study.world.device) for b in feed.fixed(len(heldout) if task else count, batch_size=16)
-        ]
-        counts = None if task else _occurrences(material.corpus.train.tokens, plan.student.vocab_size)
-        return Reasons(self.study.measures, batches, chunk=plan.chunk, autocast=plan.autocast, counts=counts)
-
-    def _evaluation(self) -> Evaluation:
-        """The fixed blocks of both splits."""
-        plan, material, world = self.study.design, self.study.material, self.study.world
-        batches = {}
-        task = self.table.data.task
-        count = self.how.eval_blocks or (len(material.corpus.heldout) if task else BLOCKS)
-        for split, part in (("train", "train"), ("test", "heldout")):
-            feed = build.feed(plan, build.Material(material.corpus, None), 0, part)
-            batches[split] = [to_device(b, world.device) for b in feed.fixed(count, batch_size=16)]
-        return Evaluation(
-            self.study.measures,
-            batches,
-            chunk=plan.chunk,
-            autocast=plan.autocast,
-            device=world.device,
-            task=task.kind if task else None,
-        )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from limbeck.kinds import LayerMap, Loss, Name, Positive, Strict, Tap, Text, wrong
+from limbeck.kinds import Depth, LayerMap, Loss, Name, Positive, Strict, Tap, Text, wrong
 from limbeck.words import KINDS, LAYER_MAPS, LAYERED_TAPS, LOSSES, LossWords, nearest
 
 
@@ -133,7 +133,7 @@ class Setting(Strict):
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None, description="decay of the average of the student's weights that teaches the terms `teacher: ema`"
     )
-    exits: tuple[Positive, ...] = Field(
+    exits: tuple[Depth, ...] = Field(
         default=(), description="layers behind which the student has an early exit, for terms on the tap `exit`"
     )
     balance: Literal["none", "initial", "gradient", "uncertainty"] = Field(

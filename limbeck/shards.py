@@ -54,7 +54,7 @@ def write(folder: Path, answers: Iterable[Answered]) -> dict[str, int]:
             selected += answered.selected
             sums += answered.checks
     index = [np.cumsum([0, *tokens]), np.cumsum([0, *selected]), [*sums, 0]]
-    np.save(folder / "index.npy", np.array(index, np.int64))
+    np.save(folder / "index.npy", np.array(index, np.int64), allow_pickle=False)
     return widths
 
 

@@ -7,26 +7,29 @@ takes the other terms and the gradients of its head's inputs through the backbon
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from limbeck.actors import Cached, Ema, Frozen, Learner, Norms
+from limbeck.actors import Cached, Ema, Frozen, Learner
 from limbeck.ensemble import Ensemble
 from limbeck.lessons import Lesson, Pair, Term
 from limbeck.losses import forward_kl, logit_mse
 from limbeck.reduce import Batch, Counts
 from limbeck.schedules import constant
+from limbeck.shortage import Short, release, tried
+from limbeck.tally import Tally, names_of
 from limbeck.taps import Readout
+from limbeck.voices import Voice, learning, logits_of, portion, voices
 from limbeck.world import World
 
 Actor = Frozen | Cached | Ensemble | Learner | Ema
 Readouts = Mapping[str, Readout]
-Voice = tuple[str, str]  # an actor, and the tap of the head that speaks
+Share = tuple[Sequence[Batch], Counts]  # a process's micro-batches, and the counts of all processes
 
 
 def chunk_of(vocabulary: int, precision: str) -> int:
@@ -45,26 +48,6 @@ def common_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 COMMON = Term("logit", common_loss, (Pair("logits", "logits"),), constant(1.0), needs=("teacher",))
-
-
-@dataclass
-class Tally:
-    """What one step measured of one learner."""
-
-    terms: dict[str, Tensor] = field(default_factory=dict)  # unweighted
-    weights: dict[str, float] = field(default_factory=dict)  # the recipe's, balanced
-    logit_loss: Tensor | None = None  # forward KL at temperature 1, where the step has both logits
-    norms: Norms | None = None
-    regulariser: float = 0.0  # what the balance adds to the loss
-
-    def add(self, term: str, value: Tensor) -> None:
-        """Adds a micro-batch's or a chunk's part to a term."""
-        value = value.detach()
-        self.terms[term] = self.terms[term] + value if term in self.terms else value
-
-    def add_logit_loss(self, value: Tensor) -> None:
-        """Adds a chunk's part to the common logit loss."""
-        self.logit_loss = value.detach() if self.logit_loss is None else self.logit_loss + value.detach()
 
 
 @dataclass(frozen=True)
@@ -112,23 +95,72 @@ class Still:
         self._turn_of = dict(turns or {})
         self.seconds = dict.fromkeys(self.actors, 0.0)  # each actor's own, of the last step
         spoken = [lesson for lesson in lessons if lesson.logit_terms]
-        self._heard = {name for name, _ in _voices(spoken)}  # those whose heads are asked
+        self._heard = {name for name, _ in voices(spoken)}  # those whose heads are asked
 
-    def step(self, batches: Sequence[Batch], counts: Counts, step: int, measure: bool = False) -> dict[str, Tally]:
-        """One update of every learner from this process's micro-batches; `counts` are those of all processes."""
+    def step(
+        self,
+        batches: Sequence[Batch],
+        counts: Counts,
+        step: int,
+        measure: bool = False,
+        smaller: Callable[[], Share] | None = None,
+    ) -> dict[str, Tally]:
+        """One update of every learner from this process's micro-batches; `counts` are those of all processes.
+
+        A learner whose loss or gradient is not finite is left as it was. Where memory is short, the gradients are computed
+        again from what `smaller` gives; it raises where nothing smaller is left.
+
+        Raises:
+            Short: memory is short, and there is no `smaller`.
+        """
         parts = [self._turn(turn) for turn in self.turns] if len(self.turns) > 1 else [self]
-        tallies = {name: it for part in parts for name, it in part._update(batches, counts, step, measure).items()}
+        tallies: dict[str, Tally] = {}
+        for part in parts:
+            found, batches, counts = part._found(batches, counts, step, smaller)
+            part._update(found, step, measure)
+            tallies |= found
         self.seconds = {name: sum(part.seconds.get(name, 0.0) for part in parts) for name in self.actors}
         for actor in self.actors.values():
-            actor.advance()
+            if not (isinstance(actor, Ema) and tallies[actor.learner.name].skipped):
+                actor.advance()
         return {learner.name: tallies[learner.name] for learner in self.learners}
 
     def _turn(self, turn: int) -> Still:
         lessons = [lesson for lesson in self.lessons if self._turn_of.get(lesson.student, 0) == turn]
         return self.only(*lessons, balanced=self.balanced)
 
-    def _update(self, batches: Sequence[Batch], counts: Counts, step: int, measure: bool) -> dict[str, Tally]:
-        tallies = self.gradients(batches, counts, step)
+    def _found(
+        self, batches: Sequence[Batch], counts: Counts, step: int, smaller: Callable[[], Share] | None
+    ) -> tuple[dict[str, Tally], Sequence[Batch], Counts]:
+        """The gradients of a share of the batch that memory holds; also that share."""
+        while True:
+            try:
+                return self._added_up(batches, counts, step), batches, counts
+            except Short:
+                for learner in self.learners:
+                    learner.drop()
+                if smaller is None:
+                    raise
+            release()
+            batches, counts = smaller()
+
+    def _added_up(self, batches: Sequence[Batch], counts: Counts, step: int) -> dict[str, Tally]:
+        """Gradients of this process, and tallies whose totals are those of all processes."""
+        names, tallies = {learner.name: names_of(self._terms(learner)) for learner in self.learners}, {}
+
+        def local() -> list[float]:
+            tallies.update(self.gradients(batches, counts, step))
+            nothing = torch.zeros((), device=self.world.device)
+            parts = [value for name, terms in names.items() for value in tallies[name].local(terms, nothing)]
+            return torch.stack(parts).tolist()
+
+        totals = iter(tried(local, sum(len(terms) + 1 for terms in names.values()), self.world))
+        for name, terms in names.items():
+            tallies[name].totals = {term: next(totals) for term in terms}
+            tallies[name].common, tallies[name].micro_batches = next(totals), len(batches)
+        return tallies
+
+    def _update(self, tallies: Mapping[str, Tally], step: int, measure: bool) -> None:
         for learner in self.learners:
             tally = tallies[learner.name]
             with self._clock(learner.name):
@@ -136,13 +168,18 @@ class Still:
                 tally.weights = {name: weight * float(learner.balance.factor(name)) for name, weight in stated.items()}
                 tally.regulariser = learner.balance.regulariser(stated)
                 learner.balance.differentiate(tally.terms, stated, self.world.size)
-                tally.norms = learner.update(step, self.world, measure)
-        return tallies
+                tally.norms = learner.update(step, self.world, measure, finite=not tally.broken)
 
     def only(self, *lessons: Lesson, balanced: bool = False) -> Still:
         """The same cast and manner with other lessons; unless `balanced`, with the weights that these state."""
         how = {"chunk": self.chunk, "autocast": self.autocast, "world": self.world, "balanced": balanced}
         return Still(list(self.actors.values()), lessons, **how)
+
+    def without(self, names: Collection[str]) -> Still:
+        """The same still without some of its learners; the others end in the same bits."""
+        left = [lesson for lesson in self.lessons if lesson.student not in names]
+        how = {"chunk": self.chunk, "autocast": self.autocast, "world": self.world, "balanced": self.balanced}
+        return Still(list(self.actors.values()), left, turns=self._turn_of, **how)
 
     def _weight(self, learner: Learner, term: Term, step: int) -> float | Tensor:
         """The weight of a term at a step: the recipe's, times the factor of the learner's balance."""
@@ -180,10 +217,10 @@ class Still:
         where = micro.batch["select"].flatten().nonzero().squeeze(1)
         labels = micro.batch["labels"].flatten()[where]
         lessons = [lesson for lesson in self.lessons if lesson.logit_terms]
-        inputs = {(name, tap): readouts[name].inputs(tap).flatten(0, -2)[where] for name, tap in _voices(lessons)}
-        slopes = {voice: torch.zeros_like(inputs[voice]) for lesson in lessons for voice in _learning(lesson)}
-        for parts, size in ((_portion(lessons, False), self.chunk), (_portion(lessons, True), max(1, len(where)))):
-            here = _voices(parts)
+        inputs = {(name, tap): readouts[name].inputs(tap).flatten(0, -2)[where] for name, tap in voices(lessons)}
+        slopes = {voice: torch.zeros_like(inputs[voice]) for lesson in lessons for voice in learning(lesson)}
+        for parts, size in ((portion(lessons, False), self.chunk), (portion(lessons, True), max(1, len(where)))):
+            here = voices(parts)
             with self._precision():  # once: weights are cast for all chunks
                 for start in range(0, len(where), size) if parts else ():
                     chunk = slice(start, start + size)
@@ -216,14 +253,14 @@ class Still:
             common = None
             for term in lesson.terms:
                 for pair in term.pairs:
-                    mine, theirs = _said(lesson, pair, logits)
+                    mine, theirs = logits_of(lesson, pair, logits)
                     value = term.of_logits(mine, theirs, labels, micro.counts)
                     tally.add(term.name, value)
                     total = total + self._weight(learner, term, micro.step) * value
                     common = value if term.loss is forward_kl and pair in COMMON.pairs else common
             if lesson.teacher and lesson.measured:
                 with torch.no_grad():
-                    said = _said(lesson, COMMON.pairs[0], logits)
+                    said = logits_of(lesson, COMMON.pairs[0], logits)
                     common = COMMON.of_logits(*said, labels, micro.counts) if common is None else common
                 tally.add_logit_loss(common)
         return total
@@ -269,40 +306,3 @@ class Still:
         if self.world.device.type == "cuda":
             torch.cuda.synchronize(self.world.device)
         return perf_counter()
-
-
-def _learning(lesson: Lesson) -> list[Voice]:
-    """The heads of its student that a lesson on logits trains."""
-    return [(lesson.student, tap) for term in lesson.logit_terms for tap in term.taps("student")]
-
-
-def _voices(lessons: Sequence[Lesson]) -> list[Voice]:
-    """Every head that some lessons on logits hear, once."""
-    found: dict[Voice, None] = {}
-    for lesson in lessons:
-        found |= dict.fromkeys(_learning(lesson))
-        if lesson.teacher:
-            taps = [tap for term in lesson.logit_terms if "teacher" in term.needs for tap in term.taps("teacher")]
-            found |= dict.fromkeys((lesson.teacher, tap) for tap in taps)
-            if lesson.measured:
-                found |= {(lesson.student, "logits"): None, (lesson.teacher, "logits"): None}
-    return list(found)
-
-
-def _said(lesson: Lesson, pair: Pair, logits: Mapping[Voice, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """What student and teacher say at a pair of taps; the teacher is a constant, None where nobody teaches."""
-    theirs = logits.get((lesson.teacher or "", str(pair.teacher)))
-    return logits[lesson.student, str(pair.student)], None if theirs is None else theirs.detach()
-
-
-def _portion(lessons: Sequence[Lesson], whole: bool) -> list[Lesson]:
-    """The logit terms that need all selected tokens of a micro-batch at once, or those that do not."""
-    found = []
-    for lesson in lessons:
-        terms = {
-            here: tuple(term for term in lesson.logit_terms if (term.per == "batch") == here) for here in (True, False)
-        }
-        if terms[whole]:
-            measured = lesson.measured and not (whole and terms[False])  # once
-            found.append(replace(lesson, terms=terms[whole], measured=measured))
-    return found

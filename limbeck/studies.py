@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from limbeck import build, chain, costs, designs, rundir
+from limbeck import build, chain, costs, designs, locks, manifest, rundir
 from limbeck.arms import FOLDER, TUNING, Arm, Asked, Words, placed_all, restricted
 from limbeck.engine import Course, Record, fit
 from limbeck.errors import UserError
@@ -23,7 +24,7 @@ from limbeck.world import World
 MEASURED, WARM = 12, 4  # updates that are timed for equal seconds, and those before them
 ROOM = 0.8  # share of the free memory that a study may take
 
-OWN = (FOLDER, TUNING)  # what a study puts into its folder before study.json
+OWN = (FOLDER, TUNING, locks.FILE)  # what a study puts into its folder before study.json
 
 Tell = Callable[[str], None]
 
@@ -74,8 +75,9 @@ def tuned(asked: Asked, trials: Sequence[tuple[dict[str, Any], Arm]]) -> tuple[l
     """The arms of settings that were tuned, each with the values of its best trial, and what was found of each."""
     found: dict[str, list[float]] = {}
     for _, arm in trials:
-        for name, value in _losses(Path(arm.last.run_dir)).items():
-            found.setdefault(name, []).append(value)
+        losses = _losses(Path(arm.last.run_dir))
+        for name in arm.last.chosen:
+            found.setdefault(name, []).append(losses.get(name, math.inf))
     chosen: dict[int, list[str]] = {}
     for name, values in found.items():
         chosen.setdefault(min(range(len(values)), key=lambda number: (values[number], number)), []).append(name)
@@ -92,11 +94,16 @@ def tuned(asked: Asked, trials: Sequence[tuple[dict[str, Any], Arm]]) -> tuple[l
 
 
 def _losses(folder: Path) -> dict[str, float]:
-    """The held-out loss of each setting of a finished trial, the mean over its learners: logit loss, or without a teacher label loss."""
+    """The held-out loss of each setting of a trial, the mean over its learners: logit loss, or without a teacher label loss.
+
+    Settings that failed are left out.
+    """
+    failed = rundir.read_json(folder / rundir.MANIFEST).get("failed", {})
     rows = [row for row in rundir.read_lines(folder / rundir.EVALS)[0] if row["split"] == "test"]
     last = [row for row in rows if row["step"] == max(row["step"] for row in rows)]
     values: dict[str, list[float]] = {}
-    for row in last:
+    lost = {row["setting"] for row in rows if row["learner"] in failed}
+    for row in (row for row in last if row["setting"] not in lost):
         loss = row["label_loss"] if row["logit_loss"] is None else row["logit_loss"]
         values.setdefault(row["setting"], []).append(float("inf") if loss is None else loss)
     return {name: sum(each) / len(each) for name, each in values.items()}
@@ -104,13 +111,7 @@ def _losses(folder: Path) -> dict[str, float]:
 
 def key(words: Words, arms: Sequence[Arm]) -> str:
     """sha256 of what was asked for."""
-    plain = [
-        [
-            table.model_dump(mode="json", exclude={"out": True, "report_to": True, "data": {"cache"}})
-            for table in arm.tables
-        ]
-        for arm in arms
-    ]
+    plain = [[table.model_dump(mode="json", exclude=manifest.FREE) for table in arm.tables] for arm in arms]
     return hashlib.sha256(json.dumps([words.model_dump(mode="json"), plain], sort_keys=True).encode()).hexdigest()
 
 

@@ -44,3 +44,13 @@ def same_run(run: limbeck.Run, other: limbeck.Run, checkpoints: bool = True) -> 
         assert pq.read_table(mine).equals(pq.read_table(theirs))
     kept = [{p.name for p in (r.folder / "checkpoints").iterdir()} for r in (run, other)]
     assert kept[0] == kept[1] or not checkpoints
+
+
+def same_state(run: limbeck.Run, other: limbeck.Run) -> None:
+    """The last checkpoint bit for bit, optimizers included; no line twice or missing."""
+    states = [sorted((r.folder / "checkpoints").glob("step-*"))[-1] for r in (run, other)]
+    kept = [{path.name: path.read_bytes() for path in place.glob("*.safetensors")} for place in states]
+    assert states[0].name == states[1].name and kept[0] and kept[0] == kept[1]
+    for rows in (run.metrics, run.evals):
+        places = [(row["step"], row["learner"], row.get("split")) for row in rows]
+        assert len(set(places)) == len(places)

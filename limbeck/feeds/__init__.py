@@ -8,6 +8,7 @@
 | `docs` | the embedded corpus |
 | `tokenise` | tokenizers: their special tokens, whether two of them agree, text -> ids |
 | `store` | the cache on disk: folders written whole or not at all |
+| `leftovers` | folders that are being filled, and those whose writers are dead |
 | `blocks` | packing: `prepare(data, teacher_tokenizer, student_tokenizer) -> Corpus` |
 | `labels` | labels as numbers of classes, or as scores |
 | `tasks` | rows in place of running text: `prepare_task(data, teacher_tokenizer, student_tokenizer) -> TaskCorpus` |

@@ -29,7 +29,7 @@ from limbeck.feeds.readers import (
     read_hub_table,
     read_table,
 )
-from limbeck.feeds.tables import Column, Wanted
+from limbeck.feeds.tables import LONGEST, Column, Wanted
 
 if TYPE_CHECKING:
     from limbeck.material import Data
@@ -59,13 +59,16 @@ def find_files(spec: str, split: Split = "train") -> list[Path]:
     """
     if spec == "docs" or spec.startswith("hub:"):
         return []
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return _in_folder(path, split)
-    if split == "heldout":
-        return []
-    found = [path] if path.is_file() else sorted(map(Path, glob(str(path), recursive=True)))
-    files = [file for file in found if file.is_file()]
+    try:
+        path = Path(spec).expanduser()
+        if path.is_dir():
+            return _in_folder(path, split)
+        if split == "heldout":
+            return []
+        found = [path] if path.is_file() else sorted(map(Path, glob(str(path), recursive=True)))
+        files = [file for file in found if file.is_file()]
+    except OSError as error:
+        raise UserError(f"{spec}: cannot be looked at ({error.strerror}); name another") from None
     if not files:
         remedy = "name a file, a folder, a glob, docs, or a data set of the Hub as hub:ID"
         raise UserError(f"{spec}: no such file or folder; {remedy}")
@@ -93,6 +96,7 @@ def read_documents(
     separator: str = "\n\n",
     max_bytes: int | None = None,
     split: Split = "train",
+    longest: int = LONGEST,
 ) -> Iterator[Document]:
     """The documents of a corpus in a fixed order: (name such as `train-00.jsonl.xz:17`, text); no empty ones.
 
@@ -102,15 +106,22 @@ def read_documents(
         separator: what stands between the documents of a .txt file.
         max_bytes: stop after the document that brings the text to so many bytes of UTF-8.
         split: the part of a folder to read.
+        longest: bytes of a document, and of a line of a file; a longer one is an error.
 
     Raises:
         UserError: missing, damaged or empty, with file and line.
     """
-    yield from _some(_all_documents(spec, field, separator, split), spec, max_bytes, str)
+    yield from _some(
+        _all_documents(spec, Wanted({"field": field}, "data", longest), separator, split), spec, max_bytes, str
+    )
 
 
 def read_rows(
-    spec: str, columns: Mapping[str, Column], split: Split = "train", max_bytes: int | None = None
+    spec: str,
+    columns: Mapping[str, Column],
+    split: Split = "train",
+    max_bytes: int | None = None,
+    longest: int = LONGEST,
 ) -> Iterator[tuple[str, Row]]:
     """The rows of a corpus in a fixed order: (name such as `train.tsv:17`, row); none without text.
 
@@ -122,11 +133,12 @@ def read_rows(
         columns: `text`, and where there is one `pair` and `label` -> column, as `Task.columns` says them.
         split: the part of a folder to read.
         max_bytes: stop after the row that brings the text to so many bytes of UTF-8.
+        longest: bytes of a text, and of a line of a file; a longer one is an error.
 
     Raises:
         UserError: missing, damaged or empty, or without the columns; with file and line.
     """
-    yield from _some(_all_rows(spec, Wanted(columns, "data.task"), split), spec, max_bytes, row_text)
+    yield from _some(_all_rows(spec, Wanted(columns, "data.task", longest), split), spec, max_bytes, row_text)
 
 
 def row_text(row: Row) -> str:
@@ -167,15 +179,15 @@ def _all_rows(spec: str, wanted: Wanted, split: Split) -> Iterator[tuple[str, Ro
             yield name, {"text": row["text"], "pair": row.get("pair"), "label": row.get("label")}
 
 
-def _all_documents(spec: str, field: str, separator: str, split: Split) -> Iterator[Document]:
+def _all_documents(spec: str, wanted: Wanted, separator: str, split: Split) -> Iterator[Document]:
     if spec == "docs":
         from limbeck.feeds import docs
 
         yield from docs.documents()
     elif spec.startswith("hub:"):
-        yield from read_hub(spec, field)
+        yield from read_hub(spec, wanted)
     for path in find_files(spec, split):
-        yield from read_file(path, field, separator)
+        yield from read_file(path, wanted, separator)
 
 
 def fingerprint(spec: str, split: Split = "train") -> list[str]:
@@ -192,7 +204,14 @@ def fingerprint(spec: str, split: Split = "train") -> list[str]:
     if spec.startswith("hub:"):
         name, config, _ = hub_name(spec)
         return ["hub", name, config or "", hub_commit(spec)]
-    return [word for path in find_files(spec, split) for word in (*(kind_of(path) or ()), file_sha256(path))]
+    return [word for path in find_files(spec, split) for word in (*(kind_of(path) or ()), _read_sha256(path))]
+
+
+def _read_sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend or replace the file") from None
 
 
 def file_sha256(path: Path) -> str:
@@ -226,7 +245,8 @@ def separate(data: Data) -> Iterator[tuple[str, str, str]]:
     """
 
     def read(spec: str, split: Split, max_bytes: int | None) -> Iterator[Document]:
-        return read_documents(spec, field=data.field, separator=data.separator, max_bytes=max_bytes, split=split)
+        how = {"field": data.field, "separator": data.separator, "longest": data.longest}
+        return read_documents(spec, max_bytes=max_bytes, split=split, **how)
 
     return _separate(data, read, str)
 
@@ -237,7 +257,7 @@ def separate_rows(data: Data) -> Iterator[tuple[str, str, Row]]:
     columns = data.task.columns
 
     def read(spec: str, split: Split, max_bytes: int | None) -> Iterator[tuple[str, Row]]:
-        return read_rows(spec, columns, split, max_bytes)
+        return read_rows(spec, columns, split, max_bytes, data.longest)
 
     def text(row: Row) -> str:
         return row["text"] if row["pair"] is None else json.dumps([row["text"], row["pair"]])

@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
@@ -22,8 +23,9 @@ Row = dict[str, Any]  # word of the recipe -> value
 KINDS = (".txt", ".jsonl", ".json", ".parquet", *TABLES)
 PACKINGS = (".gz", ".xz", ".zst")
 SUPPORTED = ".txt, .tsv, .csv, .jsonl, .json (one object per line), each also as .gz, .xz or .zst, and .parquet"
-CHUNK = 1 << 20  # bytes of whole lines that are read at a time
-HUB_NAME = re.compile(r"hub:(?P<id>[^:@]+)(:(?P<config>[^@]+))?(@(?P<revision>.+))?")
+CHUNK = 1 << 20  # bytes that are read at a time
+LARGE, RATIO = 1 << 24, 250  # a file may unpack to LARGE bytes, or to so many times its size: no text packs better
+HUB_NAME = re.compile(r"hub:(?P<id>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^@]+))?(@(?P<revision>.+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -35,25 +37,25 @@ def kind_of(path: Path) -> tuple[str, str] | None:
     return (kind, packing) if kind in KINDS and not (kind == ".parquet" and packed) else None
 
 
-def read_file(path: Path, field: str, separator: str) -> Iterator[Document]:
-    """The documents of a file of a supported kind: (`NAME:LINE`, text).
+def read_file(path: Path, wanted: Wanted, separator: str) -> Iterator[Document]:
+    """The documents of a file of a supported kind, of columns the `field` that is wanted: (`NAME:LINE`, text).
 
     Raises:
-        UserError: damaged, not UTF-8, not JSON, or without the field; it names file and line.
+        UserError: damaged, not UTF-8, not JSON, too long, or without the field; it names file and line.
     """
     kind, packing = cast("tuple[str, str]", kind_of(path))
     if kind == ".txt":
         with _to_its_end(path):
-            yield from _read_txt(path, packing, separator)
+            yield from _read_txt(path, packing, separator, wanted.longest)
     else:
-        yield from ((name, row["field"]) for name, row in read_table(path, Wanted({"field": field}, "data")))
+        yield from ((name, row["field"]) for name, row in read_table(path, wanted))
 
 
 def read_table(path: Path, wanted: Wanted) -> Iterator[tuple[str, Row]]:
     """The rows of a file that has columns: (`NAME:LINE`, what is wanted of it).
 
     Raises:
-        UserError: damaged, not UTF-8, broken rows, or without the columns; it names file and line.
+        UserError: damaged, not UTF-8, broken or too long rows, or without the columns; it names file and line.
     """
     with _to_its_end(path):
         for number, row in _records(path, wanted):
@@ -75,9 +77,9 @@ def _records(path: Path, wanted: Wanted) -> Iterator[tuple[int, Any]]:
     if kind == ".txt":
         raise UserError(f"{path}: running text has no columns; name a file that ends in .tsv, .csv, .jsonl or .parquet")
     if kind in TABLES:
-        return table_records(_chunks(path, packing), kind, path, wanted)
+        return table_records(_chunks(path, packing, wanted.longest), kind, path, wanted)
     wanted.by_name(str(path))
-    return _parquet_records(path, wanted) if kind == ".parquet" else _json_records(path, packing)
+    return _parquet_records(path, wanted) if kind == ".parquet" else _json_records(path, packing, wanted.longest)
 
 
 @contextmanager
@@ -98,47 +100,91 @@ def _open(path: Path, packing: str) -> IO[bytes]:
     return cast("IO[bytes]", {"": open, ".gz": gzip.open, ".xz": lzma.open}[packing](path, "rb"))
 
 
-def _chunks(path: Path, packing: str) -> Iterator[tuple[int, str]]:
+def _chunks(path: Path, packing: str, longest: int) -> Iterator[tuple[int, str]]:
     """(number of its first line, whole lines of text), about CHUNK bytes at a time."""
     first = 1
+    for raw in _whole_lines(path, packing, longest):
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = first + raw.count(b"\n", 0, error.start)
+            raise UserError(f"{path}:{line}: not UTF-8 ({error.reason}); convert the file") from None
+        if (place := text.find("\0")) >= 0:
+            line = first + text.count("\n", 0, place)
+            raise UserError(f"{path}:{line}: a NUL character, which is no text; convert the file to UTF-8")
+        yield first, text.removeprefix("\ufeff") if first == 1 else text
+        first += raw.count(b"\n")
+
+
+def _whole_lines(path: Path, packing: str, longest: int) -> Iterator[bytes]:
+    """The bytes of a file, cut behind newlines.
+
+    Raises:
+        UserError: a line is too long, or the file unpacks to more than text does.
+    """
+    line, read, begun = 1, 0, 0  # the line that has begun, bytes of the file, bytes of that line
+    pending: list[bytes] = []
+    most = _most(path) if packing else None
     with _open(path, packing) as file:
-        while lines := file.readlines(CHUNK):
-            raw = b"".join(lines)
-            try:
-                text = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                line = first + raw.count(b"\n", 0, error.start)
-                raise UserError(f"{path}:{line}: not UTF-8 ({error.reason}); convert the file") from None
-            yield first, text.removeprefix("\ufeff") if first == 1 else text
-            first += len(lines)
+        while block := file.read(CHUNK):
+            read += len(block)
+            if most is not None and read > most:
+                raise UserError(f"{path}: unpacks to more than {RATIO} times its size; unpack it, if that is right")
+            lines, newline, rest = block.rpartition(b"\n")
+            begun = len(rest) + (0 if newline else begun)
+            if newline:
+                yield b"".join([*pending, lines, newline])
+                line, pending = line + lines.count(b"\n") + 1, []
+            pending.append(rest)
+            if begun > longest:
+                raise UserError(
+                    f"{path}:{line}: a line longer than {longest:,} bytes; break it into documents, or raise data.longest"
+                )
+    if begun:
+        yield b"".join(pending)
 
 
-def _read_txt(path: Path, packing: str, separator: str) -> Iterator[Document]:
+def _most(path: Path) -> int:
+    """Bytes that a packed file of text may unpack to."""
+    return max(LARGE, RATIO * path.stat().st_size)
+
+
+def _read_txt(path: Path, packing: str, separator: str, longest: int) -> Iterator[Document]:
     if not separator:
         raise UserError(f"{path}: the separator of documents is empty; set data.separator")
     separator = separator.replace("\r\n", "\n")
     line, rest = 1, ""
-    for _, text in _chunks(path, packing):
+    for _, text in _chunks(path, packing, longest):
         *documents, rest = (rest + text.replace("\r\n", "\n")).split(separator)
         for document in documents:
-            yield _txt_document(path, line, document)
+            yield _txt_document(path, line, document, longest)
             line += document.count("\n") + separator.count("\n")
-    yield _txt_document(path, line, rest)
+        _require_short(path, line, rest, longest)
+    yield _txt_document(path, line, rest, longest)
 
 
-def _txt_document(path: Path, line: int, text: str) -> Document:
+def _require_short(path: Path, line: int, document: str, longest: int) -> None:
+    if len(document) > longest:
+        raise UserError(
+            f"{path}:{line}: a document longer than {longest:,} bytes; set data.separator to what stands between two of "
+            "them, or raise data.longest"
+        )
+
+
+def _txt_document(path: Path, line: int, text: str, longest: int) -> Document:
+    _require_short(path, line, text, longest)
     blank = len(text) - len(text.lstrip())
     return f"{path.name}:{line + text.count(chr(10), 0, blank)}", text.strip()
 
 
-def _json_records(path: Path, packing: str) -> Iterator[tuple[int, Any]]:
-    for first, text in _chunks(path, packing):
+def _json_records(path: Path, packing: str, longest: int) -> Iterator[tuple[int, Any]]:
+    for first, text in _chunks(path, packing, longest):
         for number, line in enumerate(text.split("\n"), first):
             if not line.strip():
                 continue
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}:{number}: not JSON ({error}); write one object per line") from None
 
 
@@ -151,9 +197,12 @@ def _parquet_records(path: Path, wanted: Wanted) -> Iterator[tuple[int, Any]]:
             names = file.schema_arrow.names
             wanted.check(names, str(path))
             columns = [str(column) for column in wanted.columns.values() if column in names]
+            groups = range(file.metadata.num_row_groups)
+            if sum(file.metadata.row_group(group).total_byte_size for group in groups) > _most(path):
+                raise UserError(f"{path}: unpacks to more than {RATIO} times its size; write it without compression")
             batches = file.iter_batches(batch_size=256, columns=columns)
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, ValueError) as error:
         raise EOFError(f"not a whole parquet file: {error}") from error
 
 
@@ -161,7 +210,11 @@ def hub_name(spec: str) -> tuple[str, str | None, str | None]:
     """(id, config, revision) of `hub:ID[:CONFIG][@REVISION]`."""
     match = HUB_NAME.fullmatch(spec)
     if match is None:
-        raise UserError(f"{spec}: not the name of a data set; write hub:ID[:CONFIG][@REVISION]")
+        raise UserError(
+            f"{spec}: not the name of a data set; write hub:ID[:CONFIG][@REVISION] with an ID such as wikimedia/wikipedia"
+        )
+    if Path(match["id"]).exists():  # the library would read it in place of the Hub's
+        raise UserError(f"{spec}: {match['id']} is also a folder here; name it without hub:, or start elsewhere")
     return match["id"], match["config"], match["revision"]
 
 
@@ -178,8 +231,9 @@ def _reaching_hub(spec: str) -> Iterator[None]:
         raise UserError(f"{spec}: cannot be read from the Hub ({why}); {remedy}") from error
 
 
+@cache
 def hub_commit(spec: str) -> str:
-    """The commit that a Hub data set's revision stands for; a full commit needs no network."""
+    """The commit that a Hub data set's revision stands for, one for the whole process; a full commit needs no network."""
     name, _, revision = hub_name(spec)
     if revision and COMMIT.fullmatch(revision):
         return revision
@@ -189,13 +243,13 @@ def hub_commit(spec: str) -> str:
         return str(huggingface_hub.HfApi().dataset_info(name, revision=revision).sha)
 
 
-def read_hub(spec: str, field: str) -> Iterator[Document]:
+def read_hub(spec: str, wanted: Wanted) -> Iterator[Document]:
     """The `train` split of a Hub data set, streamed: (`ID:ROW`, text).
 
     Raises:
         UserError: no such set, no network, or rows without the field.
     """
-    yield from ((name, row["field"]) for name, row in read_hub_table(spec, Wanted({"field": field}, "data")))
+    yield from ((name, row["field"]) for name, row in read_hub_table(spec, wanted))
 
 
 def read_hub_table(spec: str, wanted: Wanted) -> Iterator[tuple[str, Row]]:

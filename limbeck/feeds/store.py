@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from limbeck import rundir
 from limbeck.errors import UserError
 from limbeck.feeds.corpora import file_sha256
+from limbeck.feeds.leftovers import filling
 
 Tell = Callable[[str], None]
 Facts = dict[str, Any]
@@ -37,7 +39,7 @@ def open_or_make(folder: Path, write: Callable[[Path], Facts], tell: Tell) -> Fa
         tell: receives a line when an entry is damaged.
 
     Raises:
-        UserError: the cache cannot be written.
+        UserError: the cache cannot be written, or the entry is another one, copied here.
     """
     facts = _open(folder, tell)
     if facts is None:
@@ -56,8 +58,11 @@ def _open(folder: Path, tell: Tell) -> Facts | None:
         damaged = [name for name, file in table["files"].items() if file != _describe(folder / name)]
         if table.pop("sha256") != json_sha256(table):
             damaged.append("facts.json")
+        mine = table["entry"] == folder.name
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        damaged, table = ["a missing file or facts.json"], {}
+        damaged, table, mine = ["a missing file or facts.json"], {}, True
+    if not damaged and not mine:
+        raise UserError(f"{folder}: holds another entry than its name says; remove the folder")
     if not damaged:
         return table["facts"]
     tell(f"{folder}: the cache is damaged ({', '.join(damaged)}); making it again")
@@ -71,32 +76,32 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def _make(folder: Path, write: Callable[[Path], Facts]) -> None:
     """Fill a folder beside the entry, then rename it; where another process was faster, its entry stays."""
-    new = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        new.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{folder.parent}: cannot be written ({error.strerror}); set data.cache") from None
-    try:
-        facts = write(new)
-        table = {"files": {path.name: _describe(path) for path in sorted(new.iterdir())}, "facts": facts}
-        text = json.dumps(table | {"sha256": json_sha256(table)}, indent=1)
-        (new / "facts.json").write_text(text, encoding="utf-8")
-        for path in (*new.iterdir(), new):
-            _sync(path)
+    with ExitStack() as stack:
         try:
-            os.rename(new, folder)
-        except OSError:
-            if not folder.exists():
+            new = stack.enter_context(filling(folder))
+        except OSError as error:
+            raise UserError(f"{folder.parent}: cannot be written ({error.strerror}); set data.cache") from None
+        try:
+            facts = write(new)
+            table = {
+                "entry": folder.name,
+                "files": {path.name: _describe(path) for path in sorted(new.iterdir())},
+                "facts": facts,
+            }
+            text = json.dumps(table | {"sha256": json_sha256(table)}, indent=1)
+            (new / "facts.json").write_text(text, encoding="utf-8")
+            for path in (*new.iterdir(), new):
+                rundir.sync(path)
+            try:
+                os.rename(new, folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+            rundir.sync(folder.parent)
+        except OSError as error:
+            if (why := rundir.full(error)) is None:
                 raise
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            raise UserError(
+                f"{folder.parent}: {why}; {rundir.readable(rundir.size(new))} were written and more is needed: "
+                "make room, or name another disk with data.cache"
+            ) from None

@@ -14,9 +14,10 @@ Column = str | int
 Record = dict[Column, Any]  # a row as it stands in its file: column -> value
 
 TABLES = (".tsv", ".csv")  # kinds whose columns also have numbers
+LONGEST = 1 << 24  # bytes of one document, and of one line of a file; data.longest
 FIELD_LIMIT = 1 << 26  # characters of one quoted field; a quote that is left open would read on to the end
 SHOWN, SHOWN_CHARACTERS = 20, 40  # how many columns an error lists, and how much of each name
-SURROGATE = re.compile("[\ud800-\udfff]")
+NO_TEXT = {"half a surrogate pair": re.compile("[\ud800-\udfff]"), "a NUL character": re.compile("\0")}
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class Wanted:
     Args:
         columns: word of the recipe -> the column's name, or its number (from 0) where a file has no line of names.
         table: the recipe's table in which those words stand: `data` or `data.task`.
+        longest: bytes of a text; a longer one is an error.
     """
 
     columns: Mapping[str, Column]
     table: str
+    longest: int = LONGEST
 
     @property
     def numbered(self) -> bool:
@@ -80,8 +83,13 @@ class Wanted:
         what = f"the {self._noun} '{self.columns[word]}' holds"
         if not isinstance(text, str):
             raise UserError(f"{where}: {what} no text but a {type(text).__name__}; set {self.table}.{word}")
-        if SURROGATE.search(text):
-            raise UserError(f"{where}: {what} half a surrogate pair, which is no text; mend the row")
+        for part, found in NO_TEXT.items():
+            if found.search(text):
+                raise UserError(f"{where}: {what} {part}, which is no text; mend the row")
+        if len(text) > self.longest:
+            raise UserError(
+                f"{where}: {what} more than {self.longest:,} bytes; break it into documents, or raise data.longest"
+            )
         return text
 
     def _missing(self, word: str, column: Column, names: Sequence[Column], where: str) -> UserError:
@@ -125,9 +133,9 @@ def table_records(
         wanted: the columns that must be there; its numbers say that there is no line of names.
 
     Raises:
-        UserError: a NUL, an open quote, too few or too many fields, no such column; with file and line.
+        UserError: an open quote, too few or too many fields, no such column; with file and line.
     """
-    rows = _split_tsv(_lines(chunks, path)) if kind == ".tsv" else _split_csv(_lines(chunks, path), path)
+    rows = _split_tsv(_lines(chunks)) if kind == ".tsv" else _split_csv(_lines(chunks), path)
     if wanted.numbered:
         for number, fields in rows:
             yield number, dict(enumerate(fields))
@@ -146,12 +154,9 @@ def table_records(
             yield number, dict(zip(names, fields, strict=True))
 
 
-def _lines(chunks: Iterable[tuple[int, str]], path: object) -> Iterator[tuple[int, str]]:
+def _lines(chunks: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     """(its number, a line without its newline)."""
     for first, text in chunks:
-        if (place := text.find("\0")) >= 0:
-            line = first + text.count("\n", 0, place)
-            raise UserError(f"{path}:{line}: a NUL character, which is no text; convert the file to UTF-8")
         yield from enumerate(text.removesuffix("\n").split("\n"), first)
 
 

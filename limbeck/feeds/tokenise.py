@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -79,7 +80,18 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     TOKENIZERS_PARALLELISM is left as it is. Unset, `tokenizers` goes on in one thread after a fork; `true`
     would make it wait for threads that the child does not have.
     """
-    return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    with _able():
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+@contextmanager
+def _able() -> Iterator[None]:
+    """One clear line for a tokenizer that fails at its work: the library raises bare exceptions."""
+    try:
+        yield
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"the tokenizer cannot read this text ({why:.200}); mend its tokenizer.json") from error
 
 
 class Encoded(NamedTuple):
@@ -98,7 +110,9 @@ def encode_rows(
     The library's own truncation is not asked for: it also builds every way of pairing the pieces that it cuts off.
     """
     rows = texts if pairs is None else list(zip(texts, pairs, strict=True))
-    return [_cut(encoding, length, side) for encoding in tokenizer.encode_batch_fast(rows)]
+    with _able():
+        encodings = tokenizer.encode_batch_fast(rows)
+    return [_cut(encoding, length, side) for encoding in encodings]
 
 
 def _cut(encoding: Encoding, length: int, side: str) -> Encoded:

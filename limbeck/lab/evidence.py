@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from limbeck.errors import printable
 from limbeck.lab.baselines import of_baselines
 from limbeck.lab.judged import rows_of
 from limbeck.lab.outcomes import of_run
@@ -47,7 +48,8 @@ def as_latex(results: list[dict[str, Any]]) -> str:
 
 
 def _latex(text: str) -> str:
-    escaped = "".join(f"\\{letter}" if letter in "%&_#$" else letter for letter in text)
+    named = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    escaped = "".join(f"\\{c}" if c in "%&_#${}" else named.get(c, c) for c in printable(text))
     return escaped.replace("..", "--").replace("\u2013", "--")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import UserError
+from limbeck.lab.read import shown
 from limbeck.lab.verdicts import MEASURES, Measure
 from limbeck.rundir import DOCUMENTS, step_name
 
@@ -81,7 +82,7 @@ def of_settings(folder: Path, step: int, measure: str) -> dict[str, Documents]:
         return {}
     import pyarrow.parquet as pq
 
-    rows = [row for row in pq.read_table(path).to_pylist() if row["split"] == "test"]
+    rows = [shown(row) for row in pq.read_table(path).to_pylist() if row["split"] == "test"]
     if not rows or f"{measure}_sum" not in rows[0]:
         return {}
     names = dict.fromkeys(row["setting"] for row in rows)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.errors import UserError
+from limbeck.errors import UserError, printable
 from limbeck.rundir import EVALS, MANIFEST, METRICS, RECIPE
 
 Row = dict[str, Any]
@@ -129,9 +129,25 @@ def read(folder: str | Path) -> Run:
     if not recipe.is_file():
         notes.append(f"{RECIPE} is missing: the page cannot show the recipe.")
     notes += _unfinished(manifest, rows)
+    metrics, evals = _without_failed(manifest, metrics, evals, notes)
     text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
     run = Run(folder, manifest, text, metrics, evals, tuple(notes))
     return run if run.shares_teacher else replace(run, notes=(*notes, OWN_TEACHERS))
+
+
+def parsed(text: bytes) -> Any:
+    """JSON of a run directory, which may be a stranger's: what is not printable is written as its code, everywhere alike."""
+    value = json.loads(text)
+    return value if text.isascii() and b"\\" not in text else shown(value)
+
+
+def shown(value: Any) -> Any:
+    """A value of which every text, and every name, is printable."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [shown(each) for each in value]
+    return {shown(name): shown(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def _need(folder: Path, name: str) -> Path:
@@ -143,7 +159,7 @@ def _need(folder: Path, name: str) -> Path:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = _need(folder, MANIFEST)
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parsed(path.read_bytes())
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict):
@@ -169,7 +185,7 @@ def _jsonl(path: Path, notes: list[str]) -> list[Row]:
 
 def _row(line: bytes) -> Row | None:
     try:
-        row = json.loads(line)
+        row = parsed(line)
     except ValueError:  # of JSON or of UTF-8
         return None
     whole = isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in IDENTITY.items())
@@ -207,10 +223,24 @@ def _label(row: Row) -> str:
     return setting + learner.removeprefix(stem) if learner.startswith(stem + "-") else setting
 
 
+def _without_failed(
+    manifest: dict[str, Any], metrics: Lines, evals: dict[str, Lines], notes: list[str]
+) -> tuple[Lines, dict[str, Lines]]:
+    """The learners that have not failed, which are the ones that can be compared; of a run without any, all."""
+    failed = manifest.get("failed") or {}
+    notes += [f"Failed: {line}." for line in dict.fromkeys(failed.values())]
+    left = {key: rows for key, rows in metrics.items() if rows[-1]["learner"] not in failed}
+    if not left:
+        return metrics, evals
+    return left, {split: {key: rows for key, rows in lines.items() if key in left} for split, lines in evals.items()}
+
+
 def _unfinished(manifest: dict[str, Any], rows: list[Row]) -> list[str]:
     last, status = max(row["step"] for row in rows), manifest.get("status")
     if status == "done":
         return []
+    if status == "failed":
+        return [f"No setting of the run has ended; shown is what they left, up to step {last}."]
     how = "was interrupted" if status == "interrupted" else "has not ended (it is running, or was killed)"
     return [f"The run {how}; shown is what it left, up to step {last}."]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from limbeck.errors import UserError
 from limbeck.lab.joined import Joined, called
-from limbeck.lab.read import Row, Run
+from limbeck.lab.read import Row, Run, parsed
 from limbeck.rundir import REASONS as FILE
 
 NEEDED = {"learner": ("step", "seed", "learner"), "pair": ("step", "seed", "learners")}
@@ -125,7 +124,7 @@ def _rows(path: Path) -> tuple[list[Row], list[str]]:
 
 def _row(line: bytes) -> Row | None:
     try:
-        row = json.loads(line)
+        row = parsed(line)
     except ValueError:  # of JSON or of UTF-8
         return None
     needed = NEEDED.get(str(row.get("kind"))) if isinstance(row, dict) else None

@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from limbeck.errors import printable
 from limbeck.lab import cost, exits, explained, facts, heat, reasons, stages, style, svg
 from limbeck.lab.baselines import of_baselines
 from limbeck.lab.captions import Caption, caption
@@ -25,6 +26,7 @@ from limbeck.lab.table import Column, best, cells, rows, title
 from limbeck.rundir import REPORT, write_text
 
 TEMPLATE, SCRIPT = "report.html.j2", "sort.js"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def write(folder: str | Path, *others: str | Path) -> Path:
@@ -77,6 +79,7 @@ def render(run: Run, figures: list[dict[str, Any]], why: dict[str, Any] | None =
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.finalize = _text
     environment.filters["value"] = _value
     script = (Path(__file__).parent / SCRIPT).read_text(encoding="utf-8")
     results = rows(run)
@@ -117,6 +120,12 @@ def _means(results: list[dict[str, Any]], column: Column) -> list[str]:
     """What the settings are sorted by: "" for what is missing or not finite."""
     means = [row[column.key].mean if row[column.key] else math.nan for row in results]
     return [repr(mean) if math.isfinite(mean) else "" for mean in means]
+
+
+def _text(value: Any) -> Any:
+    """What is put into the page: of a text from the run, what can be shown."""
+    shown = isinstance(value, Markup) or not isinstance(value, str)
+    return value if shown else CONTROL.sub(lambda found: printable(found[0]), value)
 
 
 def _value(text: str) -> str:

@@ -74,7 +74,7 @@ def label(name: str) -> str:
 def step_axis(axes: Axes, last: float, first: float = 0) -> None:
     """Name and bound the x axis: optimizer steps."""
     axes.set_xlabel("step (optimizer updates)")
-    axes.set_xlim(first, last)
+    axes.set_xlim(first, max(last, first + 1))  # a run that has ended at its first evaluation
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from limbeck.errors import printable
 from limbeck.lab import exits
 from limbeck.lab.curves import flat
 from limbeck.lab.numbers import Spread, count, duration, flops, number, percent
@@ -240,7 +242,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     """A Markdown table: quantities down, settings across; below it that of the early exits, where there are some."""
 
     def safe(text: str) -> str:
-        return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+        return re.sub(r"([\\|`*\[\]])", r"\\\1", printable(text)).replace("&", "&amp;").replace("<", "&lt;")
 
     def written(lines: list[list[str]], left: int) -> str:
         head, *body = [[safe(text) for text in line] for line in lines]
@@ -263,7 +265,7 @@ def as_text(rows: list[dict[str, Any]]) -> str:
             for places, line in zip(aligned, ruled, strict=True)
         )
 
-    results = [["  " * column.under + column.heading, *texts] for column, texts in cells(rows)]
+    results = [["  " * column.under + printable(column.heading), *texts] for column, texts in cells(rows)]
     return _with_exits(rows, written, [[title(rows), *(row["setting"] for row in rows)], *results])
 
 

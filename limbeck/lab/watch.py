@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.arms import TUNING
-from limbeck.errors import UserError
+from limbeck.errors import UserError, printable
 from limbeck.rundir import EVALS, MANIFEST, METRICS, STUDY, read_json, read_lines
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -97,7 +97,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _table(name: str, folder: Path) -> Table:
     manifest = _read(folder / MANIFEST)
     metrics, evals = read_lines(folder / METRICS)[0], read_lines(folder / EVALS)[0]
-    table = Table(title=f"{name}: {manifest['status']}", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=Text(printable(f"{name}: {manifest['status']}")), title_justify="left", box=None, pad_edge=False
+    )
     for word in ("learner", "step", "loss", "", "tokens/s", "held out", ""):
         table.add_column(word, justify="left" if word in ("learner", "") else "right")
     for learner in dict.fromkeys(row["learner"] for row in (*metrics, *evals)):
@@ -105,7 +107,7 @@ def _table(name: str, folder: Path) -> Table:
         asked = [row for row in evals if row["learner"] == learner and row["split"] == "test"]
         losses, heldout = [row["loss"] for row in mine], [_loss(row) for row in asked]
         table.add_row(
-            learner,
+            Text(printable(learner)),
             f"{mine[-1]['step']:,}" if mine else "0",
             _number(losses),
             Text(curve(losses)),

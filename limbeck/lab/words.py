@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from limbeck.errors import printable
 from limbeck.lab.numbers import coefficient, number, share
 from limbeck.lab.read import Run
 
@@ -97,7 +98,7 @@ def of(run: Run) -> Words:
 
 
 def _of_classes(classes: list[str]) -> tuple[Measure, ...]:
-    averaged = f"F1 of class {classes[1]:.40}" if len(classes) == 2 else "F1, mean over the classes"
+    averaged = f"F1 of class {printable(classes[1]):.40}" if len(classes) == 2 else "F1, mean over the classes"
     return (
         Measure("metrics.accuracy", "accuracy", share, +1),
         Measure("metrics.f1", averaged, coefficient, +1),

@@ -167,11 +167,17 @@ def test_only_uncertainty_learns(how: str) -> None:
 
 @pytest.mark.parametrize("how", ["none", "initial", "gradient", "uncertainty"])
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_a_value_that_is_no_number_is_left_to_the_loop(how: str, bad: float) -> None:
-    """The loop ends such a run and names the term; a probe must let it get there."""
-    balance = Balance(how, NAMES)
-    balance.learn(found((bad, 4.0, 4.0), (bad, 4.0, 4.0)))
-    assert balance.probes == 1
+def test_nothing_is_learned_from_a_probe_that_is_not_finite(how: str, bad: float) -> None:
+    """Neither from a value nor from a gradient; the next probe is the first one then."""
+    balance, fresh = Balance(how, NAMES), Balance(how, NAMES)
+    for spoiled in (found((bad, 4.0, 4.0)), found((4.0, 4.0, 4.0), (1.0, bad, 1.0))):
+        balance.learn(spoiled)
+        assert balance.probes == 0 and balance.waits == (how != "none")
+        assert [float(balance.factor(name)) for name in NAMES] == [1.0] * len(NAMES)
+    for one in (balance, fresh):
+        one.learn(found((2.0, 4.0, 8.0), (1.0, 2.0, 4.0)))
+    assert [float(balance.factor(n)) for n in NAMES] == [float(fresh.factor(n)) for n in NAMES]
+    assert balance.probes == 1 and not balance.waits
 
 
 # shares

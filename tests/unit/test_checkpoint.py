@@ -12,8 +12,9 @@ import torch
 from kernel import INSIDE, LOGIT, MULTI, batch, frozen, learner, parameters_of, still_of
 from torch import Tensor
 
-from limbeck import checkpoint
+from limbeck import checkpoint, rundir
 from limbeck.actors import Learner
+from limbeck.errors import UserError
 from limbeck.lessons import Term
 from limbeck.reduce import Counts
 from limbeck.still import Still
@@ -142,6 +143,10 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
         checkpoint.MANIFEST,
         lambda place: (place / checkpoint.MANIFEST).write_bytes(b"\xff\xfe\x00"),
     ),
+    "a manifest without its last byte": (
+        checkpoint.MANIFEST,
+        lambda place: (place / checkpoint.MANIFEST).write_text((place / checkpoint.MANIFEST).read_text()[:-1]),
+    ),
     "a manifest of another step": (
         checkpoint.MANIFEST,
         lambda place: (place / checkpoint.MANIFEST).write_text(
@@ -176,6 +181,42 @@ def test_only_the_newest_two_stay(folder: Path) -> None:
         checkpoint.save(folder, step, learners, {})
         assert len(checkpoint.list_all(folder)) == checkpoint.KEPT == 2
     assert sorted(path.name for path in folder.iterdir()) == ["step-000010", "step-000100"]
+
+
+def test_the_newest_two_that_verify_stay(folder: Path) -> None:
+    """A damaged one does not count; it goes when two newer ones are sound."""
+    flip(folder / "step-000003" / WEIGHTS)
+    learners, _ = cast()
+    checkpoint.save(folder, 4, learners, {})
+    assert [place.name for place in checkpoint.list_all(folder)] == ["step-000004", "step-000003", "step-000002"]
+    checkpoint.save(folder, 5, learners, {})
+    assert [place.name for place in checkpoint.list_all(folder)] == ["step-000005", "step-000004"]
+
+
+def test_the_manifest_carries_its_own_hash_and_that_of_the_recipe(folder: Path) -> None:
+    learners, _ = cast()
+    path = checkpoint.save(folder, 4, learners, {"recipe_sha256": "mine", "tokens": {"a": 1}}) / checkpoint.MANIFEST
+    assert checkpoint.damage(path.parent) is None
+    said: list[str] = []
+    found = checkpoint.newest(folder, said.append, ["mine"])
+    assert found is not None and found[1]["step"] == 4 and not said
+    assert checkpoint.newest(folder, said.append, ["yours"]) is None and "is of another recipe" in said[0]
+    path.write_text(path.read_text().replace('"a": 1', '"a": 2'))
+    assert checkpoint.damage(path.parent) == f"{checkpoint.MANIFEST}: sha256 differs"
+
+
+def test_another_shape_is_not_restored(saved: tuple[Path, list[Learner]]) -> None:
+    other = learner("logit-seed0", MULTI)
+    with pytest.raises(UserError, match="holds no logit-seed0 of this shape"):
+        checkpoint.restore(saved[0] / "step-000003", [other])
+    with pytest.raises(UserError, match="holds no stranger of this shape"):
+        checkpoint.restore(saved[0] / "step-000003", [learner("stranger", (LOGIT,))])
+
+
+def test_its_size_is_known_before(saved: tuple[Path, list[Learner]]) -> None:
+    for one in saved[1]:
+        written = (saved[0] / "step-000003" / f"{one.name}.safetensors").stat().st_size
+        assert 0 <= written - checkpoint.size(one) < 0.2 * written, "header and step counts apart"
 
 
 def test_later_ones_can_be_dropped(folder: Path) -> None:
@@ -220,7 +261,7 @@ def test_a_failure_while_writing_leaves_the_old_ones(folder: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "sync", full)
+    monkeypatch.setattr(rundir, "sync", full)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(folder, 4, cast()[0], {})
     found = checkpoint.newest(folder, quiet)

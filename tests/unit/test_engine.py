@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +11,7 @@ import torch
 from kernel import INSIDE, LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of, still_of
 
 from limbeck.actors import Learner
-from limbeck.engine import Course, Record, fit, interruptible, micro_batches, require_finite
-from limbeck.errors import UserError
+from limbeck.engine import Course, Record, fit, micro_batches
 from limbeck.lessons import Term
 from limbeck.reduce import Batch, Counts
 from limbeck.schedules import learning_rate
@@ -213,62 +211,6 @@ def test_going_on_is_not_having_stopped() -> None:
         assert {k: v for k, v in mine.rows[0].items() if k not in dropped} == {
             k: v for k, v in theirs.rows[0].items() if k not in dropped
         }
-
-
-def test_interruptible_hears_one_signal_and_obeys_the_second() -> None:
-    import signal
-
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with interruptible() as stopped:
-        assert not stopped()
-        signal.raise_signal(signal.SIGTERM)
-        assert stopped()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-# what is not a number
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("which", ["hidden", "logit", "attention"])
-def test_a_term_that_is_not_finite_is_named(which: str, bad: float) -> None:
-    """The user is told setting, seed, step and *term*; the gradient is not finite either, but it is no cause."""
-
-    def spoiled(term: Term) -> Term:
-        calls = []
-
-        def loss(**given: Any) -> torch.Tensor:
-            calls.append(None)
-            return term.loss(**given) * (bad if len(calls) > len(term.pairs) else 1.0)
-
-        return replace(term, loss=loss) if term.name == which else term
-
-    terms = tuple(spoiled(term) for term in MULTI)
-    one = course([(learner("multi-seed0", terms), terms)])
-    one.stills[0].chunk = 10**6
-    records: list[Record] = []
-    with pytest.raises(UserError, match=rf"setting multi, seed 0, step 2: the term {which} is (nan|inf)") as caught:
-        fit(one, [require_finite, records.append])
-    assert "train.lr" in str(caught.value) and "\n" not in str(caught.value)
-    assert [record.step for record in records] == [1], "a broken step reaches no later hook"
-
-
-@pytest.mark.parametrize("weight", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_is_named(weight: float) -> None:
-    term = replace(LOGIT, weight=lambda step: weight if step else 1.0)
-    with pytest.raises(UserError, match=r"setting logit, seed 0, step 2: the gradient is"):
-        fit(course([(learner("logit-seed0", (term,)), (term,))]), [require_finite])
-
-
-def test_a_bridge_whose_gradient_is_not_finite_is_named() -> None:
-    """Bridges are clipped apart, and a bridge that is lost poisons its student one step later."""
-    one = learner("multi-seed0", MULTI)
-    record = trained(course([(one, MULTI)], steps=1))[0]
-    record.rows[0]["grad_norm_bridges"] = math.inf
-    with pytest.raises(UserError, match="gradient of the bridges is inf"):
-        require_finite(record)
 
 
 def test_a_step_without_selected_tokens_has_all_its_terms() -> None:

@@ -14,11 +14,11 @@ import limbeck
 ROOT = Path(limbeck.__file__).parent
 FLOORS = [
     # 0: words, tensors, files, the machine
-    "errors words kinds settings material recipe load stages arms layers schedules anatomy rundir metrics losses reduce seeds environment vectors",
+    "errors words kinds settings material recipe plain load stages arms layers schedules anatomy rundir metrics losses reduce seeds environment signals locks vectors",
     # 1: models, and the processes
     "attention taps quantised recall packing blockwise bridges students cuts inherit models exits world balance memory factors custom",
     # 2: who answers, and who learns from whom
-    "actors ensemble lessons",
+    "shortage actors ensemble lessons tally voices",
     # 3: one training step
     "still",
     # 4: casts, and text
@@ -26,7 +26,7 @@ FLOORS = [
     # 5: the loop, what is kept of it, what is asked of it
     "paths probe engine checkpoint evaluate findings reasons export cache proposals",
     # 6: where words become objects, and what they cost
-    "tasks terms designs casting augment library build costs examine profile preview manifest",
+    "tasks terms designs casting augment library build costs examine profile preview manifest room measuring",
     # 7: what people touch
     "progress trackers session chain studies api cli __main__",
 ]
@@ -37,6 +37,7 @@ TORCH_FREE = {
     "kinds",
     "material",
     "recipe",
+    "plain",
     "settings",
     "load",
     "stages",
@@ -45,6 +46,8 @@ TORCH_FREE = {
     "schedules",
     "anatomy",
     "rundir",
+    "signals",
+    "locks",
     "cli",
     "lab",
     "__main__",

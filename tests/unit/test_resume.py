@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel import recipe, with_dropout
-from runfiles import hashes, same_run, untimed, weights
+from kernel import answer, recipe, with_dropout
+from runfiles import hashes, same_run, same_state, untimed, weights
 
 import limbeck
-from limbeck import api, chain, manifest, rundir, session
-from limbeck.errors import Interrupted, UserError
+from limbeck import api, chain, checkpoint, manifest, rundir, session
+from limbeck.errors import Failed, Interrupted, UserError
 
 # stopping and going on
 
@@ -74,6 +76,8 @@ def test_killed_and_gone_on_is_undisturbed(
     folder = tmp_path / "killed"
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "lea')  # the line during which the power went
+    (folder / "evals").mkdir(exist_ok=True)
+    (folder / "evals" / "step-000099.parquet").write_bytes(b"of a step that is trained again")
     same_run(train("killed", 0.1), through)
 
 
@@ -153,8 +157,8 @@ def test_changed_inputs_are_not_gone_on_with(
         rundir.write_json(run.folder / "manifest.json", began | {table: began[table] | {name: "0"}})
         with pytest.raises(UserError, match=f"{what} changed since this run began"):
             train("changed")
-    lines = manifest.changes(began, began | {"versions": {"torch": "1.0"}, "processes": 7}, run.folder)
-    assert [line.split(": ")[1].split(" changed")[0] for line in lines] == ["versions", "processes"]
+    found = manifest.changes(began, began | {"versions": {"torch": "1.0"}, "processes": 7})
+    assert found == ([], ["versions", "processes"], [])
 
 
 def test_a_finished_run_run_again_does_nothing(finished: limbeck.Run, world: Path) -> None:
@@ -186,20 +190,262 @@ def test_the_folder_of_another_recipe_is_left_alone(finished: limbeck.Run, world
 
 def test_a_loss_that_explodes_ends_with_one_line(train: Callable[..., limbeck.Run], tmp_path: Path) -> None:
     wild = [{"loss": "mse", "tap": "hidden", "name": "far", "weight": 1e38}]
-    with pytest.raises(UserError, match=r"setting wild, seed 0, step \d: .*(the term|the gradient)"):
-        train("wild", settings={"wild": {"terms": wild}}, train={"lr": 1e18, "clip": None})
+    with pytest.raises(
+        Failed, match=r"setting wild, seed 0: stopped at step \d, not finite 2 times in a row: (term|gradient)"
+    ):
+        train("wild", settings={"wild": {"terms": wild}}, train={"lr": 1e18, "clip": None, "skips": 2})
     assert not list((tmp_path / "wild").glob("students/*"))
 
+
+# a changed recipe
+
+
+def stopped_at(
+    monkeypatch: pytest.MonkeyPatch, train: Callable[..., limbeck.Run], out: str, step: int, **more: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Interrupted):
+            train(out, 0.1, **more)
+
+
+FREE = {
+    "question": {"question": "what else?"},
+    "report_to": {"report_to": []},
+    "train.eval_every": {"train": {"eval_every": 2}},
+    "train.checkpoint_every": {"train": {"checkpoint_every": 5}},
+}
+
+
+@pytest.mark.parametrize("word", FREE)
+def test_a_word_that_no_bit_depends_on_may_change(
+    word: str,
+    train: Callable[..., limbeck.Run],
+    through: limbeck.Run,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = {"report_to": ["tensorboard"]} if word == "report_to" else {}
+    if first:
+        monkeypatch.setattr(session, "Trackers", lambda *_: Silent())
+        monkeypatch.setattr("limbeck.trackers.require", lambda names: None)
+    stopped_at(monkeypatch, train, "run", 3, **first)
+    capsys.readouterr()
+    gone_on = limbeck.run(with_dropout(recipe(world, tmp_path / "run", **FREE[word]), 0.1))
+    assert f"{word}" in (said := capsys.readouterr().err) and "it goes on, in the same bits" in said
+    assert all(weights(gone_on, name) == weights(through, name) for name in through.students)
+    assert untimed(gone_on.metrics) == untimed(through.metrics)
+    (entry,) = gone_on.manifest["changed"]
+    assert entry["when"].startswith("20") and word in entry["what"][0] and "forced" not in gone_on.manifest
+
+
+class Silent:
+    """A tracker."""
+
+    def __call__(self, record: Any) -> None: ...
+
+    def evaluated(self, rows: Any, step: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+HARMFUL: dict[str, tuple[dict[str, Any], str]] = {
+    "train.lr": ({"train": {"lr": 2e-2}}, r"train\.lr \(0\.01 then, 0\.02 now\)"),
+    "train.steps": ({"train": {"steps": 8}}, r"train\.steps \(6 then, 8 now\)"),
+    "a weight": (
+        {
+            "settings": {"logit": {"terms": [{"loss": "forward_kl", "temperature": 2.0, "weight": 3.0}]}},
+            "only": ["logit"],
+        },
+        r"settings\.logit\.terms\[0\]\.weight \(1\.0 then, 3\.0 now\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HARMFUL)
+def test_a_word_that_makes_it_another_run_is_named_and_needs_force(
+    what: str, train: Callable[..., limbeck.Run], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more, said = HARMFUL[what]
+    begins = {"only": ["logit"]} if "only" in more else {}
+    stopped_at(monkeypatch, train, "run", 3, **begins)
+    before = hashes(tmp_path / "run")
+    with pytest.raises(UserError, match=said) as error:
+        train("run", 0.1, **more)
+    assert "another recipe" in str(error.value) and "--force" in str(error.value)
+    assert hashes(tmp_path / "run") == before, "a refused run changes nothing"
+    table = with_dropout(recipe(world, tmp_path / "run", **more), 0.1)
+    forced = limbeck.run(table, quiet=True, force=True)
+    assert forced.manifest["status"] == "done"
+    (entry,) = forced.manifest["forced"]
+    assert any(what.removeprefix("a ") in it for it in entry["what"]) and entry["when"].startswith("20")
+    assert entry["recipe_sha256"] != forced.manifest["recipe_sha256"]
+    assert (forced.folder / "checkpoints" / "step-000003").exists() or len(forced.metrics) >= 6
+    again = limbeck.run(table, quiet=True)
+    assert again.manifest == forced.manifest, "it is the run of the new recipe now"
+
+
+def test_force_does_not_reach_over_other_shapes(
+    train: Callable[..., limbeck.Run], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_at(monkeypatch, train, "run", 3)
+    table = with_dropout(recipe(world, tmp_path / "run"), 0.1)
+    table["models"]["student"]["intermediate"] = 40
+    with pytest.raises(UserError, match=r"intermediate \(32 then, 40 now\).*--force"):
+        limbeck.run(table, quiet=True)
+    with pytest.raises(UserError, match="holds no logit-seed0 of this shape"):
+        limbeck.run(table, quiet=True, force=True)
+
+
+def test_forced_data_are_recorded(
+    train: Callable[..., limbeck.Run], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_at(monkeypatch, train, "run", 3)
+    path = tmp_path / "run" / "manifest.json"
+    began = rundir.read_json(path)
+    rundir.write_json(path, began | {"data": began["data"] | {"sha256": "0"}})
+    table = with_dropout(recipe(world, tmp_path / "run"), 0.1)
+    with pytest.raises(UserError, match=r"the text changed since this run began; put it back.*--force"):
+        limbeck.run(table, quiet=True)
+    forced = limbeck.run(table, quiet=True, force=True)
+    assert [it["what"] for it in forced.manifest["forced"]] == [["the text"]]
+    assert forced.manifest["data"] == began["data"]
+
+
+def test_a_finished_run_is_not_forced_into_another(finished: limbeck.Run, world: Path) -> None:
+    before = hashes(finished.folder)
+    with pytest.raises(UserError, match=r"train\.lr"):
+        limbeck.run(recipe(world, finished.folder, seeds=[0, 1], train={"lr": 1.0}), quiet=True, force=True)
+    assert hashes(finished.folder) == before
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(train: Callable[..., limbeck.Run]) -> None:
+    """Under a constant rate it is the run that was long from the beginning, but for the evaluation at the old end."""
+    how: dict[str, Any] = {"schedule": "constant", "warmup": 2}
+    train("run", 0.1, train=how)
+    longer = train("run", 0.1, train=how | {"steps": 9})
+    long = train("long", 0.1, train=how | {"steps": 9})
+    assert longer.manifest["status"] == "done" and "forced" not in longer.manifest
+    assert all(weights(longer, name) == weights(long, name) for name in long.students)
+    assert untimed(longer.metrics) == untimed(long.metrics)
+    same_state(longer, long)
+    with pytest.raises(UserError, match=r"train\.steps \(9 then, 10 now\), train\.schedule"):
+        train("run", 0.1, train={"warmup": 2, "steps": 10})
+
+
+def test_fewer_updates_than_there_are(
+    train: Callable[..., limbeck.Run], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_at(monkeypatch, train, "run", 5)
+    table = with_dropout(recipe(world, tmp_path / "run", train={"steps": 4}), 0.1)
+    with pytest.raises(UserError, match="has 5 updates already"):
+        limbeck.run(table, quiet=True, force=True)
+
+
+def test_a_lost_recipe_is_no_reason_to_go_on_with_another(
+    train: Callable[..., limbeck.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_at(monkeypatch, train, "run", 3)
+    (tmp_path / "run" / "recipe.yaml").unlink()
+    with pytest.raises(UserError, match=r"another recipe.*what changed: the recipe"):
+        train("run", 0.1, train={"lr": 2e-2})
+    assert train("run", 0.1).manifest["status"] == "done"
+
+
+def test_the_flags(
+    world: Path, tmp_path: Path, fast: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(json.dumps(recipe(world, tmp_path / "run", only=["logit"])))
+    status, out, err = answer(monkeypatch, capsys, "run", str(path), "--resume")
+    assert (status, out) == (2, "") and "nothing has begun there" in err and "leave --resume out" in err
+    assert not (tmp_path / "run").exists()
+    assert answer(monkeypatch, capsys, "run", str(path))[0] == 0
+    assert "this run is done" in answer(monkeypatch, capsys, "run", str(path), "--resume")[2]
+    assert "--force" in answer(monkeypatch, capsys, "run", str(path), "train.lr=0.5")[2]
+
+
+# no room
+
+
+def test_no_room_is_said_before_the_start(
+    train: Callable[..., limbeck.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+        with pytest.raises(UserError, match=r"writes about \d+\.\d MiB more, and 1\.0 MiB are free there; make room"):
+            train("run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_estimate_is_near_what_is_written(
+    train: Callable[..., limbeck.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from limbeck import room
+
+    said: list[int] = []
+    plain = room.needed
+    monkeypatch.setattr(room, "needed", lambda study, folder: said.append(plain(study, folder)) or said[-1])
+    run = train("run")
+    place = run.folder / "checkpoints" / "step-000006"
+    written = 3 * rundir.size(place) + sum((p / "model.safetensors").stat().st_size for p in run.students.values())
+    assert written * 0.8 < said[0] - room.PAGE - room.LINE * 6 * 2 < written * 1.05
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize("where", ["save_file", "append_lines"])
+def test_a_disk_that_fills_up(
+    number: int,
+    where: str,
+    train: Callable[..., limbeck.Run],
+    through: limbeck.Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place: Any = checkpoint if where == "save_file" else rundir
+    plain, calls = getattr(place, where), []
+
+    def fails(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) > 5:
+            raise OSError(number, os.strerror(number))
+        plain(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, where, fails)
+        with pytest.raises(UserError, match=rf"{os.strerror(number)}; the run writes about .* MiB more: make room"):
+            train("full", 0.1)
+    sound = checkpoint.list_all(tmp_path / "full" / "checkpoints")
+    assert sound and not any(map(checkpoint.damage, sound))
+    assert not list((tmp_path / "full").rglob("*.tmp"))
+    gone_on = train("full", 0.1)
+    same_run(gone_on, through)
+    same_state(gone_on, through)
+
+
+def test_another_error_of_the_system_flies(train: Callable[..., limbeck.Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "save_file", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        train("broken")
+
+
+# a real signal
 
 KILL = """
 import os, signal, sys
 from limbeck import cli, session
-plain = session.require_finite
-def at(record):
-    plain(record)
+plain = session.Session._record
+def at(self, record):
+    plain(self, record)
     if record.step == 3:
         os.kill(os.getpid(), signal.SIGTERM)
-session.require_finite = at
+session.Session._record = at
 sys.argv = ["limbeck", *sys.argv[1:]]
 cli.main()
 """

@@ -238,7 +238,7 @@ WRONG = {
         ),
         (b'\n{"sentence": 3}', "{path}:2: the column 'sentence' holds no text but a int; set data.task.text"),
         (b'{"sentence": "x"}\n{"sentence"', "{path}:2: not JSON"),
-        (b'{"sentence": "x\0"}', "{path}:1: not JSON"),
+        (b'{"sentence": "x\0"}', "{path}:1: a NUL character"),
         (b"[1]", "{path}:1: not an object with the column 'sentence'; write one object per line"),
         (b'{"sentence": "\\ud800"}', "{path}:1: the column 'sentence' holds half a surrogate pair"),
     ],

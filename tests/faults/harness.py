@@ -1,0 +1,155 @@
+"""Runs that end badly, in forks of one process that has imported everything: `python harness.py`, jobs on standard input.
+
+A job is a JSON object a line: `recipe`, and how it ends: `kill` (at the n-th write), `after` (SIGKILL so many seconds after
+its start), `limit` (bytes of the largest file), `signal` (numbers of signals, sent at the n-th call of a function `module:name`),
+or not at all. Each answer is a line: exit status (negative: a signal), seconds, writes, standard error.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import io
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+KILLED = 137
+
+
+class Writes:
+    """Counts what a process does to the disk, and ends it at one of them."""
+
+    def __init__(self, last: int | None) -> None:
+        self.last, self.count = last, 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.count == self.last:
+            os._exit(KILLED)
+
+    def before(self, place: Any, name: str, writes: Callable[..., bool] = lambda *_, **__: True) -> None:
+        """Counts the calls of a function that write."""
+        plain = getattr(place, name)
+
+        def counted(*arguments: Any, **more: Any) -> Any:
+            if writes(*arguments, **more):
+                self()
+            return plain(*arguments, **more)
+
+        setattr(place, name, counted)
+
+
+def opened_to_write(file: Any, mode: str = "r", *_: Any, **__: Any) -> bool:
+    return any(letter in mode for letter in "wax+") and not isinstance(file, int)
+
+
+def inject(last: int | None) -> Writes:
+    """Every way in which limbeck changes the disk: names, folders, files that are opened to write, syncs."""
+    from limbeck import checkpoint, session
+
+    writes = Writes(last)
+    for name in ("rename", "replace", "fsync", "unlink", "rmdir", "mkdir"):
+        writes.before(os, name)
+    writes.before(builtins, "open", opened_to_write)
+    writes.before(io, "open", opened_to_write)
+    writes.before(checkpoint, "save_file")
+    writes.before(session.pq, "write_table")
+    return writes
+
+
+def send(numbers: list[int], at: str, call: int) -> None:
+    """Has the process send signals to itself, all in one moment, when a function is called for the n-th time."""
+    module, _, path = at.partition(":")
+    *parts, name = path.split(".")
+    place: Any = importlib.import_module(module)
+    for part in parts:
+        place = getattr(place, part)
+    plain, calls = getattr(place, name), []
+
+    def signalled(*arguments: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+            for number in numbers:
+                signal.pthread_kill(threading.get_ident(), number)  # no other thread may take it before the rest
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+        return plain(*arguments, **more)
+
+    setattr(place, name, signalled)
+
+
+def child(job: dict[str, Any], log: str, counts: str) -> None:
+    """What a fork does; it never returns."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 2)
+    os.dup2(descriptor, 1)
+    from limbeck import cli, profile
+    from limbeck.lab import report
+
+    if not job.get("page"):
+        report.write = lambda folder: folder  # pyright: ignore[reportAttributeAccessIssue]
+        profile.of_study = lambda *_, **__: {"models": []}  # pyright: ignore[reportAttributeAccessIssue]
+    if job.get("limit"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
+    if job.get("signal"):
+        send(**job["signal"])
+    writes = inject(job.get("kill"))
+    sys.argv = ["limbeck", "run", job["recipe"], *job.get("more", [])]
+    status = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with open(counts, "w") as file:
+        file.write(str(writes.count))
+    os._exit(status)
+
+
+def done(job: dict[str, Any]) -> dict[str, Any]:
+    """A job, from its start to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        log, counts = os.path.join(folder, "log"), os.path.join(folder, "counts")
+        begin = time.monotonic()
+        process = os.fork()
+        if not process:
+            child(job, log, counts)
+        if "after" in job:
+            time.sleep(job["after"])
+            os.kill(process, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        seconds = time.monotonic() - begin
+        count = int(Path(counts).read_text()) if os.path.exists(counts) else None
+        return {"status": status, "seconds": seconds, "writes": count, "said": Path(log).read_text()}
+
+
+def main() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    import limbeck.api
+    import limbeck.cli
+    import limbeck.lab.report
+    import limbeck.session  # noqa: F401
+
+    for line in sys.stdin:
+        print(json.dumps(done(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
