@@ -83,6 +83,12 @@ class Design:
         return family(self.student.model_type).causal
 
     @property
+    def top_k(self) -> int | None:
+        """How many tokens of a prediction the cache keeps; None without a cache, or where it keeps them all."""
+        cache, columns = self.recipe.cache, self.columns or tasks.vocabulary(self.student)
+        return cache.top_k if cache and self.teachers and columns > cache.top_k else None
+
+    @property
     def chunk(self) -> int:
         """Tokens whose logits exist at a time."""
         how = self.recipe.train
@@ -127,7 +133,7 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
         _fits(config, table.data.max_length, 1 + max(mine.get_vocab().values()))
     plan = Design(table, shapes, student, theirs or mine, mine, {}, origin, earlier or {})
     for name, setting in table.chosen.items():
-        plan.terms[name] = terms.of_setting(setting, student, plan.roles, f"settings.{name}")
+        plan.terms[name] = terms.of_setting(setting, student, plan.roles, f"settings.{name}", plan.top_k)
     _has_targets(table, plan.terms, plan.causal)
     if table.train.teacher_precision == "int8":
         quantised.require()
@@ -293,24 +299,14 @@ def _can_mask(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _can_be_cached(plan: Design) -> None:
-    """Whether every epoch reads the same text, and no loss asks for more than a cache keeps."""
+    """Whether every epoch reads the same text."""
     table = plan.recipe
-    if table.cache is None:
+    if table.cache is None or not plan.teachers:
         return
-    if not plan.teachers:
-        raise UserError("cache: there is no teacher whose answers it could keep; leave the word out")
     if table.data.masking.mode == "dynamic" and not plan.causal and table.data.task is None:
         raise UserError(
             "cache: every epoch masks the text anew, and a cache holds one masking; set data.masking.mode to static"
         )
-    whole = tasks.vocabulary(plan.student) <= table.cache.top_k
-    for name, setting in table.chosen.items():
-        for term in setting.terms if not whole else ():
-            if term.loss in LOSSES and LOSSES[term.loss].raw:
-                raise UserError(
-                    f"settings.{name}.{term.label}: {term.loss} compares every logit, and a cache keeps probabilities of the "
-                    f"{table.cache.top_k} most probable tokens; use forward_kl, or leave cache out"
-                )
 
 
 def facts(plan: Design) -> dict[str, Any]:

@@ -53,6 +53,11 @@ def averaged(learner: Learner, average: Ema, teachers: Teachers, terms: Sequence
     return _cast([learner], [lessons], average, *teachers.values())
 
 
+def unmeasured(cast: Cast) -> Cast:
+    """The same without the logit loss that all settings share: whole predictions are not known."""
+    return replace(cast, lessons=tuple(replace(lesson, measured=False) for lesson in cast.lessons))
+
+
 def together(casts: Sequence[Cast], **how: Any) -> Still:
     """One still of several casts; what they share stands once."""
     actors = {actor.name: actor for cast in casts for actor in cast.actors}

@@ -228,7 +228,9 @@ def folder_of(earlier: Recipe, source: str, setting: str, seed: int) -> Path:
     """
     folder = Path(earlier.run_dir) / rundir.STUDENTS / student_of(earlier, source, setting, seed)
     if not (Path(earlier.run_dir) / rundir.MANIFEST).is_file():
-        raise UserError(f"{source}: the stage {earlier.stage} has not been trained; run the recipe, which trains it first")
+        raise UserError(
+            f"{source}: the stage {earlier.stage} has not been trained; run the recipe, which trains it first"
+        )
     if not folder.is_dir():
         raise UserError(
             f"{folder}: this student of the stage {earlier.stage} is gone; put it back, or remove {earlier.run_dir} to train it "

@@ -21,9 +21,12 @@ Shapes = Mapping[str, PretrainedConfig]  # role -> shape of who plays it
 
 
 def of_setting(
-    setting: settings.Setting, student: PretrainedConfig, teachers: Shapes, where: str
+    setting: settings.Setting, student: PretrainedConfig, teachers: Shapes, where: str, top_k: int | None = None
 ) -> tuple[lessons.Term, ...]:
     """The terms of a setting for models of these shapes.
+
+    With `top_k` a cache keeps so many tokens of a fixed teacher's prediction and all others as one: a divergence from it is
+    taken over these, as the `topk_` loss of its kind.
 
     Raises:
         UserError: a term does not fit them; `where` is the setting's place in the recipe.
@@ -38,9 +41,38 @@ def of_setting(
                 f"{where}.exits: {layer}, but an exit lies before the last of the student's {student.num_hidden_layers} layers; lower it"
             )
     return tuple(
-        _Term(term, student, shape_of(term, student, teachers), f"{where}.{term.label}", setting.exits).build()
+        _Term(
+            _kept(term, f"{where}.{term.label}", top_k),
+            student,
+            shape_of(term, student, teachers),
+            f"{where}.{term.label}",
+            setting.exits,
+        ).build()
         for term in setting.terms
     )
+
+
+def _kept(term: settings.Term, where: str, top_k: int | None) -> settings.Term:
+    """The term as it can be taken from a cache.
+
+    Raises:
+        UserError: it looks at more than is kept.
+    """
+    words = WORDS.get(term.loss)
+    fixed = term.teacher not in ("peers", "ema", "self") and not (words and "teacher" not in words.needs)
+    if top_k is None or not fixed or not set(term.taps) <= {"logits", "exit"}:
+        return term
+    if words is None or words.kept is None:
+        raise UserError(
+            f"{where}: {term.loss} looks at every column, and the cache keeps the {top_k} most probable tokens and the rest as one; "
+            "use forward_kl or topk_kl, or leave cache out"
+        )
+    if term.parameters.get("k", top_k) > top_k:
+        raise UserError(
+            f"{where}: k is {term.parameters['k']}, and the cache keeps {top_k} tokens; raise cache.top_k to it"
+        )
+    said = {"k": top_k, "tail": True} if words.kept != term.loss else {}
+    return term.model_copy(update={"loss": words.kept, "name": term.label, **said})
 
 
 def shape_of(term: settings.Term, student: PretrainedConfig, teachers: Shapes) -> PretrainedConfig | None:

@@ -43,7 +43,9 @@ class LossWords:
         default_factory=dict
     )  # words of the modules that the recipe makes for it, as parameters
     bundle: bool = False  # it takes several taps at once: `tap: [query, key, value]`
-    raw: bool = False  # it compares logits themselves, not the distribution: adding a number to all of them changes it
+    kept: str | None = (
+        None  # the loss that stands for it where a cache keeps only the most probable tokens of a teacher
+    )
 
 
 _LOGITS = ("logits",)
@@ -55,20 +57,20 @@ LOSSES: dict[str, LossWords] = {
     "cross_entropy": LossWords(_LOGITS, needs=("labels",)),
     "squared_error": LossWords(_LOGITS, needs=("labels",)),
     "soft_cross_entropy": LossWords(_LOGITS, _WARM),
-    "forward_kl": LossWords(_LOGITS, _WARM),
-    "reverse_kl": LossWords(_LOGITS, _WARM),
+    "forward_kl": LossWords(_LOGITS, _WARM, kept="topk_kl"),
+    "reverse_kl": LossWords(_LOGITS, _WARM, kept="topk_reverse_kl"),
     "symmetric_kl": LossWords(_LOGITS, _WARM),
-    "jensen_shannon": LossWords(_LOGITS, {"beta": "share", **_WARM}),
+    "jensen_shannon": LossWords(_LOGITS, {"beta": "share", **_WARM}, kept="topk_jensen_shannon"),
     "skew_forward_kl": LossWords(_LOGITS, {"alpha": "fraction"}),
     "skew_reverse_kl": LossWords(_LOGITS, {"alpha": "fraction"}),
     "total_variation": LossWords(_LOGITS, _WARM),
-    "logit_mse": LossWords(_LOGITS, raw=True),
+    "logit_mse": LossWords(_LOGITS),
     "decoupled_kl": LossWords(_LOGITS, {"alpha": "weight", "beta": "weight", **_WARM}, needs=("teacher", "labels")),
     "pearson": LossWords(_LOGITS, {"inter": "weight", "intra": "weight", **_WARM}, per="batch"),
     "universal_logit": LossWords(_LOGITS),
-    "topk_kl": LossWords(_LOGITS, _TOPK),
-    "topk_reverse_kl": LossWords(_LOGITS, _TOPK),
-    "topk_jensen_shannon": LossWords(_LOGITS, {"beta": "share", **_TOPK}),
+    "topk_kl": LossWords(_LOGITS, _TOPK, kept="topk_kl"),
+    "topk_reverse_kl": LossWords(_LOGITS, _TOPK, kept="topk_reverse_kl"),
+    "topk_jensen_shannon": LossWords(_LOGITS, {"beta": "share", **_TOPK}, kept="topk_jensen_shannon"),
     "mse": LossWords((*_STATES, "pooled"), same_width=True),
     "cosine": LossWords((*_STATES, "pooled"), same_width=True),
     "patient": LossWords(("hidden", "embedding", "pooled"), {"position": "position"}, per="row", same_width=True),

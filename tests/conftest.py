@@ -1,13 +1,9 @@
-"""What several tests share: tiny models of every family, and where the real data is."""
+"""What all tests share."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(autouse=True, scope="session")

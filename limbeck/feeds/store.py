@@ -66,7 +66,12 @@ def _open(folder: Path, tell: Tell) -> Facts | None:
     if not damaged:
         return table["facts"]
     tell(f"{folder}: the cache is damaged ({', '.join(damaged)}); making it again")
-    shutil.rmtree(folder)
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:  # another process makes it anew
+        pass
+    except OSError as error:
+        raise UserError(f"{folder}: is damaged and cannot be removed ({error.strerror}); set data.cache") from None
     return None
 
 

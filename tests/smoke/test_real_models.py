@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHARED
+from places import SHARED
 
 import limbeck
 from limbeck import models

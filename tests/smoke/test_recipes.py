@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHARED
+from places import SHARED
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, BertConfig, LlamaConfig
 

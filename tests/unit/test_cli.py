@@ -310,7 +310,7 @@ def test_other_statuses(
 ) -> None:
     from limbeck import api
 
-    def interrupted(*given: object) -> None:
+    def interrupted(*given: object, **more: object) -> None:
         raise raised
 
     monkeypatch.setattr(api, "run", interrupted)

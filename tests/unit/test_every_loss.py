@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import limbeck
-from limbeck import bridges, build, chain, designs, terms
+from limbeck import bridges, build, chain, designs, plain, terms
 from limbeck.actors import Frozen, Learner, Optimisation
 from limbeck.engine import to_device
 from limbeck.errors import Interrupted
 from limbeck.lab import report
-from limbeck.load import _parse, load
+from limbeck.load import load
 from limbeck.losses import LOSSES
 from limbeck.reduce import Counts
 from limbeck.schedules import constant
@@ -41,7 +41,7 @@ TAPS = [(loss, tap) for loss, words in WORDS.items() if len(words.taps) > 1 for 
 
 def fragment(loss: str) -> dict[str, Any]:
     """The term at the end of a loss's docstring."""
-    return _parse((inspect.getdoc(LOSSES[loss]) or "").partition("\nRecipe:\n")[2])
+    return plain.parse((inspect.getdoc(LOSSES[loss]) or "").partition("\nRecipe:\n")[2])
 
 
 def quick(term: dict[str, Any]) -> dict[str, Any]:

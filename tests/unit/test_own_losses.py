@@ -111,7 +111,7 @@ def test_the_source_of_a_loss_is_part_of_the_run(
         limbeck.run(table, quiet=True)
         place = tmp_path / f"{name}.py"
         place.write_text(OWN + "# a second thought\n")
-        with pytest.raises(UserError, match=r"the code of a loss changed since this run began; put it back, or choose"):
+        with pytest.raises(UserError, match=r"the code of a loss changed since this run began; put it back, choose"):
             limbeck.run(table, quiet=True)
         place.write_text(OWN)
     assert limbeck.run(table, quiet=True).manifest["status"] == "done"

@@ -24,7 +24,7 @@ from kernel import (
     learner,
     still_of,
 )
-from test_still import plain_terms
+from plain import plain_terms
 from torch import Tensor, nn
 
 from limbeck import checkpoint

@@ -13,6 +13,7 @@ import torch
 import yaml
 from kernel import answer, lay_out
 from kernel import recipe as of_text
+from places import SHARED
 from rows import bare, framed, recipe, sentence, small, table
 from runfiles import same_run, untimed, weights
 from scipy.stats import pearsonr, spearmanr
@@ -27,7 +28,6 @@ from limbeck.lab import report
 from limbeck.load import load
 from limbeck.reduce import Counts
 from limbeck.world import World
-from tests.conftest import SHARED
 
 Rows = list[dict[str, Any]]
 CLASSES = ("bad", "good", "middling")

@@ -15,13 +15,13 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import SHARED
 
 from limbeck.errors import UserError
 from limbeck.feeds import readers, tables
 from limbeck.feeds.corpora import column_names, find_files, fingerprint, read_documents, read_rows, separate_rows
 from limbeck.feeds.readers import kind_of
 from limbeck.material import Data
-from tests.conftest import SHARED
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import SHARED
 from tokenizers import processors
 
 from limbeck.errors import UserError
@@ -21,7 +22,6 @@ from limbeck.feeds.labels import choose, class_name, numbers, score
 from limbeck.feeds.tasks import TaskCorpus, prepare_task
 from limbeck.feeds.tokenise import Encoder, longest_first
 from limbeck.material import Data, Task
-from tests.conftest import SHARED
 
 Build = Callable[..., Any]
 BERT_UNCASED, SST, STS = (SHARED / "tokenizers/bert-uncased", SHARED / "data/glue/SST-2", SHARED / "data/glue/STS-B")
