@@ -64,6 +64,7 @@ def fork(world: Path, tmp_path_factory: pytest.TempPathFactory, forks: Callable[
         table["settings"]["multi"] |= {"ema": 0.9, "balance": "gradient"}
         table["settings"]["multi"]["terms"] += REMEMBER
         table["train"]["probe_every"] = 2
+        table["data"]["cache"] = f"{out}-cache"  # every run tokenises: as many writes each time
         change(table)
         path = recipes / f"{out.name}.yaml"
         path.write_text(json.dumps(table))

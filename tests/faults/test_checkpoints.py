@@ -43,7 +43,8 @@ def killed_at(number: int, fork: Fork, out: Path, undisturbed: limbeck.Run) -> N
     told = fork(out, kill=number)
     assert told["status"] == 137, f"write {number}: {told['said']}"
     gone_on(fork, out, undisturbed)
-    shutil.rmtree(out)
+    for folder in (out, Path(f"{out}-cache")):
+        shutil.rmtree(folder)
 
 
 def test_killed_at_some_writes(fork: Fork, undisturbed: limbeck.Run, tmp_path: Path) -> None:
