@@ -21,6 +21,7 @@ from limbeck.feeds.feed import Batches, Feed, Repeatable
 from limbeck.feeds.mixed import Mixed
 from limbeck.feeds.taskfeed import TaskFeed
 from limbeck.feeds.tasks import TaskCorpus, prepare_task
+from limbeck.keeping import Best
 from limbeck.library import Library
 from limbeck.seeds import derive_seed
 from limbeck.still import Still
@@ -60,6 +61,7 @@ class Study:
     feeds: Mapping[int, Batches]
     settings: dict[str, str]  # learner -> setting
     averages: list[Ema]
+    bests: list[Best]  # of every learner, where the best weights are kept
 
     @property
     def measures(self) -> dict[str, Frozen | Ensemble | None]:
@@ -72,9 +74,9 @@ class Study:
         return [learner for still in self.stills.values() for learner in still.learners]
 
     @property
-    def changing(self) -> list[Learner | Ema]:
+    def changing(self) -> list[Learner | Ema | Best]:
         """All that changes while the run goes on: what a checkpoint holds."""
-        return [*self.learners, *self.averages]
+        return [*self.learners, *self.averages, *self.bests]
 
 
 def text(plan: Design, tell: Callable[[str], None]) -> Material:
@@ -137,7 +139,9 @@ def study(
             casts.append(schemes.unmeasured(cast) if plan.top_k else cast)
         averages += [actor for cast in casts for actor in cast.actors if isinstance(actor, Ema)]
         stills[seed] = schemes.together(casts, chunk=plan.chunk, autocast=plan.autocast, world=world)
-    return Study(plan, world, material, teachers, stills, feeds, settings, averages)
+    learners = [learner for still in stills.values() for learner in still.learners]
+    bests = [Best(learner) for learner in learners] if table.measure else []
+    return Study(plan, world, material, teachers, stills, feeds, settings, averages, bests)
 
 
 def _company(plan: Design, world: World, material: Material, tell: Callable[[str], None]) -> Company:

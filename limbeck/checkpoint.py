@@ -23,8 +23,9 @@ from limbeck import rundir
 from limbeck.actors import Ema, Learner
 from limbeck.errors import UserError
 from limbeck.feeds.store import json_sha256
+from limbeck.keeping import Best
 
-Kept = Learner | Ema  # what changes while a run goes on
+Kept = Learner | Ema | Best  # what changes while a run goes on
 
 MANIFEST = "checkpoint.json"
 KEPT = 2

@@ -44,6 +44,16 @@ class Way:
     skipped: dict[str, int] = field(default_factory=dict)  # learner -> updates skipped in a row
     failed: dict[str, str] = field(default_factory=dict)  # learner that has stopped -> the line that says why
     split: int = 1  # parts of a micro-batch, where memory was short
+    best: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # learner -> `step` and `score` of its best evaluation
+    waited: dict[str, int] = field(default_factory=dict)  # learner -> evaluations since then
+    ended: dict[str, int] = field(default_factory=dict)  # learner that has waited long enough -> its last update
+
+    @property
+    def out(self) -> set[str]:
+        """The learners that are not trained any more."""
+        return {*self.failed, *self.ended}
 
 
 @dataclass
@@ -80,7 +90,7 @@ class Course:
 def fit(course: Course, hooks: Sequence[Hook], stopped: Callable[[], bool] = lambda: False) -> int:
     """Trains until the last step, or until the first step after which `stopped` says so in any process.
 
-    A learner that has failed is not trained any more; where none is left, it ends.
+    A learner that has failed, or has ended, is not trained any more; where none is left, it ends.
 
     Returns:
         The number of updates done.
@@ -88,7 +98,7 @@ def fit(course: Course, hooks: Sequence[Hook], stopped: Callable[[], bool] = lam
     Raises:
         UserError: not even one row fits into memory.
     """
-    running = _running(course)
+    running, left = _running(course), len(course.way.out)
     for step in range(course.start, course.steps):
         if not running:
             return step
@@ -96,18 +106,18 @@ def fit(course: Course, hooks: Sequence[Hook], stopped: Callable[[], bool] = lam
         for seed, still in running.items():
             with shortage.explained(step + 1):
                 _advance(course, seed, still, record)
-        if record.failed:
-            running = _running(course)
         for hook in hooks:
             hook(record)
+        if len(course.way.out) > left:
+            running, left = _running(course), len(course.way.out)
         if course.world.total([stopped()])[0]:
             return step + 1
     return course.steps
 
 
 def _running(course: Course) -> dict[int, Still]:
-    """The stills without the learners that have failed."""
-    left = {seed: still.without(course.way.failed) for seed, still in course.stills.items()}
+    """The stills without the learners that have failed or ended."""
+    left = {seed: still.without(course.way.out) for seed, still in course.stills.items()}
     return {seed: still for seed, still in left.items() if still.learners}
 
 

@@ -62,6 +62,7 @@ def model_card(manifest: dict[str, Any], recipe: str, setting: str, learner: str
         *(f"- {line}" for line in _teachers(manifest, setting, learner)),
         f"- student: {manifest['students'][learner]['parameters']:,} parameters",
         f"- data: {_text(data, noun)}",
+        *_weights(manifest, numbers),
         *([f"- unlabelled: {_text(data['unlabelled'], noun)}"] if data.get("unlabelled") else []),
         *([f"- classes: {', '.join(map(str, data['classes']))}"] if data.get("classes") else []),
     ]
@@ -93,6 +94,14 @@ Trained with limbeck {manifest["versions"]["limbeck"]} by the setting `{setting}
 
 {", ".join(f"{name} {number}" for name, number in manifest["versions"].items())}
 """
+
+
+def _weights(manifest: dict[str, Any], numbers: list[dict[str, Any]]) -> list[str]:
+    """Which weights these are, where they are not the last."""
+    if not numbers or numbers[0].get("kept_step") is None:
+        return []
+    by, step = manifest["kept_by"].replace("_", " "), numbers[0]["kept_step"]
+    return [f"- weights: of update {step:,}, whose evaluation on held-out data was the best by {NAMES.get(by, by)}"]
 
 
 def _teachers(manifest: dict[str, Any], setting: str, learner: str) -> list[str]:

@@ -111,6 +111,7 @@ def of(study: build.Study, flops: Mapping[str, float]) -> Facts:
         "data": study.material.facts,
         "layers": designs.facts(study.design),
         "losses": _losses(table),
+        "kept_by": table.measure,
         "students": {
             learner.name: {
                 "initial_sha256": students.digest(learner.model.named_parameters()),

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-IGNORED = -100
+from limbeck.words import METRICS
 
-NAMES = {"classification": ("accuracy", "f1", "matthews"), "regression": ("pearson", "spearman")}
+IGNORED = -100
 
 
 def scores(kind: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
@@ -32,7 +32,7 @@ def scores(kind: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float
     kept = labels != IGNORED
     logits, labels = logits[kept].astype(np.float64), labels[kept]
     if not len(labels) or not np.isfinite(logits).all():
-        return dict.fromkeys(NAMES[kind])
+        return dict.fromkeys(METRICS[kind])
     found = _of_classes(logits, labels) if kind == "classification" else _of_scores(logits[:, 0], labels)
     return {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
 
@@ -54,7 +54,7 @@ def _of_scores(answers: np.ndarray, labels: np.ndarray) -> dict[str, float | Non
     from scipy.stats import pearsonr, spearmanr
 
     if len(labels) < 2 or np.ptp(answers) == 0 or np.ptp(labels) == 0:
-        return dict.fromkeys(NAMES["regression"])
+        return dict.fromkeys(METRICS["regression"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nearly constant answers: the number says it
         found: dict[str, Any] = {"pearson": pearsonr(answers, labels)[0], "spearman": spearmanr(answers, labels)[0]}

@@ -31,7 +31,7 @@ from limbeck.kinds import (
 )
 from limbeck.material import Data
 from limbeck.settings import Setting
-from limbeck.words import LOSSES, nearest
+from limbeck.words import BEST, LOSSES, METRICS, nearest
 
 RESERVED = {"teacher", "peers", "ema", "self"}  # roles that are no names of teachers
 
@@ -171,6 +171,13 @@ class Train(Strict):
         default=16, description="held-out blocks on which an evaluation looks for reasons; of a task all rows; 0: none"
     )
     checkpoint_every: Positive = 500
+    keep: Literal["last", "best"] | Annotated[str, AfterValidator(known("measure", BEST)), enum_of(BEST)] = Field(
+        default="last",
+        description="weights of a student that are kept: the last, or those of its best evaluation on held-out data, by what the task is measured by or by a measure of that name",
+    )
+    patience: Positive | None = Field(
+        default=None, description="evaluations in a row without a better one, after which a student stops"
+    )
     skips: Positive = Field(
         default=10,
         description="updates in a row that are skipped, for numbers that are not finite, before a student stops",
@@ -184,6 +191,12 @@ class Train(Strict):
     threads: Positive | None = Field(default=None, description="CPU threads; torch's own choice when left out")
     device: Device = Field(default="auto", description="auto, cpu, cuda, ...")
     deterministic: bool = Field(default=True, description="deterministic kernels on a GPU")
+
+    @model_validator(mode="after")
+    def _patience_waits_for_something(self) -> Train:
+        if self.patience and self.keep == "last":
+            raise wrong("patience", "waits for a better evaluation, and keep is last; set keep to best")
+        return self
 
     @property
     def warmup_steps(self) -> int:
@@ -279,6 +292,26 @@ class Recipe(Strict):
         if self.models.student.init == "teacher":
             raise wrong("models.student.init", "there is no teacher to copy; set models.teacher, or init to random")
         return self
+
+    @model_validator(mode="after")
+    def _kept_by_what_is_measured(self) -> Recipe:
+        known = [*self._metrics, "label_loss", *(("logit_loss", "agreement") if self.models.teacher else ())]
+        if self.data.task is not None and self.data.task.kind == "regression":
+            known = [name for name in known if name != "agreement"]
+        if self.train.keep not in ("last", "best", *known):
+            raise wrong("train.keep", f"this run has no {self.train.keep}; choose one of {', '.join(known)}")
+        return self
+
+    @property
+    def _metrics(self) -> tuple[str, ...]:
+        return METRICS[self.data.task.kind] if self.data.task else ()
+
+    @property
+    def measure(self) -> str | None:
+        """What chooses the weights that are kept; None where those of the last update are."""
+        if self.train.keep != "best":
+            return None if self.train.keep == "last" else self.train.keep
+        return next(iter(self._metrics), "logit_loss" if self.models.teacher else "label_loss")
 
     @property
     def chosen(self) -> dict[str, Setting]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from limbeck.actors import Learner
 from limbeck.engine import Course, Record, Way, fit
 from limbeck.errors import Failed, Interrupted, UserError
 from limbeck.evaluate import document_rows
+from limbeck.keeping import Keeper
 from limbeck.lab import report
 from limbeck.paths import barrier
 from limbeck.signals import at_once
 from limbeck.trackers import Trackers
+
+Evaluated = Mapping[tuple[str, str], dict[str, Any]]  # (learner, split) -> what was found
 
 BARRIERS = 12  # pairs of students up to which the way between them is followed
 PROFILING, PROFILED = 10.0, 0.02  # seconds, or the share of the run's time where that is more, for profile.json
@@ -50,6 +54,7 @@ class Session:
         self.flops = costs.of_study(study.design).flops_per_step
         self.tokens: dict[str, int] = {}
         self.way = Way()
+        self.keeper = Keeper(study.bests, self.table.measure, self.how.patience) if self.table.measure else None
         self.silent: set[str] = set()
         self.trackers: list[Trackers] = []
 
@@ -73,12 +78,16 @@ class Session:
         with progress.shown(self.how.steps, start, quiet) as bar:
             hooks = [self._record, self._tell_failures, self._silent_terms, self._evaluate_now, self._save_now, bar]
             done = fit(self._course(start), [*hooks, *self.trackers], stopped)
+        ended = done < self.how.steps and bool(self._left) and not self._training
+        if ended:
+            with at_once():
+                self._evaluate(self.how.steps, None)
         for tracker in self.trackers:
             tracker.finish()
         if done > start:
             self._save(done)
         try:
-            if done < self.how.steps and self._left:
+            if done < self.how.steps and self._training:
                 raise Interrupted(f"stopped after step {done}; run it again to go on")
             with at_once():
                 self._finish(begin)
@@ -115,6 +124,11 @@ class Session:
     def _left(self) -> list[Learner]:
         """The learners that have not failed."""
         return [learner for learner in self.study.learners if learner.name not in self.way.failed]
+
+    @property
+    def _training(self) -> list[Learner]:
+        """The learners that have neither failed nor waited long enough."""
+        return [learner for learner in self._left if learner.name not in self.way.ended]
 
     def _describe(self, learner: str) -> dict[str, Any]:
         setting = self.study.settings[learner]
@@ -202,36 +216,64 @@ class Session:
     def _evaluate_now(self, record: Record) -> None:
         if self._evaluates(record.step):
             self._evaluate(record.step, record)
+            self._end(record.step)
+
+    def _end(self, step: int) -> None:
+        """Has the learners stop that have waited long enough for a better evaluation, peers together."""
+        if self.keeper is None or self.how.patience is None or step == self.how.steps:
+            return
+        who = [(learner.name, tuple(self._describe(learner.name).values())[1:3]) for learner in self._training]
+        waiting = (
+            {key for name, key in who if self.keeper.patient(name, self.way)} if self.study.world.is_main else set()
+        )
+        over = self.study.world.total([self.study.world.is_main and key not in waiting for _, key in who])
+        for name in (name for (name, _), ends in zip(who, over, strict=True) if ends):
+            self.way.ended[name] = step
+            self.tell(f"{name}: ends at step {step}, {self.how.patience} evaluations without a better one")
 
     def _evaluate(self, step: int, record: Record | None) -> None:
+        """Measures the learners that are trained; at the end all that have not failed, with the weights that are kept."""
         if not self.study.world.is_main or not self._left:
             return
+        found = self.evaluation(self._training)
+        if self.keeper:
+            self.keeper.see(step, {name: said for (name, split), said in found.items() if split == "test"}, self.way)
+        if self.keeper is None or step < self.how.steps:
+            self._write_evaluation(step, record, self._training, found)
+            return
+        with self.keeper.worn(self._left):
+            self._write_evaluation(step, record, self._left, self.evaluation(self._left))
+
+    def _write_evaluation(
+        self, step: int, record: Record | None, learners: Sequence[Learner], evaluated: Evaluated
+    ) -> None:
         rows, documents = [], []
-        for (learner, split), found in self.evaluation(self._left).items():
+        for (learner, split), found in evaluated.items():
             said = self._describe(learner)
             who = {"setting": said["setting"], "seed": said["seed"], "learner": learner, "split": split}
             documents += [who | row for row in document_rows(found.pop("documents"))]
-            ratios = record.norms[learner].update_ratios if record else None
-            rows.append({"step": step, "stage": said["stage"], **who, **found, "update_ratio_layers": ratios})
+            ratios = record.norms[learner].update_ratios if record and learner in record.norms else None
+            kept = {"kept_step": self.way.best[learner]["step"]} if self.keeper and step == self.how.steps else {}
+            rows.append({"step": step, "stage": said["stage"], **who, **found, "update_ratio_layers": ratios, **kept})
         rundir.append_lines(self.folder / rundir.EVALS, rows)
         for tracker in self.trackers:
             tracker.evaluated(rows, step)
         (self.folder / rundir.DOCUMENTS).mkdir(exist_ok=True)
         with rundir.replacing(self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet") as place:
             pq.write_table(pa.Table.from_pylist(documents), place)
-        self._look_for_reasons(step)
+        self._look_for_reasons(step, learners)
 
-    def _look_for_reasons(self, step: int) -> None:
+    def _look_for_reasons(self, step: int, who: Sequence[Learner]) -> None:
         """Appends what the reasons found to reasons.jsonl; at the end also the way from student to student."""
         if self.reasons is None:
             return
-        begin, learners = time.perf_counter(), {learner.name: learner for learner in self._left}
+        begin, learners = time.perf_counter(), {learner.name: learner for learner in who}
         found = self.reasons(list(learners.values()))
         at, rows = {"step": step, "stage": self.table.stage}, []
         for name, said in found.learners.items():
-            who = self._describe(name)
+            role = self._describe(name)
             rows.append(
-                {**at, "kind": "learner", "setting": who["setting"], "seed": who["seed"], "learner": name, **said}
+                {**at, "kind": "learner", "setting": role["setting"], "seed": role["seed"], "learner": name, **said}
             )
         for pair in found.pairs:
             one, other = (learners[name] for name in pair["learners"])
@@ -267,7 +309,8 @@ class Session:
             for learner in self._left:
                 rows = [row for row in last if row["learner"] == learner.name]
                 card = export.model_card(facts, self.recipe, self.study.settings[learner.name], learner.name, rows)
-                export.export(self.folder, learner, self.study.design.student_tokenizer, card)
+                with self.keeper.worn([learner]) if self.keeper else nullcontext():
+                    export.export(self.folder, learner, self.study.design.student_tokenizer, card)
             spent = facts["seconds"] + time.time() - begin
             told = profile.of_study(self.study, seconds=max(PROFILING, PROFILED * spent))
             rundir.write_json(self.folder / rundir.PROFILE, told)
@@ -281,4 +324,6 @@ class Session:
             now = rundir.read_json(self.folder / rundir.MANIFEST)
             spent, ended = now["seconds"] + time.time() - begin, None if status == "running" else manifest.now()
             now |= {"status": status, "finished": ended, "seconds": round(spent, 1), "failed": self.way.failed}
+            if self.keeper:
+                now |= {"ended": self.way.ended}
             rundir.write_json(self.folder / rundir.MANIFEST, now)

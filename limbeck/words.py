@@ -95,6 +95,20 @@ LOSSES: dict[str, LossWords] = {
     ),
 }
 
+METRICS = {"classification": ("accuracy", "f1", "matthews"), "regression": ("pearson", "spearman")}  # the first leads
+
+# What evaluations may choose the kept weights by: a column of evals.jsonl, or a metric of the task; +1: more is better.
+BEST = {
+    "accuracy": +1,
+    "f1": +1,
+    "matthews": +1,
+    "pearson": +1,
+    "spearman": +1,
+    "agreement": +1,
+    "label_loss": -1,
+    "logit_loss": -1,
+}
+
 LAYERED_TAPS = ("hidden", "query", "key", "value", "scores", "probs", "ffn")
 TAPS = ("embedding", *LAYERED_TAPS, "pooled", "logits", "exit")
 LAYER_MAPS = ("uniform", "skip", "last", "top", "all-to-one")

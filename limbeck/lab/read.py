@@ -128,7 +128,7 @@ def read(folder: str | Path) -> Run:
     recipe = folder / RECIPE
     if not recipe.is_file():
         notes.append(f"{RECIPE} is missing: the page cannot show the recipe.")
-    notes += _unfinished(manifest, rows)
+    notes += _unfinished(manifest, rows) + _kept(manifest)
     metrics, evals = _without_failed(manifest, metrics, evals, notes)
     text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
     run = Run(folder, manifest, text, metrics, evals, tuple(notes))
@@ -243,6 +243,21 @@ def _unfinished(manifest: dict[str, Any], rows: list[Row]) -> list[str]:
         return [f"No setting of the run has ended; shown is what they left, up to step {last}."]
     how = "was interrupted" if status == "interrupted" else "has not ended (it is running, or was killed)"
     return [f"The run {how}; shown is what it left, up to step {last}."]
+
+
+def _kept(manifest: dict[str, Any]) -> list[str]:
+    """That the last evaluation is of the best weights, where it is."""
+    if not manifest.get("kept_by"):
+        return []
+    by = str(manifest["kept_by"]).replace("_", " ")
+    return [
+        f"At the last step stand the weights that each student keeps: those of its best evaluation on held-out data, by {by}. "
+        "The same data chose and measure them, so that these numbers are a little too good, for all settings alike.",
+        *(
+            f"{name} waited long enough for a better one, and ended at step {step}."
+            for name, step in (manifest.get("ended") or {}).items()
+        ),
+    ]
 
 
 def _entry(row: Row, name: str) -> Any:

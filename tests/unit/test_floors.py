@@ -24,7 +24,7 @@ FLOORS = [
     # 4: casts, and text
     "schemes feeds shards",
     # 5: the loop, what is kept of it, what is asked of it
-    "paths probe engine checkpoint evaluate findings reasons export cache proposals",
+    "paths probe engine keeping checkpoint evaluate findings reasons export cache proposals",
     # 6: where words become objects, and what they cost
     "tasks terms designs casting augment library build costs examine profile preview manifest room measuring",
     # 7: what people touch
