@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -125,6 +125,10 @@ def profile(
     rounds: Annotated[int, typer.Option(min=1, help="Timed passes of each model.")] = 30,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; torch's own number when left out.")] = None,
     precision: Annotated[Precision, typer.Option(help="Of the parameters and of the computation.")] = Precision.fp32,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="RECIPE", help="Rows as long as the held-out ones of its task, not of --length."),
+    ] = None,
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the numbers.")] = None,
 ) -> None:
     """Show what models cost when they answer: parameters, MACs, size, memory, latency, side by side."""
@@ -139,7 +143,11 @@ def profile(
     from limbeck.profile import of_sources
     from limbeck.progress import tell
 
-    how = {"length": length, "batches": batch or [1, 32], "rounds": rounds, "threads": threads}
+    how: dict[str, Any] = {"length": length, "batches": batch or [1, 32], "rounds": rounds, "threads": threads}
+    if task is not None:
+        from limbeck.arms import asked
+
+        how["data"] = asked(task, []).arms()[0].last.data
     found = of_sources(models, precision=precision.value, tell=tell, **how)
     profiles.show(found)
     if path is not None:

@@ -10,6 +10,7 @@ import math
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -28,10 +29,13 @@ from limbeck.build import Study
 from limbeck.ensemble import Ensemble
 from limbeck.errors import UserError
 from limbeck.evaluate import evaluating
+from limbeck.feeds.tasks import prepare_task
+from limbeck.material import Data
 from limbeck.recipe import Source
 
 PERCENTILES = (50, 90, 99)
 BATCHES, ROUNDS = (1, 32), 10  # of a study
+MOST = 100  # passes that read other rows than those before them
 LEAST = 3  # rounds, below which nothing is said of a latency
 
 Facts = dict[str, Any]
@@ -48,6 +52,7 @@ def of_sources(
     rounds: int = 30,
     threads: int | None = None,
     precision: str = "fp32",
+    data: Data | None = None,
     tell: Tell = lambda line: None,
 ) -> Facts:
     """Profiles of model folders, or models of the Hub, on the processor: what `limbeck profile` shows.
@@ -59,27 +64,39 @@ def of_sources(
         rounds: passes of each model that are timed; in each round every model has its turn.
         threads: of torch; as they are when left out.
         precision: fp32 or bf16, of the parameters and of the computation.
+        data: of a task, whose held-out rows say how long rows are, each model's by its own tokenizer; in place of `length`.
         tell: as in `measure`.
 
     Raises:
-        UserError: a model cannot be loaded, or its rows cannot be so long.
+        UserError: a model cannot be loaded, or its rows cannot be so long; the data are no task.
     """
     if threads:
         torch.set_num_threads(threads)
     said = [Source(source=name.partition("@")[0], revision=name.partition("@")[2] or None) for name in sources]
     configs = [models.config_of(source) for source in said]
-    for name, config in zip(sources, configs, strict=True):
+    lengths = [_lengths(source, data) for source in said] if data else [[length]] * len(said)
+    for name, config, mine in zip(sources, configs, lengths, strict=True):
         room = config.max_position_embeddings - reserved_positions(config)
-        if length > room:
-            raise UserError(f"{name}: rows of {length} tokens are more than its {room} positions; lower --length")
+        if max(mine) > room:
+            remedy = "data.max_length" if data else "--length"
+            raise UserError(f"{name}: rows of {max(mine)} tokens are more than its {room} positions; lower {remedy}")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     loaded = [models.model_of(source, dtype, config=it).eval() for source, it in zip(said, configs, strict=True)]
-    found = measure(loaded, length=length, batches=batches, rounds=rounds, tell=tell)
+    found = measure(loaded, length=length, batches=batches, rounds=rounds, lengths=lengths if data else None, tell=tell)
     rows = [
         {"name": name, **facts, "bytes_on_disk": on_disk(model)}
         for name, model, facts in zip(sources, loaded, found["models"], strict=True)
     ]
     return found | {"precision": precision, "models": rows}
+
+
+def _lengths(source: Source, data: Data) -> list[int]:
+    """How many tokens the held-out rows of a task have, in the order of the file."""
+    if data.task is None:
+        raise UserError(
+            "--task: its data are running text, whose blocks have one length; leave it out and say --length"
+        )
+    return prepare_task(data, models.tokenizer_of(source), tell=lambda line: None).heldout.lengths.tolist()
 
 
 def of_study(made: Study, seconds: float) -> Facts:
@@ -121,6 +138,7 @@ def measure(
     rounds: int,
     seconds: float = math.inf,
     around: Around = nullcontext,
+    lengths: Sequence[Sequence[int]] | None = None,
     tell: Tell = lambda line: None,
 ) -> Facts:
     """The profiles of models in memory, in their order.
@@ -131,20 +149,31 @@ def measure(
         seconds: to be spent in all. Fewer rounds are made where they take longer; of a batch size of which fewer than `LEAST` fit,
             latency and memory are None.
         around: what every pass runs in, such as autocast.
+        lengths: of each model the tokens of the rows that its passes read one after another, padded to the longest of a pass;
+            then a row has their mean, in place of `length`.
         tell: takes a line before a batch size is begun.
     """
     device = loaded[0].device
+    rows_of = lengths or [[length]] * len(loaded)
+    length = round(float(np.mean(rows_of[0])))
     found: list[Facts] = [{**size(model, length), "latency": {}, "peak_memory": {}} for model in loaded]
     begin, pace = perf_counter(), 0.0
     for rows in batches:
         tell(f"batch {rows}: {rounds} passes of each model")
-        passes, left = [_pass(model, rows, length, around) for model in loaded], seconds - (perf_counter() - begin)
+        passes = [_pass(model, rows, mine, around) for model, mine in zip(loaded, rows_of, strict=True)]
+        left = seconds - (perf_counter() - begin)
         times = latencies(passes, rounds, left, device) if pace * rows * LEAST < left else None
         pace = sum(min(each) for each in times) / rows if times else pace  # seconds of a row of every model
         for number, (model, one) in enumerate(zip(loaded, passes, strict=True)):
             found[number]["latency"][str(rows)] = percentiles(times[number]) if times else None
             found[number]["peak_memory"][str(rows)] = peak_memory(model, one) if times else None
-    how = {"length": length, "batches": list(batches), "rounds": rounds, "device": str(device)}
+    how = {
+        "length": length,
+        "padded": lengths is not None,
+        "batches": list(batches),
+        "rounds": rounds,
+        "device": str(device),
+    }
     return {**how, "threads": torch.get_num_threads(), "models": found}
 
 
@@ -250,19 +279,28 @@ class _Held(TorchDispatchMode):
         self.now -= count
 
 
-def _pass(model: PreTrainedModel, rows: int, length: int, around: Around) -> Pass:
-    """A forward pass over random tokens, none of them padding."""
-    vocabulary, padding = model.config.vocab_size, model.config.pad_token_id
-    ids = torch.randint(vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
-    if padding is not None:
-        ids = torch.where(ids == padding, (padding + 1) % vocabulary, ids)
-    batch = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
+def _pass(model: PreTrainedModel, rows: int, lengths: Sequence[int], around: Around) -> Pass:
+    """A forward pass over random tokens: each call over the next `rows` rows of these lengths, from the first again at the end."""
+    coming = cycle(lengths)
+    count = min(MOST, max(1, len(lengths) // rows))
+    batches = cycle([_tokens(model, list(islice(coming, rows))) for _ in range(count)])
 
     def go() -> Any:
+        batch = next(batches)
         with torch.no_grad(), around():
             return model(**batch).logits
 
     return go
+
+
+def _tokens(model: PreTrainedModel, lengths: Sequence[int]) -> dict[str, Tensor]:
+    """Random tokens, padded on the right to the longest row."""
+    vocabulary, padding = model.config.vocab_size, model.config.pad_token_id
+    ids = torch.randint(vocabulary, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(0))
+    seen = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    if padding is not None:
+        ids = torch.where(seen, torch.where(ids == padding, (padding + 1) % vocabulary, ids), padding)
+    return {"input_ids": ids.to(model.device), "attention_mask": seen.long().to(model.device)}
 
 
 def _seconds(one: Pass, device: torch.device) -> float:

@@ -56,8 +56,11 @@ def _line(profile: Facts, what: str, of: Callable[[Facts], Any], write: Callable
 def remark(profile: Facts) -> str:
     """How it was measured."""
     threads = f"{profile['threads']} thread" + ("s" if profile["threads"] > 1 else "")
+    rows = f"rows of {profile['length']} tokens without padding"
+    if profile.get("padded"):
+        rows = f"the next held-out rows of the task ({profile['length']} tokens on average), padded to the longest"
     return (
-        f"A pass is a whole forward pass over rows of {profile['length']} tokens without padding, with the logits of every position "
+        f"A pass is a whole forward pass over {rows}, with the logits of every position "
         f"(of a causal model: the prefill; of a classifier: of every row). {profile['rounds']} passes of each model, in turn, on "
         f"{profile['device']}, {threads}, {profile['precision']}. Peak memory: the weights, and the tensors that a pass holds at most "
         "at a time. x: as many times the first model's."

@@ -78,7 +78,7 @@ def test_peak_memory_by_hand() -> None:
 
 def test_peak_memory_grows_by_the_logits() -> None:
     model = masked()
-    one, two = (profile.peak_memory(model, profile._pass(model, rows, T, torch.no_grad)) for rows in (8, 16))
+    one, two = (profile.peak_memory(model, profile._pass(model, rows, [T], torch.no_grad)) for rows in (8, 16))
     assert two - one >= 8 * T * V * 4 and one > 4 * profile.size(model, T)["parameters"]
 
 
@@ -119,7 +119,7 @@ def test_every_kind_is_measured(make: Callable[[], Any]) -> None:
         for batch in ("1", "3"):
             assert 0 < each["latency"][batch]["p50"] <= each["latency"][batch]["p90"] <= each["latency"][batch]["p99"]
         assert each["peak_memory"]["3"] > each["peak_memory"]["1"] > 4 * each["parameters"]
-    said = profile._pass(model, 3, T, torch.no_grad)()
+    said = profile._pass(model, 3, [T], torch.no_grad)()
     assert said.shape == ((3, C) if make is classifier else (3, T, V)), "the whole forward pass"
 
 
@@ -128,9 +128,28 @@ def test_rows_have_no_padding() -> None:
     seen: dict[str, torch.Tensor] = {}
     model = masked()
     model.register_forward_pre_hook(lambda _, args, words: seen.update(words), with_kwargs=True)
-    profile._pass(model, 50, T, torch.no_grad)()
+    profile._pass(model, 50, [T], torch.no_grad)()
     assert not (seen["input_ids"] == model.config.pad_token_id).any() and seen["attention_mask"].all()
     assert len(seen["input_ids"].unique()) > V / 2
+
+
+def test_real_lengths_are_read_one_after_another() -> None:
+    """Passes of two rows over five lengths: each padded to its own longest, and from the first again."""
+    seen: list[dict[str, torch.Tensor]] = []
+    model = masked()
+    model.register_forward_pre_hook(lambda _, args, words: seen.append(words), with_kwargs=True)
+    one = profile._pass(model, 2, [3, 7, 5, 2, 9], torch.no_grad)
+    for _ in range(3):
+        one()
+    assert [each["attention_mask"].sum(1).tolist() for each in seen] == [[3, 7], [5, 2], [3, 7]]
+    for each in seen:
+        assert torch.equal(each["input_ids"] != model.config.pad_token_id, each["attention_mask"].bool())
+    found = profile.measure([model, masked()], length=99, batches=[2], rounds=3, lengths=[[3, 7, 5], [3, 4, 5]])
+    assert (
+        found["length"] == 5
+        and found["padded"]
+        and "padded to the longest" in profiles.remark(found | {"precision": "fp32"})
+    )
 
 
 # the command
@@ -182,6 +201,21 @@ def test_bf16_holds_half(limbeck: Any, world: Path) -> None:
     (wide,), (narrow,) = (rundir.read_json(world / f"{it}.json")["models"] for it in ("fp32", "bf16"))
     assert narrow["parameters"] == wide["parameters"]
     assert narrow["peak_memory"]["1"] == pytest.approx(wide["peak_memory"]["1"] / 2, rel=0.1)
+
+
+def test_rows_of_a_task(limbeck: Any, world: Path) -> None:
+    rows = "".join(f"{'the still ' * (1 + i % 3)}\t{i % 2}\n" for i in range(6))
+    (world / "rows.tsv").write_text(f"sentence\tlabel\n{rows}")
+    text = "{name: t, models: {teacher: teacher}, settings: {a: {terms: [{loss: forward_kl}]}}, data: {DATA}}"
+    task = "corpus: rows.tsv, heldout: rows.tsv, max_length: 16, task: {kind: classification}, cache: cache"
+    (world / "task.yaml").write_text(text.replace("DATA", task))
+    (world / "text.yaml").write_text(text.replace("DATA", "corpus: corpus.txt, cache: cache"))
+    how = ("--batch", "1", "--rounds", "3", "--task")
+    status, out, err = limbeck("teacher", *how, "task.yaml", "--json", "real.json")
+    assert status == 0, err
+    found = rundir.read_json(world / "real.json")
+    assert found["padded"] and "the next held-out rows of the task" in out
+    assert limbeck("teacher", *how, "text.yaml")[2].startswith("limbeck: error: --task: its data are running text")
 
 
 @pytest.mark.parametrize(
