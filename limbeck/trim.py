@@ -189,7 +189,7 @@ def growth(before: Tokenizer, after: Tokenizer, some: Iterable[str]) -> Growth:
         both = [_encoded(tokenizer, batch) for tokenizer in (before, after)]
         for place, encodings in enumerate(both):
             tokens[place] += sum(len(encoding.ids) for encoding in encodings)
-            lost[place] += sum(encoding.ids.count(unknown[place]) for encoding in encodings)
+            lost[place] += sum(number == unknown[place] for encoding in encodings for number in encoding.ids)
         for encoding in both[0]:
             of = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
             words += len(np.unique(of)), len(np.unique(of[np.isin(encoding.ids, gone)]))
@@ -271,7 +271,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[str], fol
     tokenizer.save_pretrained(folder)
     for path in (folder / name for name in type(tokenizer).vocab_files_names.values()):
         path.unlink(missing_ok=True)  # the same pieces in an older form: vocab.txt, merges.txt
-    table = pieces.cut(json.loads(tokenizer.backend_tokenizer.to_str()), kept)
+    table = pieces.cut(json.loads(serialised(tokenizer)), kept)
     (folder / "tokenizer.json").write_text(json.dumps(table, ensure_ascii=False, indent=1), encoding="utf-8")
 
 

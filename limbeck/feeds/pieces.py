@@ -1,6 +1,6 @@
 """A smaller vocabulary for a tokenizer: which pieces stay, and the tokenizer with these alone.
 
-A tokenizer is the table that its tokenizer.json is. A text whose pieces all stay is read as it was before, in other numbers:
+A tokenizer is the table that its tokenizer.json is, without truncation and padding (`tokenise.serialised`). A text whose pieces all stay is read as it was before, in other numbers:
 
 - WordPiece takes the longest piece that fits, and Unigram the best-scored way through; among fewer pieces both find the same.
 - BPE merges the pair of the lowest rank. What it merges inside a piece, it merges when it reads that piece alone, for no merge
@@ -200,6 +200,4 @@ def cut(table: Table, kept: Sequence[str]) -> Table:
             special["ids"] = [number[token] for token in special["tokens"]]
         for name in {"cls", "sep"} & part.keys():
             part[name][1] = number[part[name][0]]
-    if table["padding"]:
-        table["padding"]["pad_id"] = number.get(table["padding"]["pad_token"], 0)
     return table
