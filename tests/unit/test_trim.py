@@ -10,9 +10,10 @@ import pytest
 import torch
 import transformers as tf
 from families import CAUSAL
-from kernel import answer
+from kernel import answer, recipe
 from spelling import FAMILIES, STRANGE, lay_out, sentences
 
+import limbeck
 from limbeck.errors import UserError
 from limbeck.trim import trim
 
@@ -200,3 +201,14 @@ def test_a_tokenizer_that_cannot_be_trimmed(corpus: Path, tmp_path: Path) -> Non
     tf.PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]").save_pretrained(whole)
     with pytest.raises(UserError, match="kind WordLevel cannot be trimmed"):
         trim(str(whole), tmp_path / "small", 2, [str(corpus)])
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_trimmed_teacher_teaches(corpus: Path, tmp_path: Path) -> None:
+    trim(str(lay_out("bert", tmp_path / "whole")), tmp_path / "teacher", 150, [str(corpus)])
+    (tmp_path / "corpus.txt").write_text("\n\n".join(sentences(60)), encoding="utf-8")
+    done = limbeck.run(recipe(tmp_path, tmp_path / "run"), quiet=True)
+    for folder in done.students.values():
+        student = tf.AutoModelForMaskedLM.from_pretrained(folder)
+        assert student.get_input_embeddings().weight.shape[0] == 150
+        assert len(tf.AutoTokenizer.from_pretrained(folder)) == 150
