@@ -187,6 +187,23 @@ def evaluate(
 
 
 @app.command()
+def trim(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a Hub id.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The folder that is made.")],
+    vocabulary: Annotated[int, typer.Option(min=1, help="How many pieces stay, special tokens included.")],
+    corpus: Annotated[list[str], typer.Option(help="Where pieces are counted: a file, folder, ...; again for more.")],
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", "--column", metavar="NAME", help="Where a corpus has its text; again for more. [text]"),
+    ] = None,
+) -> None:
+    """Give a model a smaller vocabulary: its most frequent pieces, and their rows of its weights."""
+    from limbeck import trim as trimming
+
+    print("\n".join(trimming.trim(model, out, vocabulary, corpus, field or ["text"]).lines()))
+
+
+@app.command()
 def watch(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
     """Show a run while it goes on: its curves in the terminal."""
     from pathlib import Path

@@ -26,7 +26,7 @@ FLOORS = [
     # 5: the loop, what is kept of it, what is asked of it
     "paths probe engine keeping checkpoint evaluate findings reasons export cache proposals",
     # 6: where words become objects, and what they cost
-    "tasks terms designs casting augment library build costs examine profile preview manifest room measuring",
+    "tasks terms designs casting augment library build costs examine profile preview manifest room measuring trim",
     # 7: what people touch
     "progress trackers session chain studies api cli __main__",
 ]
@@ -55,7 +55,7 @@ TORCH_FREE = {
 }
 TORCH_FREE_OF_FEEDS = {
     *("corpora", "readers", "docs", "store", "blocks", "tokenise", "masking"),
-    *("tables", "labels", "tasks"),
+    *("tables", "labels", "tasks", "pieces"),
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

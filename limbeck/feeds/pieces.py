@@ -1,0 +1,203 @@
+"""A smaller vocabulary for a tokenizer: which pieces stay, and the tokenizer with these alone.
+
+A tokenizer is the table that its tokenizer.json is, without truncation and padding (`tokenise.serialised`). A text whose pieces all stay is read as it was before, in other numbers:
+
+- WordPiece takes the longest piece that fits, and Unigram the best-scored way through; among fewer pieces both find the same.
+- BPE merges the pair of the lowest rank. What it merges inside a piece, it merges when it reads that piece alone, for no merge
+  reaches over the piece's ends. So a piece stays together with all that it is merged from, and no pair of a lower rank is new.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from limbeck.errors import UserError
+
+Table = dict[str, Any]
+
+KINDS = ("WordPiece", "BPE", "Unigram")
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # a piece that stands for one byte
+
+
+class Pieces(NamedTuple):
+    """The pieces of a tokenizer.
+
+    Args:
+        ids: piece -> its number; those of the model first, each part by number.
+        needed: the pieces without which some text, or the tokenizer itself, would no longer work.
+        ranks: of BPE, pair -> its rank among the merges; empty elsewhere.
+    """
+
+    ids: dict[str, int]
+    needed: frozenset[str]
+    ranks: dict[tuple[str, str], int]
+
+
+def read(table: Table) -> Pieces:
+    """The pieces of a tokenizer.
+
+    Needed are added tokens, the unknown one, those of the post-processor, the bytes, every single character in the form in
+    which the vocabulary has it, and a piece that holds a character whose single form it has not.
+
+    Raises:
+        UserError: a kind of tokenizer that cannot be trimmed.
+    """
+    model = table["model"]
+    if model["type"] not in KINDS:
+        raise UserError(f"a tokenizer of the kind {model['type']} cannot be trimmed; {', '.join(KINDS)} can")
+    if model["type"] == "BPE" and (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")):
+        raise UserError(
+            "a BPE tokenizer that marks the ends or the insides of words cannot be trimmed; give another model"
+        )
+    ids = _of_model(model)
+    known = frozenset(ids)
+    prefix = model["continuing_subword_prefix"] if model["type"] == "WordPiece" else ""
+    needed = {piece for piece in ids if _spells(piece, prefix, known)} | _named(table)
+    added = sorted((token["id"], token["content"]) for token in table["added_tokens"] if token["content"] not in ids)
+    ids |= {content: number for number, content in added}
+    ranks = {tuple(pair): rank for rank, pair in enumerate(model["merges"])} if model["type"] == "BPE" else {}
+    return Pieces(ids, frozenset(needed & ids.keys()), ranks)
+
+
+def _of_model(model: Table) -> dict[str, int]:
+    if model["type"] == "Unigram":
+        return {piece: number for number, (piece, _) in enumerate(model["vocab"])}
+    return dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
+
+
+def _spells(piece: str, prefix: str, known: frozenset[str]) -> bool:
+    """Whether a text may need the piece: it is a byte or a single character, or holds one that is not there alone."""
+    inside = bool(prefix) and piece.startswith(prefix) and len(piece) > len(prefix)
+    characters = piece.removeprefix(prefix) if inside else piece
+    forms = [prefix + c if inside or place else c for place, c in enumerate(characters)]
+    return len(forms) < 2 or not known.issuperset(forms) or bool(BYTE.fullmatch(piece))
+
+
+def _named(table: Table) -> set[str]:
+    """The pieces that a tokenizer calls by name."""
+    model = table["model"]
+    named = {token["content"] for token in table["added_tokens"]}
+    if model["type"] != "Unigram":
+        named.add(model.get("unk_token") or "")
+    elif model.get("unk_id") is not None:
+        named.add(model["vocab"][model["unk_id"]][0])
+    for part in _processors(table["post_processor"]):
+        named |= {token for special in _templates(part) for token in special["tokens"]}
+        named |= {part[name][0] for name in ("cls", "sep") if name in part}
+    return named
+
+
+def _processors(processor: Table | None) -> Iterator[Table]:
+    """The post-processors of a tokenizer, one by one."""
+    if processor and processor["type"] == "Sequence":
+        for part in processor["processors"]:
+            yield from _processors(part)
+    elif processor:
+        yield processor
+
+
+def _templates(processor: Table) -> list[Table]:
+    return list(processor["special_tokens"].values()) if processor["type"] == "TemplateProcessing" else []
+
+
+def merged(piece: str, ranks: dict[tuple[str, str], int]) -> set[str]:
+    """What BPE makes on its way to a piece; nothing if it does not come to it.
+
+    >>> sorted(merged("abc", {("a", "b"): 0, ("ab", "c"): 1, ("b", "c"): 2}))
+    ['a', 'ab', 'abc', 'b', 'c']
+    """
+    symbols = list(piece)
+    made = set(symbols)
+    while len(symbols) > 1:
+        rank, place = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(pairwise(symbols)))
+        if rank == len(ranks):
+            return set()
+        symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
+        made.add(symbols[place])
+    return made
+
+
+def core(pieces: Pieces, size: int, also: Iterable[int] = ()) -> set[str]:
+    """The pieces that stay in any case: those needed, of BPE with all that they are merged from.
+
+    Args:
+        pieces: of the tokenizer.
+        size: how many are to stay.
+        also: numbers of further pieces that are needed.
+
+    Raises:
+        UserError: `size` is less than that, or more than there are.
+    """
+    also = frozenset(also)
+    kept = set(pieces.needed) | {piece for piece, number in pieces.ids.items() if number in also}
+    for piece in tuple(kept):
+        kept |= _parts(piece, pieces)
+    if size < len(kept):
+        raise UserError(
+            f"--vocabulary {size}: too few; special tokens and what spells any text come to {len(kept)}, the least that works"
+        )
+    if size > len(pieces.ids):
+        raise UserError(f"--vocabulary {size}: there are only {len(pieces.ids)} pieces; give fewer")
+    return kept
+
+
+def choose(pieces: Pieces, counts: Sequence[int], size: int, kept: set[str]) -> list[str]:
+    """The pieces that stay, in the order of their new numbers: a core, and the most frequent; of equal ones the first.
+
+    A piece of BPE takes room with all that it is merged from; one that no longer fits is passed over for the next.
+
+    Args:
+        pieces: of the tokenizer.
+        counts: how often each number was seen.
+        size: how many pieces stay.
+        kept: the core.
+
+    Example:
+        >>> some = Pieces({"a": 0, "b": 1, "ab": 2, "ba": 3}, frozenset("ab"), {})
+        >>> choose(some, [5, 5, 1, 2], 3, {"a", "b"})
+        ['a', 'b', 'ba']
+    """
+    kept = set(kept)
+    for piece in sorted(pieces.ids, key=lambda it: (-counts[pieces.ids[it]], pieces.ids[it])):
+        if len(kept) == size:
+            break
+        more = {piece, *_parts(piece, pieces)} - kept
+        if len(kept) + len(more) <= size:
+            kept |= more
+    return [piece for piece in pieces.ids if piece in kept]
+
+
+def _parts(piece: str, pieces: Pieces) -> set[str]:
+    return {part for part in merged(piece, pieces.ranks) if part in pieces.ids} if pieces.ranks else set()
+
+
+def cut(table: Table, kept: Sequence[str]) -> Table:
+    """The tokenizer with these pieces alone, numbered in their order.
+
+    Args:
+        table: of the whole tokenizer; stays as it is.
+        kept: as `choose` gives them.
+    """
+    table = json.loads(json.dumps(table))
+    number, model = {piece: i for i, piece in enumerate(kept)}, table["model"]
+    if model["type"] == "Unigram":
+        unknown = model.get("unk_id")
+        model["unk_id"] = None if unknown is None else number[model["vocab"][unknown][0]]
+        model["vocab"] = [pair for pair in model["vocab"] if pair[0] in number]
+    else:
+        model["vocab"] = {piece: i for piece, i in number.items() if piece in model["vocab"]}
+    if model["type"] == "BPE":
+        model["merges"] = [pair for pair in model["merges"] if {*pair, "".join(pair)} <= model["vocab"].keys()]
+    for token in table["added_tokens"]:
+        token["id"] = number[token["content"]]
+    table["added_tokens"].sort(key=lambda token: token["id"])
+    for part in _processors(table["post_processor"]):
+        for special in _templates(part):
+            special["ids"] = [number[token] for token in special["tokens"]]
+        for name in {"cls", "sep"} & part.keys():
+            part[name][1] = number[part[name][0]]
+    return table
