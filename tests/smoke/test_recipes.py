@@ -44,6 +44,7 @@ WORDS = [
 LLAMAS = {"stories", "schemes"}  # their teacher and text are a real Llama's, which may not be here
 STUDIES = {"convergence"}  # several arms in place of one run
 TASKS = {"classify", "unlabelled"}  # rows with labels in place of running text
+TINYBERTS = {"tinybert", "tinybert-small"}  # running text first, then rows
 
 # Where a recipe names what is on the Hub: the teacher that takes its place.
 BERTS = {
@@ -117,7 +118,38 @@ def test_task(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert run.manifest["data"]["unlabelled"]["corpus"].endswith("more.tsv")
 
 
-@pytest.mark.parametrize("name", sorted(built_in().keys() - TASKS))
+@pytest.mark.parametrize("name", sorted(TINYBERTS))
+def test_tinybert(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All four stages, the copies of rows by the masked language model that the teacher was tuned from."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shape = BertConfig(num_hidden_layers=8, hidden_size=32, num_attention_heads=4, intermediate_size=64)
+    if name == "tinybert-small":
+        shape = BertConfig(num_hidden_layers=6, hidden_size=384, intermediate_size=1536)
+    first, rows = random_bert(shape, tmp_path / "first"), table(tmp_path / "rows.tsv")
+    overrides = [*SMALL, f"data.corpus={rows}", "data.heldout=0.2", "train.batch_size=4", "train.eval_every=1"]
+    overrides += [f"data.cache={tmp_path}", f"out={tmp_path / 'run'}", "train.precision=fp32", "train.reasons_blocks=0"]
+    overrides += [f"stages[0].data.corpus={corpus}", f"stages[0].models.teacher={first}"]
+    overrides += [f"stages[1].models.student.init={first}"]
+    overrides += [f"stages[{number}].data.task.augment.copies=2" for number in (2, 3)]
+    run = api.run(name, overrides, quiet=True)
+
+    assert sorted(run.manifest["earlier"]) == ["general", "intermediate", "teacher"]
+    inner = api.Run(run.folder / "stages" / "intermediate")
+    assert {row["learner"] for row in inner.metrics} == {"tinybert-seed0"}
+    assert set(inner.metrics[0]["terms"]) == {"embedding", "hidden", "attention"}
+    maps = {"tinybert": "1<-2 2<-4 3<-6 4<-8", "tinybert-small": "1<-2 2<-4 3<-6"}
+    assert set(inner.manifest["layers"]["tinybert"].values()) == {maps[name]}
+    assert run.manifest["data"]["documents"] > 32, "with copies"
+    (folder,) = run.students.values()
+    config = AutoConfig.from_pretrained(folder)
+    assert config.problem_type == "single_label_classification"
+    general = AutoConfig.from_pretrained(run.folder / "stages" / "general" / "students" / "general-seed0")
+    assert (config.num_hidden_layers, config.hidden_size) == (general.num_hidden_layers, general.hidden_size)
+    last = [row for row in run.evals if row["step"] == STEPS and row["split"] == "test"]
+    assert last[0]["teacher_metrics"] and "kept_step" in last[0]
+
+
+@pytest.mark.parametrize("name", sorted(built_in().keys() - TASKS - TINYBERTS))
 def test_recipe(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     overrides = [

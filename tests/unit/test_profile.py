@@ -204,10 +204,11 @@ def test_bf16_holds_half(limbeck: Any, world: Path) -> None:
 
 
 def test_rows_of_a_task(limbeck: Any, world: Path) -> None:
-    rows = "".join(f"{'the still ' * (1 + i % 3)}\t{i % 2}\n" for i in range(6))
-    (world / "rows.tsv").write_text(f"sentence\tlabel\n{rows}")
+    for name, first in (("rows", 1), ("dev", 4)):
+        rows = "".join(f"{'the still ' * (first + i)}\t{i % 2}\n" for i in range(3))
+        (world / f"{name}.tsv").write_text(f"sentence\tlabel\n{rows}")
     text = "{name: t, models: {teacher: teacher}, settings: {a: {terms: [{loss: forward_kl}]}}, data: {DATA}}"
-    task = "corpus: rows.tsv, heldout: rows.tsv, max_length: 16, task: {kind: classification}, cache: cache"
+    task = "corpus: rows.tsv, heldout: dev.tsv, max_length: 16, task: {kind: classification}, cache: cache"
     (world / "task.yaml").write_text(text.replace("DATA", task))
     (world / "text.yaml").write_text(text.replace("DATA", "corpus: corpus.txt, cache: cache"))
     how = ("--batch", "1", "--rounds", "3", "--task")
