@@ -45,7 +45,10 @@ def tinybert_scores_mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None
     Recipe:
         {loss: tinybert_scores_mse, tap: scores, layers: skip, weight: 1.0}
     """
-    seen, heads = mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask, common_heads(student, teacher)
+    seen, heads = (
+        mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask,
+        common_heads(student, teacher),
+    )
     mine, theirs = (grouped(_zeroed(x, seen), heads) for x in (student, teacher.detach()))
     return (mine - theirs).square().mean(dim=(1, 2, 3))
 
