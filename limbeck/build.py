@@ -132,9 +132,9 @@ def study(
             peers = [company.learner(name, number, making) for number in range(setting.peers)]
             settings |= {peer.name: name for peer in peers}
             teachers |= {peer.name: fixed for peer in peers}
-            taught = library.of(fixed, feeds[seed]) if table.cache else fixed
+            taught = library.of(fixed, feeds[seed]) if table.cache else schemes.teaching(fixed, seed)
             cast = company.cast(setting, plan.terms[name], peers, taught)
-            casts.append(schemes.unmeasured(cast) if plan.top_k else cast)
+            casts.append(schemes.unmeasured(cast) if plan.top_k or "teacher" in table.models.noisy else cast)
         averages += [actor for cast in casts for actor in cast.actors if isinstance(actor, Ema)]
         stills[seed] = schemes.together(casts, chunk=plan.chunk, autocast=plan.autocast, world=world)
     return Study(plan, world, material, teachers, stills, feeds, settings, averages)
