@@ -126,6 +126,8 @@ def _models(plan: designs.Design, inherited: Sequence[str]) -> list[str]:
     said = {f"{name} is": source.source for name, source in designs.sources(plan.recipe.models).items()}
     said["student begins as"] = plan.recipe.models.student.init
     taken: list[Row] = [("", f"{what} the student of {it}") for what, it in said.items() if it.startswith("$")]
+    for name, source in designs.sources(plan.recipe.models).items():
+        taken += [("", f"{name} teaches with dropout {source.dropout:g}")] if source.dropout else []
     return [*_aligned(rows), *(_aligned(taken) if taken else [])]
 
 

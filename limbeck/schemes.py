@@ -62,6 +62,8 @@ def teaching(teachers: Fixed, seed: int) -> Teachers:
 def _teaching(teacher: Frozen | Ensemble, seed: int) -> Frozen | Noisy | Ensemble:
     if isinstance(teacher, Frozen):
         return Noisy(teacher, seed) if teacher.dropout else teacher
+    if not any(isinstance(it, Frozen) and it.dropout for it in teacher.members):
+        return teacher
     members = [Noisy(it, seed) if isinstance(it, Frozen) and it.dropout else it for it in teacher.members]
     return Ensemble(teacher.name, members, teacher.average, teacher.weights)
 
