@@ -19,6 +19,7 @@ PARTS = {
     "hidden": "Features",
     "attention": "Attention",
     "relation": "Relations",
+    "published": "As published codes have it",
 }
 NOTE = "<!-- made by `make reference` from the docstring; change it there -->"
 

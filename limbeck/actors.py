@@ -29,6 +29,7 @@ class Frozen:
         self.name, self.model = name, model.eval().requires_grad_(False)
         self.tapped = Tapped(self.model, taps, columns)
         self.effect: Effect | None = None  # of its quantisation
+        self.dropout = 0.0  # that it has while it teaches, as a `Noisy`
 
     @property
     def width(self) -> int:

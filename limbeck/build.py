@@ -134,9 +134,9 @@ def study(
             peers = [company.learner(name, number, making) for number in range(setting.peers)]
             settings |= {peer.name: name for peer in peers}
             teachers |= {peer.name: fixed for peer in peers}
-            taught = library.of(fixed, feeds[seed]) if table.cache else fixed
+            taught = library.of(fixed, feeds[seed]) if table.cache else schemes.teaching(fixed, seed)
             cast = company.cast(setting, plan.terms[name], peers, taught)
-            casts.append(schemes.unmeasured(cast) if plan.top_k else cast)
+            casts.append(schemes.unmeasured(cast) if plan.top_k or "teacher" in table.models.noisy else cast)
         averages += [actor for cast in casts for actor in cast.actors if isinstance(actor, Ema)]
         stills[seed] = schemes.together(casts, chunk=plan.chunk, autocast=plan.autocast, world=world)
     learners = [learner for still in stills.values() for learner in still.learners]
@@ -196,16 +196,17 @@ def _features(
 
 def feed(plan: Design, material: Material, seed: int, part: str = "train") -> Repeatable:
     """The batches of one seed."""
-    mine, extra = _feed(plan, getattr(material.corpus, part), seed), plan.recipe.data.unlabelled
+    mine, extra = _feed(plan, getattr(material.corpus, part), seed, part), plan.recipe.data.unlabelled
     if extra is None or material.unlabelled is None or part != "train":
         return mine
-    return Mixed(mine, _feed(plan, material.unlabelled.train, derive_seed(seed, "unlabelled")), extra.share)
+    return Mixed(mine, _feed(plan, material.unlabelled.train, derive_seed(seed, "unlabelled"), part), extra.share)
 
 
-def _feed(plan: Design, blocks: Any, seed: int) -> Any:
+def _feed(plan: Design, blocks: Any, seed: int, part: str) -> Any:
     data, tokenizer, rows = plan.recipe.data, plan.student_tokenizer, plan.recipe.train.batch_size
     if data.task is not None:
         types = any("token_type_ids" in one.model_input_names for one in (plan.teacher_tokenizer, tokenizer))
         pool, pad = data.group_by_length, tasks.padding(tokenizer)
-        return TaskFeed(blocks, seed=seed, batch_size=rows, pad_id=pad, types=types, pool=pool)
+        length = data.max_length if data.pad_to == "max_length" and part == "train" else None
+        return TaskFeed(blocks, seed=seed, batch_size=rows, pad_id=pad, types=types, pool=pool, length=length)
     return Feed(blocks, masking=data.masking, positions=data.positions, seed=seed, batch_size=rows, causal=plan.causal)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from limbeck import (
     bridges,
@@ -25,6 +26,7 @@ from limbeck import (
     students,
 )
 from limbeck.actors import Ema, Frozen, Learner, Optimisation
+from limbeck.anatomy import family
 from limbeck.balance import Balance
 from limbeck.designs import Design, sources
 from limbeck.ensemble import Ensemble
@@ -67,13 +69,13 @@ class Company:
         name = f"{role}@{trained.name}" if trained else role
         if name not in self._frozen:
             where = recipe.Source(source=str(trained)) if trained else source
-            model = models.model_of(
-                where, DTYPES[self.plan.recipe.train.precision], config=None if trained else self.plan.teachers[role]
-            )
+            config = models.config_of(where) if trained else self.plan.teachers[role]
+            config = _dropping(config, source.dropout) if source.dropout else config
+            model = models.model_of(where, DTYPES[self.plan.recipe.train.precision], config=config)
             torch.nn.Module.to(model, self.world.device)
             effect = self._quantise(name, model)
             self._frozen[name] = Frozen(name, model, read_of(role, self.learned), self.plan.columns)
-            self._frozen[name].effect = effect
+            self._frozen[name].effect, self._frozen[name].dropout = effect, source.dropout
         return self._frozen[name]
 
     def _quantise(self, name: str, model: PreTrainedModel) -> quantised.Effect | None:
@@ -167,6 +169,14 @@ class Company:
 def read_of(role: str, terms: Sequence[lessons.Term]) -> list[str]:
     """The taps that terms read of who plays a role."""
     return sorted({tap for term in terms if term.teacher == role for tap in term.taps("teacher")})
+
+
+def _dropping(config: PretrainedConfig, share: float) -> PretrainedConfig:
+    """A copy of a config with this dropout; none between the last state and the classes."""
+    config = copy.deepcopy(config)
+    for word in family(config.model_type).dropouts:
+        setattr(config, word, share)
+    return config
 
 
 def _optimisation(how: recipe.Train) -> Optimisation:

@@ -307,6 +307,13 @@ def _can_be_cached(plan: Design) -> None:
         raise UserError(
             "cache: every epoch masks the text anew, and a cache holds one masking; set data.masking.mode to static"
         )
+    for name, setting in table.chosen.items():
+        for term in setting.terms:
+            fixed = term.teacher not in ("peers", "ema", "self")
+            if fixed and term.loss in LOSSES and LOSSES[term.loss].padding:
+                raise UserError(
+                    f"settings.{name}.{term.label}: {term.loss} looks at padding, of which a cache keeps nothing; leave cache out"
+                )
 
 
 def facts(plan: Design) -> dict[str, Any]:

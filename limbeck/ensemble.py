@@ -11,6 +11,7 @@ from torch import Tensor
 
 from limbeck.actors import Cached, Frozen
 from limbeck.losses.tensors import wide
+from limbeck.noisy import Noisy
 from limbeck.reduce import Batch
 
 Average = Literal["logits", "probabilities", "log_probabilities"]
@@ -55,16 +56,21 @@ class Ensemble:
     """
 
     def __init__(
-        self, name: str, members: Sequence[Frozen | Cached], average: Average, weights: Sequence[float] | None = None
+        self,
+        name: str,
+        members: Sequence[Frozen | Cached | Noisy],
+        average: Average,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.name, self.members = name, list(members)
         self.average: Average = average
         given = list(weights or [1.0] * len(self.members))
         self.weights = [weight / sum(given) for weight in given]
 
-    def read(self, batch: Batch, whole: bool = True) -> Voices:
-        """Answers a batch: every member reads it, whole."""
-        return Voices(torch.cat([member.read(batch).features for member in self.members], dim=-1))
+    def read(self, batch: Batch, *moment: int, whole: bool = True) -> Voices:
+        """Answers a batch: every member reads it, whole; those with dropout, at a moment."""
+        read = [it.read(batch, *moment) if isinstance(it, Noisy) else it.read(batch) for it in self.members]
+        return Voices(torch.cat([readout.features for readout in read], dim=-1))
 
     @torch.no_grad()
     def speak(self, features: Tensor) -> Tensor:

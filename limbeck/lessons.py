@@ -46,6 +46,7 @@ class Term:
     per: str = "token"  # what the loss gives one value for: token, row, batch
     aids: Mapping[str, Make] = field(default_factory=dict)  # the modules that its pairs name
     teacher: str = "teacher"  # the role of who teaches it
+    padding: bool = False  # padding counts: the loss is told of attention maps alone which keys are seen
 
     @property
     def on_logits(self) -> bool:
@@ -85,7 +86,7 @@ class Term:
         theirs = _look(teacher, pair.teacher, pair.lens, aids, constant=True)
         if pair.memory:
             mine, theirs = aids[pair.memory](mine, theirs, batch["blocks"])
-        mask = _mask(pair, student, teacher, kept)
+        mask = _mask(pair, student, teacher, None if self.padding else kept)
         given = {"student": mine, "teacher": theirs, "labels": batch.get("labels"), "mask": mask}
         return self.loss(**{name: given[name] for name in ("student", *self.needs)})
 

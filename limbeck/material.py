@@ -129,6 +129,10 @@ class Data(Strict):
         default=1,
         description="of a task: batches whose rows are sorted by length together, so that there is less padding; 1: none",
     )
+    pad_to: Literal["longest", "max_length"] = Field(
+        default="longest",
+        description="of a task: how far training rows are filled up; to max_length for losses in which padding counts",
+    )
     masking: Masking = Masking()
     positions: Literal["all", "masked"] | Sampled = Field(
         default="all",
@@ -144,6 +148,8 @@ class Data(Strict):
             raise wrong("positions", "rows of a task are not masked; leave the word out")
         if self.group_by_length > 1 and self.task is None:
             raise wrong("group_by_length", "running text is packed into blocks of one length; leave the word out")
+        if self.pad_to != "longest" and self.task is None:
+            raise wrong("pad_to", "running text is packed into blocks without padding; leave the word out")
         if self.positions != "all" and self.task is not None:
             raise wrong("positions", "rows of a task have one prediction each; leave the word out")
         if self.masking != Masking() and self.task is not None:

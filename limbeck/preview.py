@@ -15,7 +15,7 @@ from limbeck.feeds.readers import hub_name
 from limbeck.feeds.tokenise import Encoder
 from limbeck.recipe import Ensemble, Recipe
 from limbeck.settings import Setting, Term
-from limbeck.words import LAYERED_TAPS
+from limbeck.words import LAYERED_TAPS, LOSSES
 
 Row = Sequence[object]
 
@@ -126,6 +126,8 @@ def _models(plan: designs.Design, inherited: Sequence[str]) -> list[str]:
     said = {f"{name} is": source.source for name, source in designs.sources(plan.recipe.models).items()}
     said["student begins as"] = plan.recipe.models.student.init
     taken: list[Row] = [("", f"{what} the student of {it}") for what, it in said.items() if it.startswith("$")]
+    for name, source in designs.sources(plan.recipe.models).items():
+        taken += [("", f"{name} teaches with dropout {source.dropout:g}")] if source.dropout else []
     return [*_aligned(rows), *(_aligned(taken) if taken else [])]
 
 
@@ -163,6 +165,8 @@ def _loss(term: Term, plan: designs.Design | None, setting: str, number: int) ->
         words.append(f"of {plan.recipe.train.batch_size // plan.recipe.train.accumulate} rows")
     if plan and plan.terms[setting][number].per != "token" and "mask" not in plan.terms[setting][number].needs:
         words.append("takes no mask: padding counts")
+    if term.loss in LOSSES and LOSSES[term.loss].padding:
+        words.append("padding counts")
     teacher = terms.shape_of(term, plan.student, plan.roles) if plan else None
     if plan and teacher and {"scores", "probs"} & set(term.taps):
         few, many = sorted((plan.student.num_attention_heads, teacher.num_attention_heads))

@@ -43,6 +43,9 @@ class Source(Strict):
     revision: Text | None = Field(
         default=None, description="branch, tag or commit of a Hub id; recorded as a commit in the manifest"
     )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="of a teacher while it teaches; whoever measures asks it without"
+    )
 
 
 def _source(value: Any) -> Any:
@@ -121,6 +124,12 @@ class Models(Strict):
         default={}, description="further teachers by name, for terms that say `teacher: NAME`"
     )
     student: Student = Student()
+
+    @property
+    def noisy(self) -> list[str]:
+        """The places of the teachers that teach with dropout."""
+        found = [f"teachers.{name}" for name, source in self.teachers.items() if source.dropout]
+        return (["teacher"] if any(member.dropout for member in self.members) else []) + found
 
     @property
     def members(self) -> tuple[Source, ...]:
@@ -242,6 +251,9 @@ class Recipe(Strict):
     def _hangs_together(self) -> Recipe:
         if len(set(self.seeds)) < len(self.seeds):
             raise wrong("seeds", f"one seed stands twice: {list(self.seeds)}; give each once")
+        if self.cache is not None and self.models.noisy:
+            place = f"models.{self.models.noisy[0]}"
+            raise wrong("cache", f"{place} has dropout and never says the same twice; leave cache or its dropout out")
         for name in self.only or ():
             if name not in self.settings:
                 raise wrong("only", f"there is no setting '{name:.80}'; {nearest(name, self.settings)}")

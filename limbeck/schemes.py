@@ -13,11 +13,12 @@ from typing import Any
 from limbeck.actors import Cached, Ema, Frozen, Learner
 from limbeck.ensemble import Ensemble
 from limbeck.lessons import Lesson, Term
+from limbeck.noisy import Noisy
 from limbeck.schedules import scaled
 from limbeck.still import Actor, Still
 
 Fixed = Mapping[str, Frozen | Ensemble]  # role -> the model that plays it
-Teachers = Mapping[str, Frozen | Cached | Ensemble]  # role -> who answers for it
+Teachers = Mapping[str, Frozen | Cached | Noisy | Ensemble]  # role -> who answers for it
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,22 @@ def averaged(learner: Learner, average: Ema, teachers: Teachers, terms: Sequence
     return _cast([learner], [lessons], average, *teachers.values())
 
 
+def teaching(teachers: Fixed, seed: int) -> Teachers:
+    """Fixed teachers as they teach the learners of a seed: those that have dropout, with it."""
+    return {role: _teaching(teacher, seed) for role, teacher in teachers.items()}
+
+
+def _teaching(teacher: Frozen | Ensemble, seed: int) -> Frozen | Noisy | Ensemble:
+    if isinstance(teacher, Frozen):
+        return Noisy(teacher, seed) if teacher.dropout else teacher
+    if not any(isinstance(it, Frozen) and it.dropout for it in teacher.members):
+        return teacher
+    members = [Noisy(it, seed) if isinstance(it, Frozen) and it.dropout else it for it in teacher.members]
+    return Ensemble(teacher.name, members, teacher.average, teacher.weights)
+
+
 def unmeasured(cast: Cast) -> Cast:
-    """The same without the logit loss that all settings share: whole predictions are not known."""
+    """The same without the logit loss that all settings share: whole predictions, or predictions without dropout, are not known."""
     return replace(cast, lessons=tuple(replace(lesson, measured=False) for lesson in cast.lessons))
 
 

@@ -19,6 +19,7 @@ from limbeck.actors import Cached, Ema, Frozen, Learner
 from limbeck.ensemble import Ensemble
 from limbeck.lessons import Lesson, Pair, Term
 from limbeck.losses import forward_kl, logit_mse
+from limbeck.noisy import Noisy
 from limbeck.reduce import Batch, Counts
 from limbeck.schedules import constant
 from limbeck.shortage import Short, release, tried
@@ -27,7 +28,7 @@ from limbeck.taps import Readout
 from limbeck.voices import Voice, learning, logits_of, portion, voices
 from limbeck.world import World
 
-Actor = Frozen | Cached | Ensemble | Learner | Ema
+Actor = Frozen | Cached | Noisy | Ensemble | Learner | Ema
 Readouts = Mapping[str, Readout]
 Share = tuple[Sequence[Batch], Counts]  # a process's micro-batches, and the counts of all processes
 
@@ -205,7 +206,8 @@ class Still:
         readouts = {}
         for name, actor in self.actors.items():
             with self._clock(name), self._precision():
-                moment = (micro.step, micro.number, self.world.rank) if isinstance(actor, Learner) else ()
+                drawn = isinstance(actor, Learner | Noisy | Ensemble)
+                moment = (micro.step, micro.number, self.world.rank) if drawn else ()
                 readouts[name] = actor.read(micro.batch, *moment, whole=name in self._heard)
         return readouts
 

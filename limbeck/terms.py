@@ -104,7 +104,15 @@ class _Term:
         needs = (*self.words.needs, "mask") if said.loss in LOSSES else self.words.needs
         pairs = self._pairs()
         return lessons.Term(
-            said.label, loss, pairs, _weight(said.weight), needs, self.words.per, self.aids, said.teacher
+            said.label,
+            loss,
+            pairs,
+            _weight(said.weight),
+            needs,
+            self.words.per,
+            self.aids,
+            said.teacher,
+            self.words.padding,
         )
 
     def _pairs(self) -> tuple[lessons.Pair, ...]:

@@ -42,6 +42,7 @@ class LossWords:
     made: dict[str, str] = field(
         default_factory=dict
     )  # words of the modules that the recipe makes for it, as parameters
+    padding: bool = False  # padding counts, as it does in the code that it repeats
     bundle: bool = False  # it takes several taps at once: `tap: [query, key, value]`
     kept: str | None = (
         None  # the loss that stands for it where a cache keeps only the most probable tokens of a teacher
@@ -93,6 +94,9 @@ LOSSES: dict[str, LossWords] = {
         per="row",
         made={"negatives": "count", "width": "count", "momentum": "fraction"},
     ),
+    "tinybert_scores_mse": LossWords(("scores",), per="row", padding=True),
+    "tinybert_hidden_mse": LossWords(("embedding", "hidden"), per="row", same_width=True, padding=True),
+    "tinybert_soft_cross_entropy": LossWords(_LOGITS, _WARM),
 }
 
 METRICS = {"classification": ("accuracy", "f1", "matthews"), "regression": ("pearson", "spearman")}  # the first leads

@@ -1,4 +1,4 @@
-"""Batches of task rows as pure functions of (seed, step), padded to their longest row."""
+"""Batches of task rows as pure functions of (seed, step), padded to their longest row, or to a length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from limbeck.feeds.tasks import Rows
 class TaskFeed:
     """Rows of a task as batches.
 
-    A batch holds, for b rows of which the longest has T tokens,
+    A batch holds, for b rows of which the longest has T tokens, or for T = `length`,
 
     - `input_ids` int64 [b, T], padded on the right,
     - `attention_mask` int64 [b, T]: 1 for tokens, 0 for padding,
@@ -32,14 +32,23 @@ class TaskFeed:
         pad_id: of the tokenizer.
         types: the models read `token_type_ids`.
         pool: batches whose rows are put into an order of length together, so that a batch has little padding; 1: none.
+        length: to which every row is padded, at least that of the longest; None: to the longest of its batch.
     """
 
     def __init__(
-        self, rows: Rows, *, seed: int = 0, batch_size: int = 32, pad_id: int = 0, types: bool = False, pool: int = 1
+        self,
+        rows: Rows,
+        *,
+        seed: int = 0,
+        batch_size: int = 32,
+        pad_id: int = 0,
+        types: bool = False,
+        pool: int = 1,
+        length: int | None = None,
     ) -> None:
         self.blocks = rows
         self.seed, self.batch_size = seed, batch_size
-        self.pad_id, self.types, self.pool = pad_id, types, pool
+        self.pad_id, self.types, self.pool, self.length = pad_id, types, pool, length
 
     def indices(self, step: int) -> np.ndarray:
         """The rows of the whole batch `step`: int64 [batch_size].
@@ -78,15 +87,15 @@ class TaskFeed:
         indices = np.array(indices, np.int64, order="C")
         ids = self.blocks.rows(indices)
         batch = {
-            "input_ids": _padded(ids, self.pad_id),
-            "attention_mask": _padded([np.ones_like(row) for row in ids], 0),
+            "input_ids": self._padded(ids, self.pad_id),
+            "attention_mask": self._padded([np.ones_like(row) for row in ids], 0),
             "labels": self.blocks.labels(indices),
             "select": np.ones(len(indices), bool),
             "documents": indices.astype(np.int32),
             "blocks": indices,
         }
         if self.types:
-            batch["token_type_ids"] = _padded(self.blocks.segments(indices), 0)
+            batch["token_type_ids"] = self._padded(self.blocks.segments(indices), 0)
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def fixed(self, count: int, batch_size: int | None = None) -> Iterator[Batch]:
@@ -97,10 +106,10 @@ class TaskFeed:
         for start in range(0, count, size):
             yield self.sample(indices[start : start + size])
 
-
-def _padded(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
-    """Rows of different lengths as one array, filled up on the right: int64 [n, longest]."""
-    array = np.full((len(rows), max(map(len, rows), default=0)), value, np.int64)
-    for line, row in zip(array, rows, strict=True):
-        line[: len(row)] = row
-    return array
+    def _padded(self, rows: Sequence[np.ndarray], value: int) -> np.ndarray:
+        """Rows of different lengths as one array, filled up on the right: int64 [n, T]."""
+        longest = max(map(len, rows), default=0) if self.length is None else self.length
+        array = np.full((len(rows), longest), value, np.int64)
+        for line, row in zip(array, rows, strict=True):
+            line[: len(row)] = row
+        return array

@@ -39,6 +39,7 @@ from limbeck.losses.logits import (
     squared_error,
     universal_logit,
 )
+from limbeck.losses.published import tinybert_hidden_mse, tinybert_scores_mse, tinybert_soft_cross_entropy
 from limbeck.losses.relation import contrastive, flow, rkd_angle, rkd_distance, similarity
 from limbeck.losses.sparse import topk_jensen_shannon, topk_kl, topk_reverse_kl
 
@@ -84,4 +85,8 @@ LOSSES: dict[str, Loss] = {
     "rkd_angle": rkd_angle,
     "similarity": similarity,
     "contrastive": contrastive,
+    # published
+    "tinybert_scores_mse": tinybert_scores_mse,
+    "tinybert_hidden_mse": tinybert_hidden_mse,
+    "tinybert_soft_cross_entropy": tinybert_soft_cross_entropy,
 }

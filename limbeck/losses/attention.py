@@ -107,7 +107,7 @@ def attention_kl(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None
     """
     seen = _pairs(mask, student, teacher)
     log_s, log_t = _log_attention(student, seen), _log_attention(teacher.detach(), seen)
-    heads = _common(log_s, log_t)
+    heads = common_heads(log_s, log_t)
     log_s, log_t = (_mean_of_logs(x, heads) for x in (log_s, log_t))
     return _of_queries(kl(log_t, log_s).mean(1), seen)
 
@@ -164,7 +164,7 @@ def grouped(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[1] == heads else x.unflatten(1, (heads, -1)).mean(2)
 
 
-def _common(student: Tensor, teacher: Tensor) -> int:
+def common_heads(student: Tensor, teacher: Tensor) -> int:
     """The number of heads in which two maps can be compared."""
     few, many = sorted((student.shape[1], teacher.shape[1]))
     if many % few:
@@ -198,7 +198,7 @@ def _of_queries(values: Tensor, seen: Tensor | None) -> Tensor:
 
 
 def _map_mse(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-    seen, heads = _pairs(mask, student, teacher), _common(student, teacher)
+    seen, heads = _pairs(mask, student, teacher), common_heads(student, teacher)
     if seen is None:
         return (grouped(wide(student), heads) - grouped(wide(teacher.detach()), heads)).square().mean(dim=(1, 3))
     seen = seen.expand(-1, 1, *student.shape[2:])

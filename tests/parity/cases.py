@@ -32,6 +32,7 @@ class Case:
     settings: tuple[dict[str, Any], ...] = ({},)
     zero: bool = True
     kinked: bool = False
+    padding: bool = False  # padding counts, as it does in a published code
     chunks: str = "B"
     scale: float = 2.0
     prepare: Callable[[Given, dict[str, int]], Given] = lambda given, _: given
@@ -220,6 +221,10 @@ CASES: dict[str, Case] = {
     "rkd_angle/rows": hidden("rkd_angle", "", layout=sides("BH", "BJ", mask="B")),
     "similarity": hidden("similarity", "", teacher="BTJ"),
     "similarity/rows": hidden("similarity", "", layout=sides("BTH", "BJ", mask="B")),
+    "tinybert_scores_mse": Case("tinybert_scores_mse", "B", sides("BhTT"), padding=True),
+    "tinybert_scores_mse/pairs": Case("tinybert_scores_mse", "B", sides("BhTS", "BgTS", mask="B1TS"), padding=True),
+    "tinybert_hidden_mse": Case("tinybert_hidden_mse", "B", sides("BTH"), padding=True),
+    "tinybert_soft_cross_entropy": logits("tinybert_soft_cross_entropy", *SOFT, zero=False),
     "contrastive": Case("contrastive", "B", sides(("BD", "BCD"), mask="B"), CONTRAST, zero=False, prepare=unit_length),
 }
 NAMES = sorted({case.loss for case in CASES.values()})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from parity import naive_attention, naive_hidden, naive_logits, naive_relation
+from parity import naive_attention, naive_hidden, naive_logits, naive_published, naive_relation
 
 NAMES = {
     naive_logits: (
@@ -16,6 +16,7 @@ NAMES = {
     ),
     naive_hidden: ("mse cosine patient attention_transfer neuron_selectivity activation_boundary factor_transfer cka"),
     naive_attention: "attention_scores_mse attention_mse attention_kl relation_kl",
+    naive_published: "tinybert_scores_mse tinybert_hidden_mse tinybert_soft_cross_entropy",
     naive_relation: "flow rkd_distance rkd_angle similarity contrastive",
 }
 

@@ -231,12 +231,10 @@ def test_all_losses_in_one_setting(train: Callable[..., limbeck.Run], world: Pat
         assert row["gradient_share"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_padding_counts_in_no_loss() -> None:
-    """Longer padding, and other tokens in it, change no value and no gradient."""
+def in_longer_padding(said: list[dict[str, Any]]) -> tuple[list[dict[str, Tensor]], list[list[Tensor]]]:
+    """Values and gradients of a batch, and of it with longer padding that holds other tokens."""
     teacher, student = bert(24, 4, seed=99), bert(16, 2, seed=0)
-    made = terms.of_setting(
-        Setting.model_validate({"terms": named_terms()}), student.config, {"teacher": teacher.config}, "a"
-    )
+    made = terms.of_setting(Setting.model_validate({"terms": said}), student.config, {"teacher": teacher.config}, "a")
     taps = {side: sorted({tap for term in made for tap in term.taps(side)}) for side in ("student", "teacher")}
     aids = bridges.build({n: m for term in made for n, m in term.aids.items()}, bridges.Making(0, BLOCKS)).double()
     one = Learner("a", student, taps["student"], seed=0, bridges=aids, optimisation=PLAINLY)
@@ -254,10 +252,24 @@ def test_padding_counts_in_no_loss() -> None:
         values.append(still.gradients([each], Counts.of([each]), 0)["a"].terms)
         gradients.append([p.grad.clone() for p in one.parameters if p.grad is not None and p.shape != (32, 16)])
     assert values[0].keys() == {term.name for term in made}
+    return values, gradients
+
+
+def test_padding_counts_in_no_loss() -> None:
+    """Longer padding, and other tokens in it, change no value and no gradient; but of losses that say so, below."""
+    values, gradients = in_longer_padding([term for term in named_terms() if not WORDS[term["loss"]].padding])
     for name, value in values[0].items():
         torch.testing.assert_close(value, values[1][name], rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("loss", [loss for loss, words in WORDS.items() if words.padding])
+def test_padding_counts_where_a_loss_says_so(loss: str) -> None:
+    """As in the code that it repeats: its denominator holds padding, and so do its padded queries or states."""
+    (short, longer), gradients = in_longer_padding([{"loss": loss, "tap": WORDS[loss].taps[0], "name": "it"}])
+    assert abs(longer["it"] / short["it"] - 1) > 1e-3
+    assert any((mine - theirs).abs().max() > 1e-6 for mine, theirs in zip(*gradients, strict=True))
 
 
 def test_a_micro_batch_of_words_that_nobody_knows(world: Path, tmp_path: Path, fast: None) -> None:

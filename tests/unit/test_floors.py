@@ -18,7 +18,7 @@ FLOORS = [
     # 1: models, and the processes
     "attention taps quantised recall packing blockwise bridges students cuts inherit models exits world balance memory factors custom",
     # 2: who answers, and who learns from whom
-    "shortage actors ensemble lessons tally voices",
+    "shortage actors noisy ensemble lessons tally voices",
     # 3: one training step
     "still",
     # 4: casts, and text

@@ -85,6 +85,16 @@ def test_a_batch_by_hand() -> None:
     }
 
 
+def test_rows_are_filled_up_to_a_length() -> None:
+    """Also those of a batch without long ones, in every part of it; nothing else changes."""
+    plain, filled = feed(), feed(length=12)
+    for step in range(4):
+        for part in (slice(None), slice(1, 3)):
+            short, long = plain.batch(step, part), filled.batch(step, part)
+            assert {tensor.shape[1] for tensor in long.values() if tensor.dim() == 2} == {12}
+            assert equal_but_for_padding(long, short, slice(None))
+
+
 def test_the_order_is_that_of_blocks() -> None:
     one = feed()
     for step in (0, 7, 100):
