@@ -2,7 +2,7 @@
 
 A job is a JSON object a line: `recipe`, and how it ends: `kill` (at the n-th write), `after` (SIGKILL so many seconds after
 its start), `limit` (bytes of the largest file), `signal` (numbers of signals, sent at the n-th call of a function `module:name`),
-or not at all. Each answer is a line: exit status (negative: a signal), seconds, writes, standard error.
+`clock` (what its clocks show, see `wind`), or not at all. Each answer is a line: exit status (negative: a signal), seconds, writes, standard error.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import io
+import itertools
 import json
 import os
 import resource
@@ -19,7 +20,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 KILLED = 137
@@ -87,6 +90,32 @@ def send(numbers: list[int], at: str, call: int) -> None:
     setattr(place, name, signalled)
 
 
+def wind(ahead: float, step: float) -> None:
+    """All clocks that limbeck reads are so many seconds ahead, and go on by `step` at each reading, whatever the time is."""
+    readings = itertools.count()
+
+    def reading(plain: Callable[[], float]) -> Callable[[], float]:
+        begin = plain() + ahead
+        return lambda: begin + step * next(readings)
+
+    wound = {name: reading(getattr(time, name)) for name in ("time", "monotonic", "perf_counter")}
+
+    class Set(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.fromtimestamp(wound["time"](), tz)
+
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "limbeck"]
+    for module in modules:
+        for name, value in list(vars(module).items()):
+            if value is getattr(time, name, None) and name in wound:
+                setattr(module, name, wound[name])
+            elif value is datetime:
+                setattr(module, name, Set)
+            elif value is time:
+                setattr(module, name, SimpleNamespace(**{**vars(time), **wound}))
+
+
 def child(job: dict[str, Any], log: str, counts: str) -> None:
     """What a fork does; it never returns."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -102,6 +131,8 @@ def child(job: dict[str, Any], log: str, counts: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
     if job.get("signal"):
         send(**job["signal"])
+    if job.get("clock"):
+        wind(**job["clock"])
     writes = inject(job.get("kill"))
     sys.argv = ["limbeck", "run", job["recipe"], *job.get("more", [])]
     status = 0
