@@ -138,7 +138,7 @@ def launch(script: Path, table: dict[str, Any], *words: str) -> tuple[int, str]:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     return process.returncode, process.stderr
