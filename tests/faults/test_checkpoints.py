@@ -66,8 +66,8 @@ def test_killed_at_every_write(part: int, fork: Fork, undisturbed: limbeck.Run, 
 
 
 def killed_after(share: float, fork: Fork, out: Path, undisturbed: limbeck.Run) -> bool:
-    """Killed by the system after a share of the run's time; whether it was still at work."""
-    told = fork(out, after=share * told_of(undisturbed)["seconds"])
+    """Killed by the system after a share of the run's work; whether it was still at it."""
+    told = fork(out, after=share * told_of(undisturbed)["worked"])
     assert told["status"] in (-9, 0), told["said"]
     gone_on(fork, out, undisturbed)
     return told["status"] == -9
