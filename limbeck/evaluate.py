@@ -125,7 +125,9 @@ class Evaluation:
                         **(mine.metrics(self.task) if self.task else {}),
                         "exits": {tap: self._of_exit(sums[learner.name, tap], taught) for tap in learner.exits},
                         "tokens": mine.tokens,
-                        "logit_grad_norm_layers": self.parts.fitting(partial(self._gradient_norms, learner, batches[0])),
+                        "logit_grad_norm_layers": self.parts.fitting(
+                            partial(self._gradient_norms, learner, batches[0])
+                        ),
                         "documents": mine.of,
                     }
         return found

@@ -71,6 +71,7 @@ def test_a_lock_knows_no_time(fork: Fork, tmp_path: Path) -> None:
 
 def test_an_entry_of_the_cache_from_the_future_is_taken(tmp_path: Path) -> None:
     """By what it holds, not by its time."""
+
     def write(folder: Path) -> dict[str, int]:
         (folder / "whole").write_bytes(b"y")
         return {"of": 1}

@@ -115,7 +115,9 @@ def test_where_one_row_does_not_fit_the_remedy_is_named() -> None:
     for ask in (Evaluation({"a": None}, {"test": BATCHES}, chunk=7), Reasons({"a": None}, BATCHES, chunk=7)):
         one = learner("a", MULTI)
         holds(one, 0)
-        with pytest.raises(UserError, match=r"^(evaluation|reasons): out of memory with one row at a time; .*train\.chunk"):
+        with pytest.raises(
+            UserError, match=r"^(evaluation|reasons): out of memory with one row at a time; .*train\.chunk"
+        ):
             ask([one])
         assert one.model.training
 
