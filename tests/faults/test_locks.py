@@ -56,10 +56,12 @@ def test_a_second_run_is_refused_and_the_owner_named(fork: Fork, tmp_path: Path)
 def test_a_dead_owner_holds_nothing(fork: Fork, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True) as owner:
-        assert owner.stdout and owner.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"process {owner.pid} on"), locks.held(out):
-            pass
-        owner.kill()
+        try:
+            assert owner.stdout and owner.stdout.readline() == "held\n"
+            with pytest.raises(UserError, match=f"process {owner.pid} on"), locks.held(out):
+                pass
+        finally:
+            owner.kill()
     assert json.loads((out / locks.FILE).read_text())["pid"] == owner.pid, "it left its file"
     told = fork(out)
     assert told["status"] == 0, told["said"]
