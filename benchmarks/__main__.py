@@ -18,7 +18,7 @@ Measure = Callable[[Sequence[str]], list[Row]]
 
 def parts(device: str, quick: bool, rounds: int, text: Path | None) -> dict[tuple[str, ...], Measure]:
     """Names of rows -> what measures them together."""
-    from benchmarks import cache, data, growth, peers, study
+    from benchmarks import cache, data, growth, peers, saving, study
     from benchmarks.shapes import QUICK, Shape
 
     shape = replace(QUICK if quick else Shape(), device=device)
@@ -28,6 +28,7 @@ def parts(device: str, quick: bool, rounds: int, text: Path | None) -> dict[tupl
         ("lockstep_8",): partial(study.rows, shape=shape, rounds=fewer),
         ("cache_epoch", "cache_bytes"): partial(cache.rows, shape=shape, rounds=fewer),
         ("growth_vocabulary", "growth_length"): partial(growth.rows, device=device, rounds=fewer, quick=quick),
+        ("saving",): partial(saving.rows, device=device, rounds=fewer, quick=quick),
         ("data",): partial(data.rows, shape=shape, rounds=fewer, megabytes=0.2 if quick else 4.0, text=text),
     }
 

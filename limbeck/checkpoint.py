@@ -52,12 +52,12 @@ def save(folder: Path, step: int, actors: Sequence[Kept], facts: dict[str, Any])
         shutil.rmtree(temporary, ignore_errors=True)
     for path in (folder, folder.parent):
         rundir.sync(path)
-    _rotate(folder, place)
+    rotate(folder, place)
     return place
 
 
-def _rotate(folder: Path, new: Path) -> None:
-    """Removes what is older than the newest two that verify; the new one does."""
+def rotate(folder: Path, new: Path | None = None) -> None:
+    """Removes what is older than the newest two that verify; `new`, which has just been written, is known to."""
     sound = 0
     for place in list_all(folder):
         if sound >= KEPT:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from time import perf_counter
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from limbeck import shortage
+from limbeck import clock, shortage
 from limbeck.actors import Norms
 from limbeck.balance import Probed, gradient_shares
 from limbeck.errors import UserError
@@ -84,7 +83,7 @@ class Course:
     probes: Callable[[int], bool] = lambda step: False
     way: Way = field(default_factory=Way)
     skips: int = 10
-    tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
+    tell: Callable[[str], None] = shortage.say
 
 
 def fit(course: Course, hooks: Sequence[Hook], stopped: Callable[[], bool] = lambda: False) -> int:
@@ -129,10 +128,10 @@ def _advance(course: Course, seed: int, still: Still, record: Record) -> None:
     names = [it.name for it in still.learners if course.probes(step) or (way.skipped.get(it.name) and it.balance.waits)]
     if names:
         probed, (batches, counts) = _probe(course, seed, still, names, (batches, counts), step)
-    begin += perf_counter() - paused
+    begin += clock.since(paused)
     measure = course.measure(record.step)
     tallies = still.step(batches, counts, step, measure, lambda: _smaller(course, seed, step))
-    speed = counts.tokens / (perf_counter() - begin)
+    speed = counts.tokens / clock.since(begin)
     for name, tally in tallies.items():
         shares = gradient_shares(probed[name], tally.weights) if name in probed else None
         angles = {term: dict(it.cosines) for term, it in probed[name].items()} if name in probed else None

@@ -28,7 +28,7 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop: everything is saved, and running it again goes on. Exit status 75."""
+    """The run was asked to stop, or lost one of its processes: running it again goes on. Exit status 75."""
 
 
 class Failed(Exception):

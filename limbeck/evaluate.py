@@ -7,9 +7,10 @@ every document (special tokens, which belong to none, are left out); the gradien
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from limbeck.ensemble import Ensemble
 from limbeck.lessons import Lesson
 from limbeck.losses import cross_entropy, squared_error
 from limbeck.reduce import Batch, Counts
+from limbeck.shortage import Parts, cut, say
 from limbeck.still import COMMON, Still, Voice, common_loss
 from limbeck.world import World
 
@@ -85,6 +87,7 @@ class Evaluation:
         autocast: dtype of matrix products.
         device: where the models are.
         task: classification or regression, whose metrics are told too; None for running text.
+        tell: takes a line where memory is short, and batches are read in smaller parts from then on.
     """
 
     def __init__(
@@ -96,10 +99,13 @@ class Evaluation:
         autocast: torch.dtype | None = None,
         device: torch.device = torch.device("cpu"),  # noqa: B008 (an immutable value)
         task: str | None = None,
+        tell: Callable[[str], None] = say,
     ) -> None:
         self.task = task
         self.teachers, self.batches, self.chunk, self.autocast = teachers, batches, chunk, autocast
         self.device = device
+        rows = max(len(batch["input_ids"]) for several in batches.values() for batch in several)
+        self.parts = Parts("evaluation", rows, tell)
 
     def __call__(self, learners: Sequence[Learner]) -> dict[tuple[str, str], dict[str, Any]]:
         """(learner, split) -> its means, its `documents` and its `logit_grad_norm_layers`."""
@@ -109,7 +115,7 @@ class Evaluation:
                 sums = {}
                 for teacher in dict.fromkeys(self.teachers[learner.name] for learner in learners):
                     group = [learner for learner in learners if self.teachers[learner.name] is teacher]
-                    sums |= self._sums(teacher, group, batches)
+                    sums |= self.parts.fitting(partial(self._sums, teacher, group, batches))
                 for learner in learners:
                     mine, taught = sums[learner.name, "logits"], self.teachers[learner.name] is not None
                     theirs = sums[learner.name, TEACHER]
@@ -119,7 +125,9 @@ class Evaluation:
                         **(mine.metrics(self.task) if self.task else {}),
                         "exits": {tap: self._of_exit(sums[learner.name, tap], taught) for tap in learner.exits},
                         "tokens": mine.tokens,
-                        "logit_grad_norm_layers": self._gradient_norms(learner, batches[0]),
+                        "logit_grad_norm_layers": self.parts.fitting(
+                            partial(self._gradient_norms, learner, batches[0])
+                        ),
                         "documents": mine.of,
                     }
         return found
@@ -136,7 +144,7 @@ class Evaluation:
         voices = {learner.name: ("logits", *learner.exits) for learner in learners}
         sums = {(name, tap): Sums() for name, taps in voices.items() for tap in taps}
         theirs = Sums()
-        for batch in batches:
+        for batch in self._cut(batches):
             device = batch["input_ids"].device
             where = (batch["select"] & (batch["documents"] >= 0)).flatten().nonzero().squeeze(1)
             labels = batch["labels"].flatten()[where]
@@ -163,6 +171,10 @@ class Evaluation:
                             )
         return sums | {(learner.name, TEACHER): theirs for learner in learners}
 
+    def _cut(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The same rows, as many at a time as memory holds."""
+        return [part for batch in batches for part in cut(batch, self.parts.count)]
+
     def _gradient_norms(self, learner: Learner, batch: Batch) -> list[float] | None:
         """The gradient norm by layer of the common logit loss on one batch: same loss, same scale for all settings."""
         teacher = self.teachers[learner.name]
@@ -178,7 +190,7 @@ class Evaluation:
             balanced=False,
         )
         with without_gradients(learner):
-            still.gradients([batch], Counts.of([batch]), step=0)
+            still.gradients(self._cut([batch]), Counts.of([batch]), step=0)
             return [norm(gradients(layer)).item() for layer in learner.layers]
 
 

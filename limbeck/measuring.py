@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from limbeck import build
@@ -14,7 +16,7 @@ PIECE = 1 << 22  # tokens that are counted at a time
 BLOCKS = 64  # of an evaluation
 
 
-def reasons(study: Study) -> Reasons | None:
+def reasons(study: Study, tell: Callable[[str], None]) -> Reasons | None:
     """What looks for reasons at evaluations, in the first process."""
     count, task, material = study.design.recipe.train.reasons_blocks, study.design.recipe.data.task, study.material
     if not count or not study.world.is_main:
@@ -23,10 +25,10 @@ def reasons(study: Study) -> Reasons | None:
     feed = build.feed(plan, build.Material(material.corpus, None), 0, "heldout")
     batches = [to_device(b, study.world.device) for b in feed.fixed(len(heldout) if task else count, batch_size=16)]
     counts = None if task else _occurrences(material.corpus.train.tokens, plan.student.vocab_size)
-    return Reasons(study.measures, batches, chunk=plan.chunk, autocast=plan.autocast, counts=counts)
+    return Reasons(study.measures, batches, chunk=plan.chunk, autocast=plan.autocast, counts=counts, tell=tell)
 
 
-def evaluation(study: Study) -> Evaluation:
+def evaluation(study: Study, tell: Callable[[str], None]) -> Evaluation:
     """The fixed blocks of both splits."""
     plan, material, world = study.design, study.material, study.world
     batches = {}
@@ -42,6 +44,7 @@ def evaluation(study: Study) -> Evaluation:
         autocast=plan.autocast,
         device=world.device,
         task=task.kind if task else None,
+        tell=tell,
     )
 
 

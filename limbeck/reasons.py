@@ -26,6 +26,7 @@ from limbeck.findings import Layer, Numbers, binned, calibration, cka_grid, freq
 from limbeck.losses import cross_entropy, squared_error, symmetric_kl
 from limbeck.losses.tensors import wide
 from limbeck.reduce import Batch
+from limbeck.shortage import Parts, cut, say
 from limbeck.still import common_loss
 from limbeck.taps import Tapped
 
@@ -48,6 +49,17 @@ class Fixed:
     where: Tensor  # the selected tokens, or rows, that belong to a document: as in an evaluation
     labels: Tensor  # theirs
     states: Tensor  # the tokens whose states are compared
+
+    def cut(self, parts: int) -> Iterator[Fixed]:
+        """The same in up to `parts` runs of rows."""
+        selected, attended = (self.batch[name] for name in ("select", "attention_mask"))
+        first, one, other = 0, selected[0].numel(), attended[0].numel()  # places of a row
+        for batch in cut(self.batch, parts):
+            last = first + len(batch["select"])
+            chosen = (self.where >= first * one) & (self.where < last * one)
+            states = self.states[(self.states >= first * other) & (self.states < last * other)]
+            yield Fixed(batch, self.where[chosen] - first * one, self.labels[chosen], states - first * other)
+            first = last
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,7 @@ class Reasons:
         autocast: dtype of matrix products.
         counts: how often each token occurs in the training text, int64 `[V]`; None: nothing is told by frequency.
         tokens: whose states are compared, at most.
+        tell: takes a line where memory is short, and batches are read in smaller parts from then on.
     """
 
     def __init__(
@@ -90,6 +103,7 @@ class Reasons:
         autocast: torch.dtype | None = None,
         counts: np.ndarray | None = None,
         tokens: int = TOKENS,
+        tell: Callable[[str], None] = say,
     ) -> None:
         self.teachers, self.chunk, self.autocast = teachers, chunk, autocast
         self.fixed = [
@@ -106,16 +120,20 @@ class Reasons:
             said = np.concatenate([_predicted(one) for one in self.fixed])
             self.frequencies = np.searchsorted(self.edges, counts[said], side="right") - 1
         self._wrapped: dict[nn.Module, Tapped] = {}
+        self.parts = Parts("reasons", max(len(batch["select"]) for batch in batches), tell)
 
     @torch.no_grad()
     def __call__(self, learners: Sequence[Learner], pairs: bool = True) -> Found:
         """Measures some learners, and unless told otherwise every pair of those of one seed."""
+        return self.parts.fitting(lambda: self._found(learners, pairs))
+
+    def _found(self, learners: Sequence[Learner], pairs: bool) -> Found:
         theirs = dict.fromkeys(teacher for one in learners if (teacher := self.teachers[one.name]) is not None)
         companies = [[one for one in learners if one.seed == seed] for seed in dict.fromkeys(o.seed for o in learners)]
         couples = [list(combinations(company, 2)) if pairs else [] for company in companies]
         states, heard = defaultdict(list), defaultdict(list)
         with evaluating(learners):
-            for fixed in self.fixed:
+            for fixed in self._cut():
                 with self._precision(fixed):
                     features = {one: self._read(one, fixed, states[one]) for one in (*theirs, *learners)}
                     for rows in self._chunks(fixed):
@@ -134,9 +152,12 @@ class Reasons:
     @torch.no_grad()
     def label_loss(self, learner: Learner) -> float:
         """The mean label loss of one learner, nan without labels: what `paths.barrier` may follow. It reads no teacher."""
+        return self.parts.fitting(lambda: self._label_loss(learner))
+
+    def _label_loss(self, learner: Learner) -> float:
         total = 0.0
         with evaluating([learner]):
-            for fixed in self.fixed:
+            for fixed in self._cut():
                 with self._precision(fixed):
                     features = self._read(learner, fixed)
                     for rows in self._chunks(fixed):
@@ -178,6 +199,10 @@ class Reasons:
                 heard[one, teacher].append(_array(_distance(logits, said[teacher], common_loss)))
         for one, other in couples:
             heard[one, other].append(_array(_distance(mine[one], mine[other], _apart)))
+
+    def _cut(self) -> Iterator[Fixed]:
+        """The same rows, as many at a time as memory holds."""
+        return (part for fixed in self.fixed for part in fixed.cut(self.parts.count))
 
     def _chunks(self, fixed: Fixed) -> Iterator[slice]:
         return (slice(start, start + self.chunk) for start in range(0, len(fixed.where), self.chunk))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from limbeck import build, checkpoint, costs, export, manifest, measuring, profile, progress, room, rundir
+from limbeck import build, checkpoint, clock, costs, export, manifest, measuring, profile, progress, room, rundir
 from limbeck.actors import Learner
 from limbeck.engine import Course, Record, Way, fit
 from limbeck.errors import Failed, Interrupted, UserError
@@ -50,7 +50,7 @@ class Session:
         self.force = force
         self.study, self.folder, self.tell, self.recipe, self.baselines = study, folder, tell, recipe, baselines
         self.table, self.how = study.design.recipe, study.design.recipe.train
-        self.evaluation, self.reasons = measuring.evaluation(study), measuring.reasons(study)
+        self.evaluation, self.reasons = measuring.evaluation(study, tell), measuring.reasons(study, tell)
         self.flops = costs.of_study(study.design).flops_per_step
         self.tokens: dict[str, int] = {}
         self.way = Way()
@@ -66,7 +66,7 @@ class Session:
             UserError: the disk has no room for the run, or the run was made of something else.
             Failed: some settings did not end; the others did, and everything is saved.
         """
-        begin = time.time()
+        begin = perf_counter()
         with at_once():
             room.require(self.study, self.folder)
             start = self._resume() if self._exists() else self._begin()
@@ -181,8 +181,9 @@ class Session:
             rundir.write_text(self.folder / rundir.RECIPE, self.recipe)
             rundir.remove_left(self.folder)
             checkpoint.drop_after(self.folder / rundir.CHECKPOINTS, start)
+            checkpoint.rotate(self.folder / rundir.CHECKPOINTS)  # a kill may have come before that
             rundir.drop_after(self.folder, start if taken else -1)
-        self._status("running", time.time())
+        self._status("running", perf_counter())
         self.study.world.wait()
         return start
 
@@ -267,7 +268,7 @@ class Session:
         """Appends what the reasons found to reasons.jsonl; at the end also the way from student to student."""
         if self.reasons is None:
             return
-        begin, learners = time.perf_counter(), {learner.name: learner for learner in who}
+        begin, learners = perf_counter(), {learner.name: learner for learner in who}
         found = self.reasons(list(learners.values()))
         at, rows = {"step": step, "stage": self.table.stage}, []
         for name, said in found.learners.items():
@@ -281,7 +282,7 @@ class Session:
             ends = step == self.how.steps and len(found.pairs) <= BARRIERS and named[0] != named[1]  # one beginning
             way = {"barrier": barrier(one.model, other.model, partial(self._loss_on_the_way, one))} if ends else {}
             rows.append({**at, "kind": "pair", **pair, "settings": named, **way})
-        spent = time.perf_counter() - begin
+        spent = clock.since(begin)
         rundir.append_lines(self.folder / rundir.REASONS, [row | {"seconds": spent / len(rows)} for row in rows])
 
     def _loss_on_the_way(self, learner: Learner, model: torch.nn.Module) -> float:
@@ -311,7 +312,7 @@ class Session:
                 card = export.model_card(facts, self.recipe, self.study.settings[learner.name], learner.name, rows)
                 with self.keeper.worn([learner]) if self.keeper else nullcontext():
                     export.export(self.folder, learner, self.study.design.student_tokenizer, card)
-            spent = facts["seconds"] + time.time() - begin
+            spent = facts["seconds"] + clock.since(begin)
             told = profile.of_study(self.study, seconds=max(PROFILING, PROFILED * spent))
             rundir.write_json(self.folder / rundir.PROFILE, told)
         self._status("done" if self._left else "failed", begin)
@@ -322,7 +323,8 @@ class Session:
     def _status(self, status: str, begin: float) -> None:
         if self.study.world.is_main:
             now = rundir.read_json(self.folder / rundir.MANIFEST)
-            spent, ended = now["seconds"] + time.time() - begin, None if status == "running" else manifest.now()
+            spent = now["seconds"] + clock.since(begin)
+            ended = None if status == "running" else max(manifest.now(), now["started"])  # a clock may be set back
             now |= {"status": status, "finished": ended, "seconds": round(spent, 1), "failed": self.way.failed}
             if self.keeper:
                 now |= {"ended": self.way.ended}

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from limbeck.errors import UserError
 from limbeck.reduce import Batch
 from limbeck.world import World
+
+T = TypeVar("T")
 
 SAID = ("not enough memory", "allocate memory", "out of memory", "bad_alloc", "alloc_failed")  # by torch, on any device
 HELP = (
@@ -68,6 +73,57 @@ def cut(batch: Batch, parts: int) -> list[Batch]:
     rows = len(next(iter(batch.values())))
     size = -(-rows // parts)
     return [{name: tensor[start : start + size] for name, tensor in batch.items()} for start in range(0, rows, size)]
+
+
+def say(line: str) -> None:
+    """Where lines for people go, unless someone else takes them."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@dataclass
+class Parts:
+    """Into how many parts fixed batches are cut: more wherever memory is short, and so from then on.
+
+    Args:
+        what: is computed from them.
+        rows: of the largest batch.
+        tell: takes a line whenever there are more parts.
+    """
+
+    what: str
+    rows: int
+    tell: Callable[[str], None] = say
+    count: int = 1
+
+    def fitting(self, compute: Callable[[], T]) -> T:
+        """What `compute`, which cuts its batches into `count` parts and changes nothing else, gives when memory holds it.
+
+        Raises:
+            UserError: one row at a time is too much.
+
+        Example:
+            >>> parts, sizes = Parts("sum", rows=4, tell=print), []
+            >>> def total() -> int:
+            ...     found = [len(part["x"]) for part in cut({"x": torch.arange(4)}, parts.count)]
+            ...     if max(found) > 2:
+            ...         raise MemoryError
+            ...     return sum(found)
+            >>> parts.fitting(total)
+            sum: out of memory; from now on at most 2 rows at a time, in the same sums
+            4
+        """
+        while True:
+            try:
+                return compute()
+            except (RuntimeError, MemoryError) as error:
+                if not is_short(error):
+                    raise
+            release()  # here, where the frames of the failed try are gone
+            if self.count >= self.rows:
+                raise UserError(f"{self.what}: out of memory with one row at a time; {HELP}")
+            self.count = min(2 * self.count, self.rows)
+            size = -(-self.rows // self.count)
+            self.tell(f"{self.what}: out of memory; from now on at most {size} rows at a time, in the same sums")
 
 
 @contextmanager

@@ -302,7 +302,7 @@ class Still:
         """Adds the time inside to an actor's, on a GPU that of the device."""
         start = self._now()
         yield
-        self.seconds[name] += self._now() - start
+        self.seconds[name] += max(0.0, self._now() - start)
 
     def _now(self) -> float:
         if self.world.device.type == "cuda":

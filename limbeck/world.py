@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -11,9 +12,10 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from limbeck.errors import UserError
+from limbeck.errors import Interrupted, UserError
 
 PATIENCE = timedelta(days=7)  # the others wait while the first process tokenises or evaluates
+GONE = ("closed by peer", "reset by peer", "broken pipe")  # what a process hears of one that has ended
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class World:
         if self.size == 1:
             return list(numbers)
         summed = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(summed)
+        with _heard():
+            dist.all_reduce(summed)
         return summed.tolist()
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -66,7 +69,8 @@ class World:
         for dtype in dict.fromkeys(p.dtype for p in wanted):
             some = [p for p in wanted if p.dtype == dtype]
             bucket = torch.cat([_gradient(p).flatten() for p in some])
-            dist.all_reduce(bucket)
+            with _heard():
+                dist.all_reduce(bucket)
             for parameter, summed in zip(some, bucket.split([p.numel() for p in some]), strict=True):
                 parameter.grad = summed.view_as(parameter)
 
@@ -75,7 +79,8 @@ class World:
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous())
+        with _heard():
+            dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
     @staticmethod
@@ -87,7 +92,23 @@ class World:
     def wait(self) -> None:
         """Waits for all processes."""
         if self.size > 1:
-            dist.barrier()
+            with _heard():
+                dist.barrier()
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Says in one line that another process has ended, where a collective finds its connection closed.
+
+    Raises:
+        Interrupted: it has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if any(said in str(error).lower() for said in GONE):
+            raise Interrupted("another process of the run has ended; run it again to go on") from None
+        raise
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

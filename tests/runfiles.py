@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import limbeck
+from limbeck import rundir
 
 TIMED = ("seconds", "tokens_per_second")
 
@@ -32,12 +33,17 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
 
 
+def reasons(run: limbeck.Run) -> list[dict[str, Any]]:
+    return rundir.read_lines(run.folder / rundir.REASONS)[0]
+
+
 def same_run(run: limbeck.Run, other: limbeck.Run, checkpoints: bool = True) -> None:
     """All that is a function of the recipe."""
     assert run.students.keys() == other.students.keys()
     assert all(weights(run, name) == weights(other, name) for name in run.students)
     assert untimed(run.metrics) == untimed(other.metrics)
     assert untimed(run.evals) == untimed(other.evals)
+    assert untimed(reasons(run)) == untimed(reasons(other))
     tables = [sorted((r.folder / "evals").iterdir()) for r in (run, other)]
     assert [path.name for path in tables[0]] == [path.name for path in tables[1]]
     for mine, theirs in zip(*tables, strict=True):

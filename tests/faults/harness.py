@@ -1,8 +1,8 @@
 """Runs that end badly, in forks of one process that has imported everything: `python harness.py`, jobs on standard input.
 
-A job is a JSON object a line: `recipe`, and how it ends: `kill` (at the n-th write), `after` (SIGKILL so many seconds after
-its start), `limit` (bytes of the largest file), `signal` (numbers of signals, sent at the n-th call of a function `module:name`),
-or not at all. Each answer is a line: exit status (negative: a signal), seconds, writes, standard error.
+A job is a JSON object a line: `recipe`, and how it ends: `kill` (at the n-th write), `after` (SIGKILL when it has worked
+so many seconds), `limit` (bytes of the largest file), `signal` (numbers of signals, sent at the n-th call of a function `module:name`),
+`clock` (what its clocks show, see `wind`), or not at all. Each answer is a line: exit status (negative: a signal), seconds, those of work, writes, standard error.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import builtins
 import importlib
 import io
+import itertools
 import json
+import math
 import os
 import resource
 import signal
@@ -19,7 +21,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 KILLED = 137
@@ -87,6 +91,32 @@ def send(numbers: list[int], at: str, call: int) -> None:
     setattr(place, name, signalled)
 
 
+def wind(ahead: float, step: float) -> None:
+    """All clocks that limbeck reads are so many seconds ahead, and go on by `step` at each reading, whatever the time is."""
+    readings = itertools.count()
+
+    def reading(plain: Callable[[], float]) -> Callable[[], float]:
+        begin = plain() + ahead
+        return lambda: begin + step * next(readings)
+
+    wound = {name: reading(getattr(time, name)) for name in ("time", "monotonic", "perf_counter")}
+
+    class Set(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.fromtimestamp(wound["time"](), tz)
+
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "limbeck"]
+    for module in modules:
+        for name, value in list(vars(module).items()):
+            if value is getattr(time, name, None) and name in wound:
+                setattr(module, name, wound[name])
+            elif value is datetime:
+                setattr(module, name, Set)
+            elif value is time:
+                setattr(module, name, SimpleNamespace(**{**vars(time), **wound}))
+
+
 def child(job: dict[str, Any], log: str, counts: str) -> None:
     """What a fork does; it never returns."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -102,6 +132,8 @@ def child(job: dict[str, Any], log: str, counts: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
     if job.get("signal"):
         send(**job["signal"])
+    if job.get("clock"):
+        wind(**job["clock"])
     writes = inject(job.get("kill"))
     sys.argv = ["limbeck", "run", job["recipe"], *job.get("more", [])]
     status = 0
@@ -121,6 +153,20 @@ def child(job: dict[str, Any], log: str, counts: str) -> None:
     os._exit(status)
 
 
+def ended(process: int, after: float | None) -> tuple[int, float]:
+    """Exit status, and seconds of processor time; killed when it has used `after` of them, however busy the machine is."""
+    clock, limit = (~process << 3) | 2, math.inf if after is None else after  # Linux: the clock of another process
+    wait = os.WNOHANG if after is not None else 0
+    while True:
+        found, status, used = os.wait4(process, wait)
+        if found:
+            return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+        if time.clock_gettime(clock) >= limit:
+            os.kill(process, signal.SIGKILL)
+            wait = 0
+        time.sleep(0.001)
+
+
 def done(job: dict[str, Any]) -> dict[str, Any]:
     """A job, from its start to its end."""
     with tempfile.TemporaryDirectory() as folder:
@@ -129,13 +175,10 @@ def done(job: dict[str, Any]) -> dict[str, Any]:
         process = os.fork()
         if not process:
             child(job, log, counts)
-        if "after" in job:
-            time.sleep(job["after"])
-            os.kill(process, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        status, worked = ended(process, job.get("after"))
         seconds = time.monotonic() - begin
         count = int(Path(counts).read_text()) if os.path.exists(counts) else None
-        return {"status": status, "seconds": seconds, "writes": count, "said": Path(log).read_text()}
+        return {"status": status, "seconds": seconds, "worked": worked, "writes": count, "said": Path(log).read_text()}
 
 
 def main() -> None:

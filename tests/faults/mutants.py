@@ -14,7 +14,7 @@ from typing import Any
 
 from limbeck.errors import UserError
 
-HANG = 20.0  # seconds
+HANG, WAITING = 20.0, 12  # seconds of a process's own time; how many times that it may last on a busy machine
 LONGEST_LINE = 1500  # characters of an error
 
 TOKENS = (
@@ -30,18 +30,24 @@ class Hang(BaseException):
 
 @contextmanager
 def soon(seconds: float = HANG) -> Iterator[None]:
-    """Ends what hangs."""
+    """Ends what hangs: after so many seconds of this process's own time, or `WAITING` times as many of the clock.
 
-    def ring(*_: Any) -> None:
-        raise Hang(f"not done after {seconds:g} s")
+    What waits for others on a busy machine does not hang; what waits for what never comes does.
+    """
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    def ring(number: int, _: Any) -> None:
+        raise Hang(f"not done after {seconds:g} s of its own time" if number == signal.SIGPROF else "waits for ever")
+
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, WAITING * seconds)}
+    before = {number: signal.signal(number, ring) for number in timers}
+    for timer, limit in timers.values():
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 def refusal(call: Callable[[], Any]) -> str:

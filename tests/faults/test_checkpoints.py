@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kernel import recipe
 from runfiles import same_run, same_state
 
 import limbeck
-from limbeck import checkpoint, rundir
+from limbeck import checkpoint, profile, rundir
+from limbeck.lab import report
 
 Fork = Callable[..., dict[str, Any]]
 EVERY = 15  # writes between those of the fast subset
@@ -62,8 +66,8 @@ def test_killed_at_every_write(part: int, fork: Fork, undisturbed: limbeck.Run, 
 
 
 def killed_after(share: float, fork: Fork, out: Path, undisturbed: limbeck.Run) -> bool:
-    """Killed by the system after a share of the run's time; whether it was still at work."""
-    told = fork(out, after=share * told_of(undisturbed)["seconds"])
+    """Killed by the system after a share of the run's work; whether it was still at it."""
+    told = fork(out, after=share * told_of(undisturbed)["worked"])
     assert told["status"] in (-9, 0), told["said"]
     gone_on(fork, out, undisturbed)
     return told["status"] == -9
@@ -79,6 +83,68 @@ def test_killed_at_random_moments(fork: Fork, undisturbed: limbeck.Run, tmp_path
     draw = random.Random(7)
     shares = [draw.random() for _ in range(MOMENTS)]
     assert sum(killed_after(share, fork, tmp_path / f"{share}", undisturbed) for share in shares) > MOMENTS / 2
+
+
+@pytest.mark.parametrize("call", [2, 3])
+def test_killed_before_older_ones_go(call: int, fork: Fork, undisturbed: limbeck.Run, tmp_path: Path) -> None:
+    """Between a checkpoint and its rotation; after the last one nothing is saved any more."""
+    out = tmp_path / "run"
+    told = fork(out, signal={"numbers": [signal.SIGKILL], "at": "limbeck.checkpoint:rotate", "call": call})
+    assert told["status"] == -9, told["said"]
+    assert len(checkpoint.list_all(out / rundir.CHECKPOINTS)) == call
+    gone_on(fork, out, undisturbed)
+
+
+# in which order
+
+
+def watched(out: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, Any]]:
+    """What is synced, with the bytes or names that it holds then; what is renamed, with all that must be on the disk then."""
+    events: list[tuple[str, Path, Any]] = []
+    sync, rename = os.fsync, os.rename
+
+    def held(path: Path) -> Any:
+        return sorted(it.name for it in path.iterdir()) if path.is_dir() else path.read_bytes()
+
+    def synced(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+        events.append(("sync", path, held(path)))
+
+    def renamed(source: Any, target: Any) -> None:
+        lines = [out / name for name in rundir.LINES]
+        there = [it for it in (Path(source), *Path(source).glob("*"), *lines) if it.exists()]
+        events.append(("rename", Path(source), (Path(target), {it: held(it) for it in there})))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    return events
+
+
+def test_a_checkpoint_is_on_the_disk_before_its_name_and_before_older_ones_go(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the lines that it counts on."""
+    out = (tmp_path / "run").resolve()
+    monkeypatch.setattr(report, "write", lambda folder: folder)
+    monkeypatch.setattr(profile, "of_study", lambda *_, **__: {"models": []})
+    events = watched(out, monkeypatch)
+    limbeck.run(recipe(world, out), quiet=True)
+    inside = [(what, path, more) for what, path, more in events if out / rundir.CHECKPOINTS in (path, *path.parents)
+              or path in [out / name for name in rundir.LINES]]  # fmt: skip
+    moves = [at for at, (what, _, _) in enumerate(inside) if what == "rename"]
+    commits = [at for at in moves if inside[at][2][0].name.startswith("step-")]
+    assert [inside[at][2][0].name for at in commits] == ["step-000002", "step-000004", "step-000006"]
+    assert [inside[at][1].name for at in moves if at not in commits] == ["step-000002"], "the oldest goes"
+    for at in commits:
+        on_disk = {path: held for what, path, held in inside[:at] if what == "sync"}
+        target, wanted = inside[at][2]
+        names = {path.name for path in wanted}
+        assert {checkpoint.MANIFEST, "multi-seed0.safetensors", *rundir.LINES} < names
+        assert wanted == {path: on_disk.get(path) for path in wanted}, f"not all of {target.name} was on the disk"
+        what, path, held = inside[at + 1]
+        assert (what, path) == ("sync", target.parent) and target.name in held, "its name, before anything else moves"
 
 
 # damaged

@@ -309,7 +309,7 @@ def test_a_real_allocator_that_has_no_more() -> None:
     found = []
     for room in ("300", "0"):
         process = subprocess.run(
-            [sys.executable, "-c", REAL, room], capture_output=True, text=True, timeout=240, check=False, cwd=ROOT
+            [sys.executable, "-c", REAL, room], capture_output=True, text=True, timeout=600, check=False, cwd=ROOT
         )
         assert process.returncode == 0, process.stderr[-4000:]
         found.append(json.loads(process.stdout))
@@ -370,7 +370,7 @@ def several(folder: Path, what: str, size: int) -> list[dict[str, Any]]:
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
         cwd=ROOT,
     )

@@ -296,18 +296,26 @@ def test_the_count_goes_on_after_a_resume() -> None:
     assert later.way == whole.way
 
 
-def test_peers_stop_together() -> None:
-    """Two that teach each other are one group: when one cannot go on, the other would learn from nobody."""
+@pytest.mark.parametrize("which", ["a", "b", "ab"])
+def test_peers_stop_together(which: str) -> None:
+    """Two that teach each other are one group: when one cannot go on, the other would learn from nobody.
+
+    The first that fails says why: where both do, of a the labels are broken, of b what it hears of its peer.
+    """
     feed = Rows()
     peer = replace(LOGIT, name="peer", teacher="peers")
-    bad = broken(feed, LABEL, [1, 2, 3])
+    worse = {"a": (peer, broken(feed, LABEL, [1, 2, 3])), "b": (broken(feed, peer, [1, 2, 3]), LABEL)}
     pair = [learner(f"mutual-seed0-{name}", (peer, LABEL), seed=seed) for seed, name in enumerate("ab")]
     other = learner("label-seed0", (LABEL,))
-    cast = schemes.mutual(pair, {}, (peer, bad))
+    cast = schemes.mutual(pair, {}, (peer, LABEL))
+    lessons = [replace(it, terms=worse[it.student[-1]] if it.student[-1] in which else it.terms) for it in cast.lessons]
+    cast = replace(cast, lessons=tuple(lessons))
     still = schemes.together([cast, schemes.offline(other, {}, (LABEL,))], chunk=16)
     run = course(feed, still, steps=5, skips=2)
     records = trained(run)
     assert set(run.way.failed) == {one.name for one in pair}
+    (line,) = set(run.way.failed.values())
+    assert f"times in a row: term {'label' if 'a' in which else 'peer'}" in line
     assert [len(record.rows) for record in records] == [3, 3, 3, 1, 1]
 
 

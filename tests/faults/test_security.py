@@ -143,7 +143,7 @@ def alone(folder: Path, *recipes: str, **environment: str) -> tuple[list[str], l
         capture_output=True,
         text=True,
         check=True,
-        timeout=200,
+        timeout=600,
     )
     return done.stdout.splitlines(), done.stderr.splitlines()
 

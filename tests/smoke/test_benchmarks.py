@@ -19,7 +19,7 @@ from limbeck.reduce import Counts
 ROOT = Path(__file__).parents[2]
 NAMES = [
     *("textbrewer_fp32", "textbrewer_bf16", "loop_bf16", "memory", "ceiling", "lockstep_8", "cache_epoch"),
-    *("cache_bytes", "overhead", "growth_vocabulary", "growth_length", "data"),
+    *("cache_bytes", "overhead", "growth_vocabulary", "growth_length", "saving", "data"),
 ]
 ALWAYS = {
     "loop_bf16",
@@ -28,6 +28,7 @@ ALWAYS = {
     "overhead",
     "growth_vocabulary",
     "growth_length",
+    "saving",
     "data",
 }  # need no peer
 
