@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from time import perf_counter
 
 import torch
@@ -31,7 +33,13 @@ class ModelCost:
 
 
 def of_model(config: PretrainedConfig, length: int) -> ModelCost:
-    """Counts a model on the meta device: no memory, no weights."""
+    """Counts a model on the meta device: no memory, no weights; a shape is counted once."""
+    return _counted(type(config), config.to_json_string(use_diff=False), length)
+
+
+@cache
+def _counted(kind: type[PretrainedConfig], words: str, length: int) -> ModelCost:
+    config = kind.from_dict(json.loads(words))
     with torch.device("meta"):
         model = students.build(config, seed=0)
         tapped = Tapped(model)

@@ -152,6 +152,7 @@ class Session:
                 raise UserError(
                     f"{self.folder}: cannot be made ({error.strerror}); choose another with out=DIR"
                 ) from None
+            rundir.remove_left(self.folder)  # of one that was killed before it had a manifest
             rundir.write_json(self.folder / rundir.MANIFEST, begun | {"baselines": list(self.baselines)})
             rundir.write_text(self.folder / rundir.RECIPE, self.recipe)
         self.study.world.wait()

@@ -167,6 +167,19 @@ def ended(process: int, after: float | None) -> tuple[int, float]:
         time.sleep(0.001)
 
 
+def counted(recipe: str) -> bool:
+    """Counts the shapes of a recipe here, if it is sound: no fork has to count them again."""
+    from limbeck import costs, designs, stages
+    from limbeck.errors import UserError
+
+    try:
+        for plan in designs.chain(stages.expand(recipe)).values():
+            costs.of_study(plan)
+    except UserError:
+        return False
+    return True
+
+
 def done(job: dict[str, Any]) -> dict[str, Any]:
     """A job, from its start to its end."""
     with tempfile.TemporaryDirectory() as folder:
@@ -190,8 +203,11 @@ def main() -> None:
     import limbeck.lab.report
     import limbeck.session  # noqa: F401
 
+    warm = False
     for line in sys.stdin:
-        print(json.dumps(done(json.loads(line))), flush=True)
+        job = json.loads(line)
+        warm = warm or counted(job["recipe"])
+        print(json.dumps(done(job)), flush=True)
 
 
 if __name__ == "__main__":

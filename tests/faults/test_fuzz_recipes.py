@@ -47,7 +47,14 @@ OVERRIDES = (
     "models.teacher=embedded",
 )
 FEW, ALL = 300, 5000
-PARTS = [pytest.param(range(FEW), id="few"), pytest.param(range(FEW, ALL), id="all", marks=pytest.mark.slow)]
+SHARES = 4  # of the slow ones, so that processes share them
+PARTS = [
+    pytest.param(range(FEW), id="few"),
+    *(
+        pytest.param(range(FEW + share, ALL, SHARES), id=f"share-{share}", marks=pytest.mark.slow)
+        for share in range(SHARES)
+    ),
+]
 
 
 def mutant(number: int) -> tuple[bytes, list[str]]:
