@@ -62,11 +62,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def random_bert(config: BertConfig, folder: Path) -> Path:
-    """A random model of this shape, with BERT's vocabulary where it is on this machine."""
+def random_bert(config: BertConfig, folder: Path, large: bool = True) -> Path:
+    """A random model of this shape, with BERT's vocabulary where it is on this machine, or with a small one."""
     embedded = models.place(models.EMBEDDED)
     tokenizer = AutoTokenizer.from_pretrained(embedded)
-    if BERT_UNCASED.is_dir():
+    if large and BERT_UNCASED.is_dir():
         tokenizer = type(tokenizer)(tokenizer_file=str(BERT_UNCASED / "tokenizer.json"), **tokenizer.special_tokens_map)
     config.vocab_size = len(tokenizer)
     students.build(config, seed=0).to(torch.bfloat16).save_pretrained(folder)
@@ -125,7 +125,7 @@ def test_tinybert(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.M
     shape = BertConfig(num_hidden_layers=8, hidden_size=32, num_attention_heads=4, intermediate_size=64)
     if name == "tinybert-small":
         shape = BertConfig(num_hidden_layers=6, hidden_size=384, intermediate_size=1536)
-    first, rows = random_bert(shape, tmp_path / "first"), table(tmp_path / "rows.tsv")
+    first, rows = random_bert(shape, tmp_path / "first", large=False), table(tmp_path / "rows.tsv")
     overrides = [*SMALL, f"data.corpus={rows}", "data.heldout=0.2", "train.batch_size=4", "train.eval_every=1"]
     overrides += [f"data.cache={tmp_path}", f"out={tmp_path / 'run'}", "train.precision=fp32", "train.reasons_blocks=0"]
     overrides += [f"stages[0].data.corpus={corpus}", f"stages[0].models.teacher={first}"]

@@ -7,7 +7,8 @@ from math import fsum, sqrt
 import numpy as np
 import pytest
 
-from limbeck.metrics import NAMES, scores
+from limbeck.metrics import scores
+from limbeck.words import METRICS
 
 Rows = list[float]
 
@@ -93,14 +94,14 @@ def test_scores_in_order_are_ranked_alike() -> None:
     assert found["spearman"] == pytest.approx(1) and found["pearson"] == pytest.approx(pearson([1, 10, 100], [1, 2, 3]))
 
 
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", METRICS)
 def test_no_rows_have_no_metrics(kind: str) -> None:
     count = 1 if kind == "regression" else 3
     for labels in (np.zeros(0), np.full(4, -100)):
-        assert scores(kind, np.zeros((len(labels), count)), labels) == dict.fromkeys(NAMES[kind])
+        assert scores(kind, np.zeros((len(labels), count)), labels) == dict.fromkeys(METRICS[kind])
 
 
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", METRICS)
 def test_rows_without_a_label_are_left_out(kind: str) -> None:
     """Whatever was answered there, even nothing."""
     draw = np.random.default_rng(0)
@@ -154,8 +155,8 @@ def test_scores_that_hardly_differ() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", METRICS)
 def test_a_student_that_is_lost_has_no_metrics(kind: str, value: float) -> None:
     logits = np.ones((3, 1 if kind == "regression" else 2))
     logits[1, 0] = value
-    assert scores(kind, logits, np.array([0, 1, 0])) == dict.fromkeys(NAMES[kind])
+    assert scores(kind, logits, np.array([0, 1, 0])) == dict.fromkeys(METRICS[kind])

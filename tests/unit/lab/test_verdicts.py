@@ -23,7 +23,7 @@ from limbeck.lab.verdicts import (
     paired_t,
     verdicts,
 )
-from limbeck.metrics import NAMES
+from limbeck.words import METRICS
 
 LOSS, SCORE = MEASURES["logit_loss"], MEASURES["f1"]
 NOISES = {
@@ -324,7 +324,7 @@ def test_documents_are_read_from_the_rows_of_an_evaluation():
 
 def test_every_number_of_an_evaluation_has_a_measure():
     losses = [name for name in SUMS if name not in ("tokens", "labels")]
-    assert set(MEASURES) == {*losses, *chain.from_iterable(NAMES.values())}
+    assert set(MEASURES) == {*losses, *chain.from_iterable(METRICS.values())}
     assert {name for name, measure in MEASURES.items() if measure.lower_is_better} == {"logit_loss", "label_loss"}
     assert all(name == measure.name for name, measure in MEASURES.items())
 
