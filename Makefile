@@ -13,7 +13,7 @@ test: .venv/dev
 	$(BIN)/python -m pytest -n 2
 
 faults: .venv/dev
-	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/faults
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow" tests/faults
 
 check: .venv/dev
 	$(BIN)/ruff check .
