@@ -1,6 +1,6 @@
 """The two stages by TextBrewer's `GeneralDistiller`: same teacher, same first weights, same rows in the same order, as many updates.
 
-    python docs/studies/tinybert/textbrewer.py OUT RECIPE KEY=VALUE ...
+    python docs/studies/tinybert/by_textbrewer.py OUT RECIPE KEY=VALUE ...
 
 RECIPE and the words after it are those of `limbeck run two-stage.yaml ...` (its setting `full`). Each seed's student goes to OUT/seed0
 and so on; `limbeck eval OUT/seed0 --task RECIPE KEY=VALUE ...` measures it. fp32, which is all that TextBrewer has without apex.
