@@ -43,7 +43,7 @@ class Way:
     skipped: dict[str, int] = field(default_factory=dict)  # learner -> updates skipped in a row
     failed: dict[str, str] = field(default_factory=dict)  # learner that has stopped -> the line that says why
     split: int = 1  # parts of a micro-batch, where memory was short
-    best: dict[str, dict[str, float]] = field(
+    best: dict[str, dict[str, float | None]] = field(
         default_factory=dict
     )  # learner -> `step` and `score` of its best evaluation
     waited: dict[str, int] = field(default_factory=dict)  # learner -> evaluations since then

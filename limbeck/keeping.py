@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -63,8 +62,8 @@ class Keeper:
         """Takes the weights of the learners whose evaluation on held-out data, after `step` updates, is their best."""
         for name, row in rows.items():
             value = (row.get("metrics") or {}).get(self.measure, row.get(self.measure))
-            score = -math.inf if value is None else BEST[self.measure] * value
-            if name not in way.best or score > way.best[name]["score"]:
+            score, best = None if value is None else BEST[self.measure] * value, way.best.get(name)
+            if best is None or (score is not None and (best["score"] is None or score > best["score"])):
                 way.best[name] = {"step": step, "score": score}
                 self.bests[name].take()
                 way.waited[name] = 0

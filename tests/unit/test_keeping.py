@@ -183,6 +183,20 @@ def test_an_undefined_measure_is_never_better(tasks: Path, tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("fast")
+def test_checkpoints_verify_where_no_measure_was_defined(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from limbeck import evaluate
+
+    monkeypatch.setattr(evaluate.metrics, "scores", lambda *_: {"pearson": None, "spearman": None})
+    made = said(tasks, tmp_path / "run", "likenesses", steps=3, keep="best", checkpoint_every=1)
+    stopped(made, monkeypatch, 2)
+    (newest, *_) = checkpoint.list_all(tmp_path / "run" / "checkpoints")
+    assert checkpoint.damage(newest) is None
+    assert limbeck.run(made, quiet=True).manifest["status"] == "done", "and it goes on"
+
+
+@pytest.mark.usefixtures("fast")
 def test_peers_end_together(tasks: Path, tmp_path: Path) -> None:
     made = said(tasks, tmp_path / "run", steps=40, keep="label_loss", patience=2)
     mutual = {"peers": 2, "terms": [{"loss": "cross_entropy"}, {"loss": "forward_kl", "teacher": "peers"}]}
