@@ -14,7 +14,7 @@ from limbeck.lab.baselines import of_baselines
 from limbeck.lab.judged import rows_of
 from limbeck.lab.outcomes import of_run
 from limbeck.lab.read import Lines, Run
-from limbeck.lab.table import as_markdown, cells, ends, rows, title
+from limbeck.lab.table import as_markdown, cells, rows, title
 from limbeck.rundir import write_text
 
 FOLDER = "tables"
@@ -78,7 +78,7 @@ def _results(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _verdicts(run: Run) -> list[dict[str, Any]]:
     """One row for each measure and pair."""
     found = []
-    for outcome in of_run(rows_of(run), own_ends=ends(run) is not None):
+    for outcome in of_run(rows_of(run), own_ends=run.own_ends):
         for verdict in outcome.verdicts:
             pair = verdict.comparison
             low, high = pair.interval or (None, None)

@@ -32,6 +32,15 @@ class Joined(Run):
 
     parts: tuple[Part, ...] = ()
 
+    @property
+    def own_ends(self) -> bool:
+        """Where a study plans different numbers of updates, or where runs that are done have ended at different ones."""
+        path = self.folder / STUDY
+        if path.is_file():
+            return len({arm.get("steps") for arm in read_json(path)["arms"]}) > 1
+        done = all(part.run.manifest.get("status") == "done" for part in self.parts)
+        return done and len({rows[-1]["step"] for part in self.parts for rows in part.run.metrics.values()}) > 1
+
 
 def gather(folder: str | Path) -> Run:
     """A run directory, or the arms of a study that have begun.
@@ -56,17 +65,18 @@ def gather(folder: str | Path) -> Run:
 
 
 def several(folders: Sequence[str | Path], out: Path) -> Run:
-    """Runs side by side, their settings under the names of their runs where two share one."""
+    """Runs side by side; where two runs share the name of a setting, it has that of its run too, or alone if it is the only one."""
     runs = [gather(folder) for folder in folders]
     names = _names(folders)
     counts: dict[str, int] = {}
     for run in runs:
         for setting in run.settings:
             counts[setting] = counts.get(setting, 0) + 1
-    parts = [
-        Part(name, run, {it: f"{name} {it}" if counts[it] > 1 else it for it in run.settings})
-        for name, run in zip(names, runs, strict=True)
-    ]
+    parts = []
+    for name, run in zip(names, runs, strict=True):
+        alone = len(run.settings) == 1 and (name in run.settings or name not in counts)
+        told = {it: it if counts[it] == 1 else name if alone else f"{name} {it}" for it in run.settings}
+        parts.append(Part(name, run, told))
     return join(out, " and ".join(names), parts, [])
 
 

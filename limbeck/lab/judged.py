@@ -9,7 +9,6 @@ from limbeck.lab import inner
 from limbeck.lab.numbers import count, number
 from limbeck.lab.outcomes import Outcome, of_run
 from limbeck.lab.read import Run
-from limbeck.lab.table import ends
 from limbeck.lab.verdicts import Verdict
 from limbeck.lab.words import compared, of
 
@@ -37,7 +36,7 @@ def judged(run: Run) -> list[Judged]:
     first = compared(run).key.removeprefix("metrics.")
     found = [
         each
-        for each in of_run(rows_of(run), own_ends=ends(run) is not None)
+        for each in of_run(rows_of(run), own_ends=run.own_ends)
         if each.values and _compares(run, each.measure.name)
     ]
     found.sort(key=lambda each: each.measure.name != first)
@@ -50,13 +49,14 @@ def _compares(run: Run, name: str) -> bool:
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
-    """The evaluations on held-out text; peers, which stand one by one elsewhere, under their setting again."""
+    """The evaluations on held-out text, each of the last stage of its run, which may have another name than that of the next;
+    peers, which stand one by one elsewhere, under their setting again."""
     found = []
     for (label, _), lines in run.evals.get("test", {}).items():
         for row in lines:
             stem = f"{row['setting']}-seed{row['seed']}"
             setting = label.removesuffix(row["learner"].removeprefix(stem)) if row["learner"] != stem else label
-            found.append({**row, **(row.get("metrics") or {}), "setting": setting, "split": "test"})
+            found.append({**row, **(row.get("metrics") or {}), "setting": setting, "split": "test", "stage": None})
     return found
 
 

@@ -96,6 +96,11 @@ class Run:
         return len(roles) == len({role for role, _ in roles})
 
     @property
+    def own_ends(self) -> bool:
+        """Whether each setting is told at its own last step, not at the last one that all have reached."""
+        return False
+
+    @property
     def data(self) -> dict[str, Any]:
         """What the manifest says of the text or rows."""
         return self.manifest.get("data") or {}

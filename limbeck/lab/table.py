@@ -15,7 +15,6 @@ from limbeck.lab.curves import flat
 from limbeck.lab.numbers import Spread, count, duration, flops, number, percent
 from limbeck.lab.read import Run
 from limbeck.lab.words import Measure, Words, compared, of
-from limbeck.rundir import STUDY, read_json
 
 OF_TEACHER = ("teacher_label_loss", "teacher_label_accuracy")
 
@@ -101,10 +100,8 @@ def rows(run: Run) -> list[dict[str, Any]]:
 
 
 def ends(run: Run) -> dict[str, int] | None:
-    """Setting -> its own last evaluated step, where a study gives its arms different numbers of updates; None elsewhere."""
-    path = run.folder / STUDY
-    planned = {arm.get("steps") for arm in read_json(path)["arms"]} if path.is_file() else set()
-    if len(planned) < 2:
+    """Setting -> its own last evaluated step, where each is told at its own; None elsewhere."""
+    if not run.own_ends:
         return None
     return {name: _common_step(run, [key for key in run.metrics if key[0] == name]) for name in run.settings}
 

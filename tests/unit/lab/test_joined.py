@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from kernel import recipe
 import limbeck
 from limbeck import cli
 from limbeck.errors import UserError
-from limbeck.lab import joined, report, table
+from limbeck.lab import joined, judged, report, table
 
 KL: dict[str, Any] = {"loss": "forward_kl"}
 MUTUAL = {"terms": [KL, KL | {"teacher": "peers"}], "peers": 2}
@@ -119,6 +120,37 @@ def test_runs_of_one_name_are_told_apart(finished: limbeck.Run, tmp_path: Path) 
     assert run.settings == [f"{it}/run {name}" for it in ("a", "b") for name in ("logit", "multi")]
     with pytest.raises(UserError, match="is named twice; name different runs"):
         joined.several([places[0], places[0]], tmp_path)
+
+
+def _longer(folder: Path) -> Path:
+    """The run with steps twice as many, in a stage of another name."""
+    for name in ("metrics.jsonl", "evals.jsonl"):
+        rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        rows = [row | {"step": 2 * row["step"], "stage": "prediction"} for row in rows]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_runs_that_are_done_are_judged_at_their_own_ends(study: limbeck.Run, tmp_path: Path) -> None:
+    one, two = (study.folder / "arms" / "01", _longer(shutil.copytree(study.folder / "arms" / "02", tmp_path / "two")))
+    run = joined.several([one, two], tmp_path)
+    assert [row["step"] for row in table.rows(run)] == [3, 3, 3, 6, 6, 6]
+    assert "updates" in [column.key for column, _ in table.cells(table.rows(run))]
+    loss = next(each for each in judged.judged(run) if each.main)
+    settings = ["01 logit", "01 mutual", "two logit", "two mutual"]  # whatever their runs call the last stage
+    assert [(line[2], line[0]) for line in loss.lines] == list(combinations(settings, 2))
+    manifest = json.loads((two / "manifest.json").read_text())
+    (two / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+    run = joined.several([one, two], tmp_path)
+    assert {row["step"] for row in table.rows(run)} == {0}  # while one is on its way: where all have been
+
+
+def test_the_only_setting_of_a_run_has_its_name(finished: limbeck.Run, study: limbeck.Run, tmp_path: Path) -> None:
+    lone = shutil.copytree(study.folder / "arms" / "01", tmp_path / "lone")
+    for name in ("metrics.jsonl", "evals.jsonl"):
+        lines = [line for line in (lone / name).read_text().splitlines() if '"setting": "logit"' in line]
+        (lone / name).write_text("\n".join(lines) + "\n")
+    assert joined.several([finished.folder, lone], tmp_path).settings == ["finished logit", "multi", "lone"]
 
 
 def test_report_of_several_writes_one_page(
