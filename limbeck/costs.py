@@ -106,9 +106,11 @@ def of_study(plan: designs.Design) -> StudyCost:
     micro = tokens / table.train.accumulate
     whole = any(term.on_logits and term.per == "batch" for terms in plan.terms.values() for term in terms)
     at_once = max(plan.chunk, micro * selected) if whole else plan.chunk  # tokens whose logits exist
+    kept = learners * student.parameters * (table.train.keep != "last")  # in fp32
     size = {"bf16": 2, "fp32": 4, "fp64": 8}[table.train.precision]
     memory = (
         trained * OPTIMIZER_BYTES
+        + kept * 4
         + sum(it.parameters for it in teachers.values()) * size
         + learners / len(table.seeds) * micro * student.activations
         + at_once * tasks.vocabulary(plan.student) * (24 if whole else LOGITS * size)

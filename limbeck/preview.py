@@ -202,11 +202,12 @@ def _cost(plan: designs.Design) -> list[str]:
     seconds = cost.total_flops / (costs.matrix_rate(how.precision) * costs.EFFICIENCY)
     cast = f"settings {len(plan.terms)} x seeds {len(plan.recipe.seeds)}"
     alone = ", ".join(f"{name} {flops / 1e9:,.1f}" for name, flops in cost.flops_per_step.items())
+    short = "; shorter rows take less" if plan.recipe.data.task else ""
     return _aligned(
         [
             ("training", f"{cast}, {how.steps:,} updates of {how.batch_size} x {plan.recipe.data.max_length} tokens"),
             ("compute", f"GFLOP of an update alone: {alone}"),
-            ("time", f"about {_scaled(seconds, TIMES)} on this processor, evaluations apart"),
+            ("time", f"about {_scaled(seconds, TIMES)} on this processor, evaluations apart{short}"),
             ("memory", f"about {_scaled(cost.memory, SIZES)}"),
             ("disk", f"about {_scaled(cost.disk, SIZES)}"),
             *_cache(plan),

@@ -80,6 +80,8 @@ def test_what_trains_beside_a_student_counts(tmp_path: Path) -> None:
     head = (16 * 16 + 16) + 2 * 16 + 60  # of a BERT; its table is that of the student
     assert (more.disk - plain.disk) / (2 * 12 + 4) == head
     assert more.memory > plain.memory
+    best = costs.of_study(designs.design(load(said | {"train": said["train"] | {"keep": "best"}})))
+    assert best.memory - plain.memory == 4 * plain.student.parameters
     said["data"] |= {"masking": {"mode": "static"}}
     kept = costs.of_study(designs.design(load(said | {"cache": {}})))
     assert kept.flops_per_step["a"] == pytest.approx(
