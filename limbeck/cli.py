@@ -100,19 +100,19 @@ def report(
     csv: Annotated[
         bool, typer.Option("--csv", help="Also write the numbers: CSV, Markdown and LaTeX in tables/.")
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="SETTING", help="Compare each setting with this one, not all pairs: for an ablation."),
+    ] = None,
 ) -> None:
     """Draw the figures and the report of a run anew, or compare several runs on one page."""
-    from pathlib import Path
-
     from limbeck.lab import report as lab
 
-    page = lab.write(*map(Path, runs))
-    print(page)
+    print(lab.write(*runs, against=against))
     if csv:
-        from limbeck.lab import evidence, joined
+        from limbeck.lab import evidence
 
-        run = joined.several(runs, page.parent) if len(runs) > 1 else joined.gather(runs[0])
-        print("\n".join(str(path) for path in evidence.write(run)))
+        print("\n".join(str(path) for path in evidence.write(lab.gathered(runs, against))))
 
 
 @app.command()

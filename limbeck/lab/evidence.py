@@ -78,7 +78,7 @@ def _results(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _verdicts(run: Run) -> list[dict[str, Any]]:
     """One row for each measure and pair."""
     found = []
-    for outcome in of_run(rows_of(run), own_ends=run.own_ends):
+    for outcome in of_run(rows_of(run), own_ends=run.own_ends, against=run.against):
         for verdict in outcome.verdicts:
             pair = verdict.comparison
             low, high = pair.interval or (None, None)

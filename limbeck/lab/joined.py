@@ -120,7 +120,7 @@ def join(folder: Path, name: str, parts: Sequence[Part], notes: Sequence[str]) -
     said += [line for what in DIFFER if (line := _differs(what, parts))]
     recipe = folder / RECIPE
     text = recipe.read_text(encoding="utf-8") if recipe.is_file() else first.recipe
-    return Joined(folder, manifest, text, metrics, evals, tuple(dict.fromkeys(said)), tuple(parts))
+    return Joined(folder, manifest, text, metrics, evals, tuple(dict.fromkeys(said)), parts=tuple(parts))
 
 
 def _study(folder: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def judged(run: Run) -> list[Judged]:
     first = compared(run).key.removeprefix("metrics.")
     found = [
         each
-        for each in of_run(rows_of(run), own_ends=run.own_ends)
+        for each in of_run(rows_of(run), own_ends=run.own_ends, against=run.against)
         if each.values and _compares(run, each.measure.name)
     ]
     found.sort(key=lambda each: each.measure.name != first)
@@ -54,8 +54,9 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
     found = []
     for (label, _), lines in run.evals.get("test", {}).items():
         for row in lines:
-            stem = f"{row['setting']}-seed{row['seed']}"
-            setting = label.removesuffix(row["learner"].removeprefix(stem)) if row["learner"] != stem else label
+            suffix = row["learner"].removeprefix(f"{row['setting']}-seed{row['seed']}")
+            one, rest = row["setting"] + suffix, label.removeprefix(row["setting"] + suffix)
+            setting = row["setting"] + rest if label.startswith(one) else label.removesuffix(suffix)
             found.append({**row, **(row.get("metrics") or {}), "setting": setting, "split": "test", "stage": None})
     return found
 
@@ -65,7 +66,7 @@ def _judged(run: Run, outcome: Outcome, main: bool) -> Judged:
     names = {"logit_loss": said.logit_loss, "label_loss": said.label_loss, "label_accuracy": "label accuracy"}
     names |= {metric.key.removeprefix("metrics."): metric.name for metric in said.metrics}
     shown = outcome.verdicts[:MOST]
-    remark = _remark(outcome)
+    remark = _remark(outcome, run.against)
     if len(outcome.verdicts) > MOST:
         remark += f" The first {MOST} of {len(outcome.verdicts)} pairs are shown; tables/verdicts.csv has all."
     name = names.get(outcome.measure.name, outcome.measure.name)
@@ -102,13 +103,14 @@ def _signed(value: float | None) -> str:
     return ("+" if value > 0 else "\u2212" if value < 0 else "") + number(abs(value))
 
 
-def _remark(outcome: Outcome) -> str:
+def _remark(outcome: Outcome, against: str | None) -> str:
     """What a reader must know: that seeds were not varied, or how small an effect could have been seen."""
     seeds = max(verdict.comparison.n for verdict in outcome.verdicts)
     if seeds < 2:
         return "Seeds were not varied: no verdict. Give the recipe several seeds, such as seeds: [0, 1, 2, 3, 4]."
     reasons = sorted({verdict.reason for verdict in outcome.verdicts if verdict.reason})
-    remark = f"Paired by {count(seeds, 'seed')}; p by Holm over {count(len(outcome.verdicts), 'pair')}."
+    with_it = f", each with {against}" if against else ""
+    remark = f"Paired by {count(seeds, 'seed')}; p by Holm over {count(len(outcome.verdicts), 'pair')}{with_it}."
     known = [verdict.detectable for verdict in outcome.verdicts if verdict.detectable is not None]
     if seeds < FEW and known:
         span = number(min(known)) if len(known) == 1 else f"{number(min(known))} to {number(max(known))}"

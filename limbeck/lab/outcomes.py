@@ -27,7 +27,11 @@ class Outcome:
 
 
 def of_run(
-    rows: Sequence[Mapping[str, Any]], confidence: float = 0.95, split: str = "test", own_ends: bool = False
+    rows: Sequence[Mapping[str, Any]],
+    confidence: float = 0.95,
+    split: str = "test",
+    own_ends: bool = False,
+    against: str | None = None,
 ) -> list[Outcome]:
     """Values and verdicts of every measure that a run recorded, at the last step at which all learners were evaluated.
 
@@ -37,6 +41,7 @@ def of_run(
         confidence: as in `compare`.
         split: whose lines count.
         own_ends: of each setting the last step at which its own learners were evaluated, for settings that are to differ in it.
+        against: as in `verdicts`.
 
     >>> rows = [{"step": 9, "setting": s, "seed": i, "learner": f"{s}-seed{i}", "split": "test", "logit_loss": loss}
     ...         for s, losses in {"a": [2.0, 3.0, 4.0], "b": [1.5, 2.4, 3.6]}.items() for i, loss in enumerate(losses)]
@@ -59,7 +64,9 @@ def of_run(
     ends = {group: max(steps) for group, steps in common.items()}
     last = [(it, seed, steps[ends[it if own_ends else ""]]) for (it, seed, _), steps in learners.items()]
     step = max(ends.values())
-    found = (_outcome(measure, step, _by_seed(last, measure.name), confidence) for measure in MEASURES.values())
+    found = (
+        _outcome(measure, step, _by_seed(last, measure.name), confidence, against) for measure in MEASURES.values()
+    )
     return [outcome for outcome in found if outcome.values]
 
 
@@ -72,7 +79,9 @@ def _by_seed(last: list[tuple[str, int, Mapping[str, Any]]], name: str) -> dict[
     return {setting: {seed: float(np.mean(each)) for seed, each in seeds.items()} for setting, seeds in values.items()}
 
 
-def _outcome(measure: Measure, step: int, table: dict[str, dict[int, float]], confidence: float) -> Outcome:
+def _outcome(
+    measure: Measure, step: int, table: dict[str, dict[int, float]], confidence: float, against: str | None
+) -> Outcome:
     values = {setting: seeds for setting, seeds in table.items() if np.isfinite(list(seeds.values())).any()}
     missing = tuple(setting for setting in table if setting not in values)
-    return Outcome(measure, step, values, missing, verdicts(values, measure, confidence))
+    return Outcome(measure, step, values, missing, verdicts(values, measure, confidence, against))

@@ -32,7 +32,7 @@ class Run:
     manifest: content of manifest.json. recipe: text of recipe.yaml ("" if there is none). settings: names in
     the order in which the run trains them; tied learners of one setting ("mutual-seed0-a") appear one by one
     ("mutual-a"). splits: the evaluated splits, such as ["train", "test"]. notes: sentences on what is
-    missing, damaged or unfinished.
+    missing, damaged or unfinished. against: the setting that verdicts compare with; None: all pairs.
     """
 
     folder: Path
@@ -41,6 +41,7 @@ class Run:
     metrics: Lines
     evals: dict[str, Lines]
     notes: tuple[str, ...]
+    against: str | None = None
 
     @property
     def name(self) -> str:

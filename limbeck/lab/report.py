@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from limbeck.errors import printable
+from limbeck.errors import UserError, printable
 from limbeck.lab import cost, exits, explained, facts, heat, reasons, stages, style, svg
 from limbeck.lab.baselines import of_baselines
 from limbeck.lab.captions import Caption, caption
 from limbeck.lab.figures import draw
 from limbeck.lab.joined import gather, several
-from limbeck.lab.judged import HEADINGS, judged
+from limbeck.lab.judged import HEADINGS, judged, rows_of
 from limbeck.lab.read import Run
 from limbeck.lab.summary import findings, question
 from limbeck.lab.table import Column, best, cells, rows, title
@@ -29,18 +30,29 @@ TEMPLATE, SCRIPT = "report.html.j2", "sort.js"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def write(folder: str | Path, *others: str | Path) -> Path:
+def gathered(folders: Sequence[str | Path], against: str | None = None) -> Run:
+    """A run or a study; of several all in one, in a folder `compared` beside the first.
+
+    Raises:
+        UserError: a folder is no run, or `against` no setting of it.
+    """
+    run = gather(folders[0])
+    if len(folders) > 1:
+        out = Path(folders[0]).resolve().parent / "compared"
+        out.mkdir(exist_ok=True)
+        run = several(folders, out)
+    names = dict.fromkeys(row["setting"] for row in rows_of(run))
+    if against is not None and against not in names:
+        raise UserError(f"{against}: no such setting; there are {', '.join(names)}")
+    return replace(run, against=against)
+
+
+def write(folder: str | Path, *others: str | Path, against: str | None = None) -> Path:
     """Draw the figures of a run, a study, or several of them, and write report.html, whole or not at all; returns its path.
 
-    The page of several lies in a folder `compared` beside the first.
-
-    Raises UserError for a folder that is no run.
+    Arguments and errors are those of `gathered`.
     """
-    run = gather(folder)
-    if others:
-        out = Path(folder).resolve().parent / "compared"
-        out.mkdir(exist_ok=True)
-        run = several([folder, *others], out)
+    run = gathered([folder, *others], against)
     why = reasons.of(run)
     if why is not None:
         run = replace(run, notes=(*run.notes, *why.notes))

@@ -232,8 +232,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def verdicts(values: Mapping[str, Mapping[int, float]], measure: Measure, confidence: float = 0.95) -> list[Verdict]:
-    """Verdicts on all pairs of settings, in order.
+def verdicts(
+    values: Mapping[str, Mapping[int, float]], measure: Measure, confidence: float = 0.95, against: str | None = None
+) -> list[Verdict]:
+    """Verdicts on all pairs of settings, in order, or on each against one of them.
 
     Holm's family is every pair with two seeds or more in common, so that its size does not hang on the numbers: a pair without
     a test counts as p = 1 in it. An interval is of its pair alone, so one that excludes 0 can be inconclusive here.
@@ -241,6 +243,8 @@ def verdicts(values: Mapping[str, Mapping[int, float]], measure: Measure, confid
     Args:
         values: setting -> seed -> value, in units of the measure; nan where there is none.
         measure, confidence: as in `compare`.
+        against: a setting, named before the numbers are seen: the pairs are then its own, and the family is smaller. No
+            verdict where it has no value.
 
     >>> seeds = {"a": {0: 2.0, 1: 3.0, 2: 4.0}, "b": {0: 1.5, 1: 2.4, 2: 3.6}, "c": {0: 1.9, 1: 3.0, 2: 4.1}}
     >>> for verdict in verdicts(seeds, MEASURES["logit_loss"]):
@@ -249,7 +253,8 @@ def verdicts(values: Mapping[str, Mapping[int, float]], measure: Measure, confid
     c against a inconclusive 1.0
     c against b worse 0.039
     """
-    pairs = list(combinations(values, 2))
+    pairs = [pair for pair in combinations(values, 2) if against is None or against in pair]
+    pairs = [(first, second) if second != against else (second, first) for first, second in pairs]
     compared = {pair: compare(values[pair[0]], values[pair[1]], measure, confidence) for pair in pairs}
     family = {pair: 1.0 if found.p is None else found.p for pair, found in compared.items() if found.n > 1}
     adjusted = dict(zip(family, holm(list(family.values())), strict=True))

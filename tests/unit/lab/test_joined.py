@@ -145,6 +145,16 @@ def test_runs_that_are_done_are_judged_at_their_own_ends(study: limbeck.Run, tmp
     assert {row["step"] for row in table.rows(run)} == {0}  # while one is on its way: where all have been
 
 
+def test_verdicts_against_one_setting(study: limbeck.Run) -> None:
+    with pytest.raises(UserError, match=r"^none: no such setting; there are logit lr=0.01, mutual lr=0.01, "):
+        report.gathered([study.folder], against="none")
+    run = report.gathered([study.folder], against="logit lr=0.001")
+    loss = next(each for each in judged.judged(run) if each.main)
+    others = ["logit lr=0.01", "mutual lr=0.01", "mutual lr=0.001"]
+    assert [(line[0], line[2]) for line in loss.lines] == [(name, "logit lr=0.001") for name in others]
+    assert "p by Holm over 3 pairs, each with logit lr=0.001." in loss.remark
+
+
 def test_the_only_setting_of_a_run_has_its_name(finished: limbeck.Run, study: limbeck.Run, tmp_path: Path) -> None:
     lone = shutil.copytree(study.folder / "arms" / "01", tmp_path / "lone")
     for name in ("metrics.jsonl", "evals.jsonl"):
