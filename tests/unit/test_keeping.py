@@ -13,7 +13,7 @@ from runfiles import same_run, tensors, untimed, weights
 from test_task_runs import likenesses, of_task, opinions, stopped
 
 import limbeck
-from limbeck import checkpoint
+from limbeck import checkpoint, manifest
 from limbeck.errors import UserError
 from limbeck.lab import report
 from limbeck.load import load
@@ -99,6 +99,15 @@ def test_words_that_do_not_fit(tasks: Path, tmp_path: Path, train: dict[str, Any
     with pytest.raises(UserError) as error:
         load(said(tasks, tmp_path / "run", **train))
     assert line in str(error.value)
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_evaluations_that_choose_the_weights_stay_where_they_are(tasks: Path, tmp_path: Path, keep: str) -> None:
+    before, after = (load(said(tasks, tmp_path, keep=keep, eval_every=every)) for every in (1, 2))
+    (tmp_path / "recipe.yaml").write_text(manifest.text([before]))
+    found = manifest.changed_words(tmp_path, {"recipe_sha256": manifest.identity(before)}, after)
+    line = ["train.eval_every (1 then, 2 now)"]
+    assert (found.harmful, found.free) == ((line, []) if keep == "best" else ([], line))
 
 
 @pytest.fixture(scope="module")
