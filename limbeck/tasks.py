@@ -17,6 +17,7 @@ from limbeck.material import Data, Task
 HEAD_DROPOUTS = ("classifier_dropout", "seq_classif_dropout")
 SHOWN = 12  # how many classes an error names
 OF_SCORES = ("logit_mse", "squared_error")  # the losses on logits that a score has
+OF_A_TEACHER = ("logit_loss", "agreement")  # the measures that need no label
 
 
 def give(
@@ -168,6 +169,22 @@ def labelled(table: recipe.Recipe, made: Mapping[str, Sequence[lessons.Term]], r
                     f"column '{table.data.task and table.data.task.label}'; name another column in data.task.label, or take "
                     "a loss that learns from the teacher"
                 )
+
+
+def measurable(table: recipe.Recipe, rows: int) -> None:
+    """Whether there are labels of held-out rows, `rows` of them, where the weights that are kept are chosen by them.
+
+    Raises:
+        UserError: there are none, and the untrained student would be kept.
+    """
+    task, measure = table.data.task, table.measure
+    if task is None or rows or measure in (None, *OF_A_TEACHER):
+        return
+    remedy = "name their column in data.task.label" if task.label is None else "name held-out rows that have some"
+    other = "logit_loss" if table.models.teacher else "last"
+    raise UserError(
+        f"train.keep: {measure} is measured by labels, and no held-out row has one; {remedy}, or set train.keep to {other}"
+    )
 
 
 def vocabulary(config: PretrainedConfig) -> int:

@@ -17,6 +17,7 @@ from limbeck import checkpoint, manifest
 from limbeck.errors import UserError
 from limbeck.lab import report
 from limbeck.load import load
+from limbeck.tasks import measurable
 
 Change = Callable[..., dict[str, Any]]
 STEPS = 7
@@ -108,6 +109,33 @@ def test_evaluations_that_choose_the_weights_stay_where_they_are(tasks: Path, tm
     found = manifest.changed_words(tmp_path, {"recipe_sha256": manifest.identity(before)}, after)
     line = ["train.eval_every (1 then, 2 now)"]
     assert (found.harmful, found.free) == ((line, []) if keep == "best" else ([], line))
+
+
+@pytest.mark.parametrize(("keep", "refused"), [("best", True), ("f1", True), ("last", False), ("agreement", False)])
+def test_nothing_is_chosen_by_labels_that_are_not_there(tasks: Path, tmp_path: Path, keep: str, refused: bool) -> None:
+    made = said(tasks, tmp_path / "run", keep="last") | {"models": {"teacher": "of labels", "student": {"layers": 1}}}
+    made["data"]["task"] = {**made["data"]["task"], "label": None}
+    made["train"]["keep"] = keep
+    for setting in made["settings"].values():
+        setting["terms"] = [{"loss": "forward_kl"}]
+    measurable(load(made), 21)
+    if refused:
+        with pytest.raises(
+            UserError, match=r"train\.keep: (accuracy|f1) is measured by labels, and no held-out row has"
+        ):
+            measurable(load(made), 0)
+    else:
+        measurable(load(made), 0)
+
+
+@pytest.mark.usefixtures("fast")
+def test_it_is_said_before_anything_is_trained(tasks: Path, tmp_path: Path) -> None:
+    """A held-out file without the column of labels."""
+    held = table(tmp_path / "dev.tsv", [{"sentence": row["sentence"]} for row in opinions(21, 48)])
+    made = said(tasks, tmp_path / "run", keep="best")
+    made["data"] |= {"corpus": str(tasks / "opinions" / "train.tsv"), "heldout": str(held)}
+    with pytest.raises(UserError, match=r"no held-out row has one; .*, or set train\.keep to last"):
+        limbeck.check(made)
 
 
 @pytest.fixture(scope="module")
