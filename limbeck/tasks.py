@@ -54,7 +54,7 @@ def give(
         if hasattr(student, word):
             setattr(student, word, 0.0)
     for name, config in teachers.items():
-        _agrees(task, name, config, classes)
+        agrees(task, f"models.{name}", config, classes)
 
 
 def _known(task: Task, teachers: Sequence[PretrainedConfig]) -> Sequence[str] | None:
@@ -65,14 +65,14 @@ def _known(task: Task, teachers: Sequence[PretrainedConfig]) -> Sequence[str] | 
     return task.classes or next(iter(named), None)
 
 
-def _agrees(task: Task, name: str, config: PretrainedConfig, classes: Sequence[str]) -> None:
-    """Whether a teacher predicts the classes of the task, in their order.
+def agrees(task: Task, where: str, config: PretrainedConfig, classes: Sequence[str]) -> None:
+    """Whether a model predicts the classes of the task, in their order.
 
     Names differ where the recipe says what the rows call the classes (0, 1) that the model calls otherwise (NEGATIVE,
     POSITIVE); the same names in another order are a mistake.
     """
     theirs, mine, remedy = classes_of(config), list(classes), "data.task.classes in the order of its logits"
-    said = f"models.{name}: it predicts {listed(theirs)}, and the task has {listed(mine)}"
+    said = f"{where}: it predicts {listed(theirs)}, and the task has {listed(mine)}"
     if len(theirs) != len(mine):
         count = f"{len(theirs)} and {len(mine)}"
         raise UserError(f"{said} ({count}); " + ("take another" if task.kind == "regression" else f"name all {remedy}"))
