@@ -14,6 +14,7 @@ from limbeck.rundir import MANIFEST, METRICS, RECIPE, STUDY, read_json, read_lin
 DIFFER = {  # in the manifest -> what is said where runs have different ones
     "data.sha256": "trained on different text",
     "data.heldout_sha256": "measured on different text",
+    "data.classes": "asked for different classes",
     "teacher.sha256": "measured against different teachers",
 }
 
@@ -65,9 +66,14 @@ def gather(folder: str | Path) -> Run:
 
 
 def several(folders: Sequence[str | Path], out: Path) -> Run:
-    """Runs side by side; where two runs share the name of a setting, it has that of its run too, or alone if it is the only one."""
+    """Runs side by side; where two runs share the name of a setting, it has that of its run too, or alone if it is the only one.
+
+    Raises:
+        UserError: a folder is no run, or is named twice; the runs have nothing that can be compared.
+    """
     runs = [gather(folder) for folder in folders]
     names = _names(folders)
+    _of_one_kind(names, runs)
     counts: dict[str, int] = {}
     for run in runs:
         for setting in run.settings:
@@ -78,6 +84,14 @@ def several(folders: Sequence[str | Path], out: Path) -> Run:
         told = {it: it if counts[it] == 1 else name if alone else f"{name} {it}" for it in run.settings}
         parts.append(Part(name, run, told))
     return join(out, " and ".join(names), parts, [])
+
+
+def _of_one_kind(names: Sequence[str], runs: Sequence[Run]) -> None:
+    """Whether losses and metrics have one meaning: nats of a token are no nats of a row, and no squares of scores."""
+    kinds = {run.task or "running text": name for name, run in zip(names, runs, strict=True)}
+    if len(kinds) > 1:
+        (first, one), (second, other), *_ = kinds.items()
+        raise UserError(f"{one} is about {first} and {other} about {second}; name runs of one kind")
 
 
 def _names(folders: Sequence[str | Path]) -> list[str]:

@@ -122,6 +122,17 @@ def test_runs_of_one_name_are_told_apart(finished: limbeck.Run, tmp_path: Path) 
         joined.several([places[0], places[0]], tmp_path)
 
 
+def test_runs_of_different_kinds_are_not_compared(finished: limbeck.Run, tmp_path: Path) -> None:
+    """Nats of a token stand beside no nats of a row."""
+    other = shutil.copytree(finished.folder, tmp_path / "rows")
+    told = json.loads((other / "manifest.json").read_text())
+    for classes, kind in (["bad", "good"], "classification"), ([], "regression"):
+        (other / "manifest.json").write_text(json.dumps(told | {"data": told["data"] | {"classes": classes}}))
+        with pytest.raises(UserError, match=f"finished is about running text and rows about {kind}; name runs of one"):
+            joined.several([finished.folder, other], tmp_path)
+    assert joined.several([other], tmp_path).task == "regression"
+
+
 def _longer(folder: Path) -> Path:
     """The run with steps twice as many, in a stage of another name."""
     for name in ("metrics.jsonl", "evals.jsonl"):
