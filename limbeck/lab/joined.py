@@ -83,7 +83,20 @@ def several(folders: Sequence[str | Path], out: Path) -> Run:
         alone = len(run.settings) == 1 and (name in run.settings or name not in counts)
         told = {it: it if counts[it] == 1 else name if alone else f"{name} {it}" for it in run.settings}
         parts.append(Part(name, run, told))
-    return join(out, " and ".join(names), parts, [])
+    return join(out, " and ".join(names), parts, _stages_before(parts))
+
+
+def _stages_before(parts: Sequence[Part]) -> list[str]:
+    """Sentences on runs that came after stages of their own, whose cost no line of theirs holds."""
+    before = [dict(part.run.manifest.get("earlier") or {}) for part in parts]
+    hashes = [{name: stage.get("recipe_sha256") for name, stage in stages.items()} for stages in before]
+    if all(each == hashes[0] for each in hashes):
+        return []
+    return [
+        f"{part.name}: was trained after {' and '.join(stages)}; updates, time and compute are those of its last stage alone."
+        for part, stages in zip(parts, before, strict=True)
+        if stages
+    ]
 
 
 def _of_one_kind(names: Sequence[str], runs: Sequence[Run]) -> None:
@@ -158,7 +171,7 @@ def _renamed(lines: Lines, shown: Mapping[str, str]) -> Lines:
 
 
 def _differs(what: str, parts: Sequence[Part]) -> str | None:
-    """A sentence where the parts were not trained on, or measured by, the same."""
+    """A sentence where the parts were not trained on, or measured by, the same; one without a teacher differs from none."""
     table, word = what.split(".")
-    seen = {str((part.run.manifest.get(table) or {}).get(word)) for part in parts}
+    seen = {str(told) for part in parts if (told := (part.run.manifest.get(table) or {}).get(word)) is not None}
     return f"The runs were {DIFFER[what]}; shown is the first one's." if len(seen) > 1 else None
