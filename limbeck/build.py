@@ -86,6 +86,7 @@ def text(plan: Design, tell: Callable[[str], None]) -> Material:
         augment.masked_model(plan)
     corpus = _prepared(plan, tell)
     tasks.labelled(plan.recipe, plan.terms, corpus.facts.get("labelled", 0))
+    tasks.measurable(plan.recipe, corpus.facts.get("heldout_labelled", 0))
     if data.unlabelled is None:
         return Material(corpus, None)
     task = data.task and data.task.model_copy(update={"label": None, "classes": tuple(plan.classes) or None})

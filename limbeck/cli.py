@@ -6,11 +6,14 @@ import json
 import os
 import sys
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from limbeck.errors import Failed, Interrupted, UserError, printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 app = typer.Typer(
     help="Distil a large transformer language model into a small one, compare the ways of doing so, see why one wins.",
@@ -115,6 +118,17 @@ def report(
         print("\n".join(str(path) for path in evidence.write(lab.gathered(runs, against))))
 
 
+def _file(option: str, name: str | None) -> Path | None:
+    """The file that an option names, before work that would be for nothing."""
+    from pathlib import Path
+
+    path = None if name is None else Path(name)
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        what = "is a folder;" if path.is_dir() else "its folder is not there; make it, or"
+        raise UserError(f"{path}: {what} choose another file with {option}")
+    return path
+
+
 @app.command()
 def profile(
     models: Annotated[
@@ -132,14 +146,10 @@ def profile(
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the numbers.")] = None,
 ) -> None:
     """Show what models cost when they answer: parameters, MACs, size, memory, latency, side by side."""
-    from pathlib import Path
-
     from limbeck import rundir
     from limbeck.lab import profiles
 
-    path = None if json_file is None else Path(json_file)
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UserError(f"{path}: its folder is not there; make it, or choose another file with --json")
+    path = _file("--json", json_file)
     from limbeck.profile import of_sources
     from limbeck.progress import tell
 
@@ -168,18 +178,18 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Measure any model on the held-out part of a recipe's data: its metrics, its loss, its answers as a file."""
-    from pathlib import Path
-
     from limbeck.arms import asked
+
+    path = _file("--predictions", predictions)
 
     data = asked(task, overrides or []).arms()[0].last.data
     if precision not in ("fp32", "bf16", "fp64"):
         raise UserError(f"--precision: {precision} is none; give fp32, bf16 or fp64")
     from limbeck import examine
 
-    found = examine.examine(model, data, precision=precision, device=device)
-    if predictions:
-        examine.write_answers(found, Path(predictions))
+    found = examine.examine(model, data, precision=precision, device=device, answering=path is not None)
+    if path is not None:
+        examine.write_answers(found, path)
     noun = "rows" if data.task else "tokens"
     print(f"{'held out':14} {found.rows:,} {noun} of {data.heldout if isinstance(data.heldout, str) else data.corpus}")
     for name, value in {"label loss": found.label_loss, **found.metrics}.items():

@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from limbeck import casting, metrics, models, recipe, rundir, tasks
-from limbeck.anatomy import family
+from limbeck.anatomy import family, reserved_positions
 from limbeck.errors import UserError
 from limbeck.feeds.blocks import prepare
+from limbeck.feeds.corpora import each, heldout_source, without_text
 from limbeck.feeds.feed import Batches, Feed
 from limbeck.feeds.taskfeed import TaskFeed
-from limbeck.feeds.tasks import prepare_task
+from limbeck.feeds.tasks import TaskCorpus, prepare_task
 from limbeck.losses import cross_entropy, squared_error
 from limbeck.material import Data
 from limbeck.taps import Tapped
@@ -33,19 +34,25 @@ class Examined:
 
     Attributes:
         rows: rows of a task, or selected tokens of running text, that have a label.
-        label_loss: the mean cross entropy in nats, of scores the mean square.
+        label_loss: the mean cross entropy in nats, of scores the mean square; None where nothing has a label.
         metrics: of a task its metrics; of running text `accuracy` and `perplexity`.
         answers: of a task one for each row, in the order of the file: the class, or the score.
     """
 
     rows: int
-    label_loss: float
+    label_loss: float | None
     metrics: dict[str, float | None]
     answers: list[str] = field(default_factory=list)
 
 
 def examine(
-    folder: str | Path, data: Data, *, batch_size: int = 32, precision: str = "fp32", device: str = "cpu"
+    folder: str | Path,
+    data: Data,
+    *,
+    batch_size: int = 32,
+    precision: str = "fp32",
+    device: str = "cpu",
+    answering: bool = False,
 ) -> Examined:
     """Evaluates a model, such as an exported student, on the held-out part of some data.
 
@@ -55,9 +62,10 @@ def examine(
         batch_size: rows at a time.
         precision: `fp32`, `bf16`, `fp64`.
         device: where it runs.
+        answering: rows of a task are wanted for their answers: they need no labels, and each must have text.
 
     Raises:
-        UserError: no usable model, it does not fit the task, or the data cannot be read.
+        UserError: no usable model, no such device, it does not fit the task, or the data cannot be read.
 
     Example:
         >>> examine("runs/classify/students/logit-seed0", data).metrics["accuracy"]   # doctest: +SKIP
@@ -65,23 +73,42 @@ def examine(
     """
     source = recipe.Source(source=str(folder))
     config, tokenizer = models.config_of(source), models.tokenizer_of(source)
-    heldout = _batches(data, config, tokenizer, folder, batch_size)
-    dtype = casting.DTYPES[precision]
-    tapped = Tapped(models.model_of(source, dtype, config=config).to(torch.device(device)).eval())  # pyright: ignore
-    found = [answered for batch in heldout for answered in _answered(tapped, batch, device)]
-    logits, labels = (np.concatenate([each[place] for each in found]) for place in (0, 1))
+    if answering and data.task:
+        _every_row_is_read(data)
+    heldout, names = _batches(data, config, tokenizer, folder, batch_size)
+    dtype, where = casting.DTYPES[precision], _device(device)
+    tapped = Tapped(models.model_of(source, dtype, config=config).to(where).eval())  # pyright: ignore
+    found = [answered for batch in heldout for answered in _answered(tapped, batch, where)]
+    logits, labels = (np.concatenate([some[place] for some in found]) for place in (0, 1))
     kept = labels != IGNORED
-    if not kept.any():
+    if not kept.any() and not (answering and data.task):
         raise UserError(
             f"{data.heldout}: no held-out row has a label to be measured by; name their column in data.task"
         )
-    loss = float(np.concatenate([each[2] for each in found])[kept].mean())
+    loss = float(np.concatenate([some[2] for some in found])[kept].mean()) if kept.any() else None
     if data.task is None:
+        assert loss is not None
         right = float((logits[kept] == labels[kept]).mean())
         return Examined(int(kept.sum()), loss, {"accuracy": right, "perplexity": math.exp(min(loss, 700.0))})
-    names = tasks.classes_of(config) if data.task.kind == "classification" else ()
     said = [names[int(row.argmax())] for row in logits] if names else [f"{row[0]:.6g}" for row in logits]
     return Examined(int(kept.sum()), loss, metrics.scores(data.task.kind, logits, labels), said)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        where = torch.device(name)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device: {name} cannot be used here ({str(error).splitlines()[0]}); take cpu") from None
+    return where
+
+
+def _every_row_is_read(data: Data) -> None:
+    """Whether no held-out row is passed over for want of text: an answer stands under the number of its row."""
+    assert data.task is not None
+    for one in each(data):
+        if (source := heldout_source(one)) and (name := without_text(*source, data.task.columns, data.longest)):
+            raise UserError(f"{name}: a row without text, which has no answer; remove it, or put a text there")
 
 
 def write_answers(found: Examined, path: Path) -> None:
@@ -94,9 +121,10 @@ def write_answers(found: Examined, path: Path) -> None:
 
 def _batches(
     data: Data, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Any, size: int
-) -> Iterator[dict[str, Tensor]]:
-    """The whole held-out part."""
+) -> tuple[Iterator[dict[str, Tensor]], tuple[str, ...]]:
+    """The whole held-out part, and what the rows call their classes."""
     feed: Batches
+    names: tuple[str, ...] = ()
     if (data.task is None) != (config.problem_type is None):
         what = (
             "a language model, and the data are a task"
@@ -107,6 +135,10 @@ def _batches(
     if data.task is None:
         corpus = prepare(data, tokenizer, tell=lambda line: None)
         causal = family(config.model_type).causal
+        if not causal and data.masking.mode == "none":
+            raise UserError(
+                f"{folder}: is measured by masked tokens, and none is masked; set data.masking.mode to dynamic"
+            )
         masking = data.masking.model_copy(update={"mode": "none"} if causal else {})
         positions = "all" if causal else "masked"
         feed = Feed(corpus.heldout, masking=masking, positions=positions, batch_size=size, causal=causal)
@@ -117,13 +149,18 @@ def _batches(
             )
         classes = tasks.classes_of(config) if data.task.kind == "classification" else None
         corpus = prepare_task(data, tokenizer, tell=lambda line: None, classes=classes)
+        if names := corpus.classes:
+            tasks.agrees(data.task, str(folder), config, names)
         types = "token_type_ids" in tokenizer.model_input_names
         feed = TaskFeed(corpus.heldout, batch_size=size, pad_id=tasks.padding(tokenizer), types=types)
-    return feed.fixed(len(corpus.heldout), size)
+    longest = int(corpus.heldout.lengths.max()) if isinstance(corpus, TaskCorpus) else data.max_length
+    if longest > (room := getattr(config, "max_position_embeddings", longest) - reserved_positions(config)):
+        raise UserError(f"{folder}: rows of {longest} tokens are more than its {room} positions; lower data.max_length")
+    return feed.fixed(len(corpus.heldout), size), names
 
 
 @torch.no_grad()
-def _answered(tapped: Tapped, batch: dict[str, Tensor], device: str) -> Iterator[tuple[np.ndarray, ...]]:
+def _answered(tapped: Tapped, batch: dict[str, Tensor], device: torch.device) -> Iterator[tuple[np.ndarray, ...]]:
     """Of some selected tokens or rows: the logits (of tokens the best one), the labels, the loss."""
     here = {name: tensor.to(device) for name, tensor in batch.items()}
     features, labels = tapped(here).features[here["select"]], here["labels"][here["select"]]
@@ -133,4 +170,4 @@ def _answered(tapped: Tapped, batch: dict[str, Tensor], device: str) -> Iterator
         loss = squared_error if logits.shape[-1] == 1 else cross_entropy
         values = loss(student=logits, labels=labels[some])
         said = logits if tapped.classifies else logits.argmax(-1)
-        yield tuple(each.double().cpu().numpy() for each in (said, labels[some], values))
+        yield tuple(tensor.double().cpu().numpy() for tensor in (said, labels[some], values))

@@ -35,7 +35,7 @@ HARMLESS = {  # the same run, to rounding
     "device": ("device",),
     "threads": ("machine", "threads"),
 }
-# words of a recipe that no bit of a student depends on
+# words of a recipe that no bit of a student depends on, but for `eval_every` where the best weights are kept
 FREE: dict[str, Any] = {
     "out": True,
     "question": True,
@@ -192,7 +192,8 @@ def changed_words(folder: Path, began: Facts, table: Recipe) -> Changes:
         if then.get(word) != now.get(word) and word not in ("out", "name"):
             longer = word == "train.steps" and extends(before, table)
             said = f"{word} ({_short(then.get(word))} then, {_short(now.get(word))} now)"
-            (free if longer or _is_free(word) else harmful).append(said)
+            chooses = word == "train.eval_every" and table.measure is not None  # the weights that are kept
+            (free if longer or (_is_free(word) and not chooses) else harmful).append(said)
     if before.name != table.name:
         harmful.append(f"name ({before.name} then, {table.name} now)")
     return Changes(harmful, [], free)

@@ -96,7 +96,9 @@ def _lengths(source: Source, data: Data) -> list[int]:
         raise UserError(
             "--task: its data are running text, whose blocks have one length; leave it out and say --length"
         )
-    return prepare_task(data, models.tokenizer_of(source), tell=lambda line: None).heldout.lengths.tolist()
+    classes = ("0", "1") if data.task.label is None else None  # of rows without labels, whose lengths hang on none
+    rows = prepare_task(data, models.tokenizer_of(source), tell=lambda line: None, classes=classes)
+    return rows.heldout.lengths.tolist()
 
 
 def of_study(made: Study, seconds: float) -> Facts:

@@ -17,6 +17,7 @@ from limbeck.material import Data, Task
 HEAD_DROPOUTS = ("classifier_dropout", "seq_classif_dropout")
 SHOWN = 12  # how many classes an error names
 OF_SCORES = ("logit_mse", "squared_error")  # the losses on logits that a score has
+OF_A_TEACHER = ("logit_loss", "agreement")  # the measures that need no label
 
 
 def give(
@@ -53,7 +54,7 @@ def give(
         if hasattr(student, word):
             setattr(student, word, 0.0)
     for name, config in teachers.items():
-        _agrees(task, name, config, classes)
+        agrees(task, f"models.{name}", config, classes)
 
 
 def _known(task: Task, teachers: Sequence[PretrainedConfig]) -> Sequence[str] | None:
@@ -64,14 +65,14 @@ def _known(task: Task, teachers: Sequence[PretrainedConfig]) -> Sequence[str] | 
     return task.classes or next(iter(named), None)
 
 
-def _agrees(task: Task, name: str, config: PretrainedConfig, classes: Sequence[str]) -> None:
-    """Whether a teacher predicts the classes of the task, in their order.
+def agrees(task: Task, where: str, config: PretrainedConfig, classes: Sequence[str]) -> None:
+    """Whether a model predicts the classes of the task, in their order.
 
     Names differ where the recipe says what the rows call the classes (0, 1) that the model calls otherwise (NEGATIVE,
     POSITIVE); the same names in another order are a mistake.
     """
     theirs, mine, remedy = classes_of(config), list(classes), "data.task.classes in the order of its logits"
-    said = f"models.{name}: it predicts {listed(theirs)}, and the task has {listed(mine)}"
+    said = f"{where}: it predicts {listed(theirs)}, and the task has {listed(mine)}"
     if len(theirs) != len(mine):
         count = f"{len(theirs)} and {len(mine)}"
         raise UserError(f"{said} ({count}); " + ("take another" if task.kind == "regression" else f"name all {remedy}"))
@@ -168,6 +169,22 @@ def labelled(table: recipe.Recipe, made: Mapping[str, Sequence[lessons.Term]], r
                     f"column '{table.data.task and table.data.task.label}'; name another column in data.task.label, or take "
                     "a loss that learns from the teacher"
                 )
+
+
+def measurable(table: recipe.Recipe, rows: int) -> None:
+    """Whether there are labels of held-out rows, `rows` of them, where the weights that are kept are chosen by them.
+
+    Raises:
+        UserError: there are none, and the untrained student would be kept.
+    """
+    task, measure = table.data.task, table.measure
+    if task is None or rows or measure in (None, *OF_A_TEACHER):
+        return
+    remedy = "name their column in data.task.label" if task.label is None else "name held-out rows that have some"
+    other = "logit_loss" if table.models.teacher else "last"
+    raise UserError(
+        f"train.keep: {measure} is measured by labels, and no held-out row has one; {remedy}, or set train.keep to {other}"
+    )
 
 
 def vocabulary(config: PretrainedConfig) -> int:

@@ -141,6 +141,12 @@ def read_rows(
     yield from _some(_all_rows(spec, Wanted(columns, "data.task", longest), split), spec, max_bytes, row_text)
 
 
+def without_text(spec: str, split: Split, columns: Mapping[str, Column], longest: int = LONGEST) -> str | None:
+    """The name of the first row that `read_rows` leaves out, for it has no text; None where there is none."""
+    rows = _all_rows(spec, Wanted(columns, "data.task", longest), split)
+    return next((name for name, row in rows if not row_text(row).strip()), None)
+
+
 def row_text(row: Row) -> str:
     """All that is read of a row."""
     return row["text"] + (row["pair"] or "")

@@ -14,6 +14,7 @@ from limbeck.rundir import MANIFEST, METRICS, RECIPE, STUDY, read_json, read_lin
 DIFFER = {  # in the manifest -> what is said where runs have different ones
     "data.sha256": "trained on different text",
     "data.heldout_sha256": "measured on different text",
+    "data.classes": "asked for different classes",
     "teacher.sha256": "measured against different teachers",
 }
 
@@ -65,9 +66,14 @@ def gather(folder: str | Path) -> Run:
 
 
 def several(folders: Sequence[str | Path], out: Path) -> Run:
-    """Runs side by side; where two runs share the name of a setting, it has that of its run too, or alone if it is the only one."""
+    """Runs side by side; where two runs share the name of a setting, it has that of its run too, or alone if it is the only one.
+
+    Raises:
+        UserError: a folder is no run, or is named twice; the runs have nothing that can be compared.
+    """
     runs = [gather(folder) for folder in folders]
     names = _names(folders)
+    _of_one_kind(names, runs)
     counts: dict[str, int] = {}
     for run in runs:
         for setting in run.settings:
@@ -77,7 +83,28 @@ def several(folders: Sequence[str | Path], out: Path) -> Run:
         alone = len(run.settings) == 1 and (name in run.settings or name not in counts)
         told = {it: it if counts[it] == 1 else name if alone else f"{name} {it}" for it in run.settings}
         parts.append(Part(name, run, told))
-    return join(out, " and ".join(names), parts, [])
+    return join(out, " and ".join(names), parts, _stages_before(parts))
+
+
+def _stages_before(parts: Sequence[Part]) -> list[str]:
+    """Sentences on runs that came after stages of their own, whose cost no line of theirs holds."""
+    before = [dict(part.run.manifest.get("earlier") or {}) for part in parts]
+    hashes = [{name: stage.get("recipe_sha256") for name, stage in stages.items()} for stages in before]
+    if all(each == hashes[0] for each in hashes):
+        return []
+    return [
+        f"{part.name}: was trained after {' and '.join(stages)}; updates, time and compute are those of its last stage alone."
+        for part, stages in zip(parts, before, strict=True)
+        if stages
+    ]
+
+
+def _of_one_kind(names: Sequence[str], runs: Sequence[Run]) -> None:
+    """Whether losses and metrics have one meaning: nats of a token are no nats of a row, and no squares of scores."""
+    kinds = {run.task or "running text": name for name, run in zip(names, runs, strict=True)}
+    if len(kinds) > 1:
+        (first, one), (second, other), *_ = kinds.items()
+        raise UserError(f"{one} is about {first} and {other} about {second}; name runs of one kind")
 
 
 def _names(folders: Sequence[str | Path]) -> list[str]:
@@ -144,7 +171,7 @@ def _renamed(lines: Lines, shown: Mapping[str, str]) -> Lines:
 
 
 def _differs(what: str, parts: Sequence[Part]) -> str | None:
-    """A sentence where the parts were not trained on, or measured by, the same."""
+    """A sentence where the parts were not trained on, or measured by, the same; one without a teacher differs from none."""
     table, word = what.split(".")
-    seen = {str((part.run.manifest.get(table) or {}).get(word)) for part in parts}
+    seen = {str(told) for part in parts if (told := (part.run.manifest.get(table) or {}).get(word)) is not None}
     return f"The runs were {DIFFER[what]}; shown is the first one's." if len(seen) > 1 else None

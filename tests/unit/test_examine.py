@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from limbeck.errors import UserError
 from limbeck.examine import examine, write_answers
 from limbeck.feeds.blocks import prepare
 from limbeck.feeds.feed import Feed
+from limbeck.material import Data
 
 pytestmark = pytest.mark.usefixtures("fast")
 WORDS = ("ba", "be", "bi", "bo", "bu", "da", "de", "di")
@@ -110,6 +111,78 @@ def test_a_model_that_does_not_fit(
         examine(run.students["a-seed0"], scores)
 
 
+def made(folder: Path, classes: Sequence[str] = (), count: int = 2) -> Path:
+    """A classifier that nobody trained, whose classes have these names."""
+    model = small(classes=count)
+    if classes:
+        model.config.id2label = dict(enumerate(classes))
+        model.config.label2id = {name: number for number, name in enumerate(classes)}
+    model.save_pretrained(folder)
+    framed().save_pretrained(folder)
+    return folder
+
+
+def rows_of(tmp_path: Path, dev: Sequence[dict[str, Any]], length: int = 12, **task: Any) -> Data:
+    train, held = table(tmp_path / "train.jsonl", told(40)), table(tmp_path / "dev.jsonl", dev)
+    how: dict[str, Any] = {"cache": str(tmp_path / "cache"), "max_length": length}
+    return Data(corpus=str(train), heldout=str(held), task={"kind": "classification", **task}, **how)  # pyright: ignore
+
+
+def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    named, dev = made(tmp_path / "named", ("bad", "good")), told(21, 40)
+    for classes, line in (
+        (["good", "bad"], "it predicts bad, good, and the task has good, bad; name data.task.classes in the order"),
+        (["bad", "good", "odd"], "it predicts bad, good, and the task has bad, good, odd (2 and 3); name all"),
+    ):
+        with pytest.raises(UserError) as error:
+            examine(named, rows_of(tmp_path, dev, classes=classes))
+        assert line in str(error.value)
+
+
+def test_answers_are_named_as_the_rows_name_their_classes(tmp_path: Path) -> None:
+    """Of a model that only counts its classes, and of one that calls them otherwise than the recipe."""
+    dev = told(21, 40)
+    counted = examine(made(tmp_path / "counted"), rows_of(tmp_path, dev))
+    assert set(counted.answers) <= {"bad", "good"}
+    right = sum(said == row["label"] for said, row in zip(counted.answers, dev, strict=True)) / 21
+    assert counted.metrics["accuracy"] == pytest.approx(right)
+    other = made(tmp_path / "other", ("NEGATIVE", "POSITIVE"))
+    assert examine(other, rows_of(tmp_path, dev, classes=["bad", "good"])).answers == counted.answers
+
+
+def test_rows_without_labels_are_answered(tmp_path: Path) -> None:
+    model, bare = made(tmp_path / "model"), [{"sentence": row["sentence"]} for row in told(21, 40)]
+    whole = examine(model, rows_of(tmp_path, told(21, 40)))
+    with pytest.raises(UserError, match="no held-out row has a label to be measured by"):
+        examine(model, rows_of(tmp_path, bare))
+    found = examine(model, rows_of(tmp_path, bare), answering=True)
+    assert found.answers == whole.answers and (found.rows, found.label_loss) == (0, None)
+    assert set(found.metrics.values()) == {None}
+
+
+def test_no_answer_stands_under_the_number_of_another_row(tmp_path: Path) -> None:
+    dev = told(21, 40)
+    dev[3]["sentence"] = " "
+    data, model = rows_of(tmp_path, dev), made(tmp_path / "model")
+    assert examine(model, data).rows == 20
+    with pytest.raises(UserError, match=r"dev\.jsonl:4: a row without text, which has no answer; remove it"):
+        examine(model, data, answering=True)
+
+
+def test_what_cannot_be_read_so(world: Path, tmp_path: Path) -> None:
+    model, dev = made(tmp_path / "model"), told(21, 40)
+    with pytest.raises(UserError, match=r"--device: nonsense cannot be used here"):
+        examine(model, rows_of(tmp_path, dev), device="nonsense")
+    dev[0]["sentence"] = " ".join(WORDS * 5)
+    with pytest.raises(UserError, match=r"rows of 42 tokens are more than its 32 positions; lower data.max_length"):
+        examine(model, rows_of(tmp_path, dev, 64))
+    assert examine(model, rows_of(tmp_path, dev, 32)).rows == 21
+    text = load.load(of_text(world, tmp_path / "text")).data
+    text = text.model_copy(update={"masking": text.masking.model_copy(update={"mode": "none"})})
+    with pytest.raises(UserError, match=r"measured by masked tokens, and none is masked; set data.masking.mode"):
+        examine(world / "teacher", text)
+
+
 def test_the_command(
     trained: Callable[..., tuple[limbeck.Run, Any]],
     tmp_path: Path,
@@ -128,3 +201,9 @@ def test_the_command(
     assert status == 2 and "no such model folder" in err and len(err.strip().splitlines()) == 1
     status, _, err = answer(monkeypatch, capsys, "eval", folder, "--task", said, "--precision", "fp8")
     assert status == 2 and "--precision: fp8 is none" in err
+    for place, line in (
+        (tmp_path / "none" / "p.tsv", "its folder is not there; make it, or"),
+        (tmp_path, "is a folder;"),
+    ):
+        status, _, err = answer(monkeypatch, capsys, "eval", folder, "--task", said, "--predictions", str(place))
+        assert status == 2 and f"{place}: {line} choose another file with --predictions" in err

@@ -13,10 +13,11 @@ from runfiles import same_run, tensors, untimed, weights
 from test_task_runs import likenesses, of_task, opinions, stopped
 
 import limbeck
-from limbeck import checkpoint
+from limbeck import checkpoint, manifest
 from limbeck.errors import UserError
 from limbeck.lab import report
 from limbeck.load import load
+from limbeck.tasks import measurable
 
 Change = Callable[..., dict[str, Any]]
 STEPS = 7
@@ -99,6 +100,42 @@ def test_words_that_do_not_fit(tasks: Path, tmp_path: Path, train: dict[str, Any
     with pytest.raises(UserError) as error:
         load(said(tasks, tmp_path / "run", **train))
     assert line in str(error.value)
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_evaluations_that_choose_the_weights_stay_where_they_are(tasks: Path, tmp_path: Path, keep: str) -> None:
+    before, after = (load(said(tasks, tmp_path, keep=keep, eval_every=every)) for every in (1, 2))
+    (tmp_path / "recipe.yaml").write_text(manifest.text([before]))
+    found = manifest.changed_words(tmp_path, {"recipe_sha256": manifest.identity(before)}, after)
+    line = ["train.eval_every (1 then, 2 now)"]
+    assert (found.harmful, found.free) == ((line, []) if keep == "best" else ([], line))
+
+
+@pytest.mark.parametrize(("keep", "refused"), [("best", True), ("f1", True), ("last", False), ("agreement", False)])
+def test_nothing_is_chosen_by_labels_that_are_not_there(tasks: Path, tmp_path: Path, keep: str, refused: bool) -> None:
+    made = said(tasks, tmp_path / "run", keep="last") | {"models": {"teacher": "of labels", "student": {"layers": 1}}}
+    made["data"]["task"] = {**made["data"]["task"], "label": None}
+    made["train"]["keep"] = keep
+    for setting in made["settings"].values():
+        setting["terms"] = [{"loss": "forward_kl"}]
+    measurable(load(made), 21)
+    if refused:
+        with pytest.raises(
+            UserError, match=r"train\.keep: (accuracy|f1) is measured by labels, and no held-out row has"
+        ):
+            measurable(load(made), 0)
+    else:
+        measurable(load(made), 0)
+
+
+@pytest.mark.usefixtures("fast")
+def test_it_is_said_before_anything_is_trained(tasks: Path, tmp_path: Path) -> None:
+    """A held-out file without the column of labels."""
+    held = table(tmp_path / "dev.tsv", [{"sentence": row["sentence"]} for row in opinions(21, 48)])
+    made = said(tasks, tmp_path / "run", keep="best")
+    made["data"] |= {"corpus": str(tasks / "opinions" / "train.tsv"), "heldout": str(held)}
+    with pytest.raises(UserError, match=r"no held-out row has one; .*, or set train\.keep to last"):
+        limbeck.check(made)
 
 
 @pytest.fixture(scope="module")

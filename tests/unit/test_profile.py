@@ -216,6 +216,8 @@ def test_rows_of_a_task(limbeck: Any, world: Path) -> None:
     assert status == 0, err
     found = rundir.read_json(world / "real.json")
     assert found["padded"] and "the next held-out rows of the task" in out
+    (world / "bare.yaml").write_text(text.replace("DATA", task.replace("{kind", "{label: null, kind")))
+    assert limbeck("teacher", *how, "bare.yaml", "--json", "bare.json")[0] == 0, "lengths need no labels"
     assert limbeck("teacher", *how, "text.yaml")[2].startswith("limbeck: error: --task: its data are running text")
 
 

@@ -102,6 +102,8 @@ def test_what_differs_is_noted(copied: Path) -> None:
     manifest["data"]["heldout_sha256"] = manifest["data"]["sha256"]
     path.write_text(json.dumps(manifest))
     assert "The runs were measured on different text; shown is the first one's." in joined.gather(copied).notes
+    path.write_text(json.dumps(manifest | {"teacher": None}))
+    assert not any("teachers" in note for note in joined.gather(copied).notes), "one that has none has no other one"
 
 
 def test_several_runs_side_by_side(finished: limbeck.Run, study: limbeck.Run, tmp_path: Path) -> None:
@@ -120,6 +122,29 @@ def test_runs_of_one_name_are_told_apart(finished: limbeck.Run, tmp_path: Path) 
     assert run.settings == [f"{it}/run {name}" for it in ("a", "b") for name in ("logit", "multi")]
     with pytest.raises(UserError, match="is named twice; name different runs"):
         joined.several([places[0], places[0]], tmp_path)
+
+
+def test_stages_before_are_noted(finished: limbeck.Run, tmp_path: Path) -> None:
+    """Costs are those of the last stage: beside a run of one stage they are not the whole."""
+    other = shutil.copytree(finished.folder, tmp_path / "staged")
+    told = json.loads((other / "manifest.json").read_text())
+    stages = {name: {"folder": name, "recipe_sha256": name} for name in ("general", "layers")}
+    (other / "manifest.json").write_text(json.dumps(told | {"earlier": stages}))
+    line = "was trained after general and layers; updates, time and compute are those of its last stage alone."
+    assert f"staged: {line}" in joined.several([finished.folder, other], tmp_path).notes
+    same = shutil.copytree(other, tmp_path / "same")
+    assert not any(line in note for note in joined.several([other, same], tmp_path).notes)
+
+
+def test_runs_of_different_kinds_are_not_compared(finished: limbeck.Run, tmp_path: Path) -> None:
+    """Nats of a token stand beside no nats of a row."""
+    other = shutil.copytree(finished.folder, tmp_path / "rows")
+    told = json.loads((other / "manifest.json").read_text())
+    for classes, kind in (["bad", "good"], "classification"), ([], "regression"):
+        (other / "manifest.json").write_text(json.dumps(told | {"data": told["data"] | {"classes": classes}}))
+        with pytest.raises(UserError, match=f"finished is about running text and rows about {kind}; name runs of one"):
+            joined.several([finished.folder, other], tmp_path)
+    assert joined.several([other], tmp_path).task == "regression"
 
 
 def _longer(folder: Path) -> Path:
