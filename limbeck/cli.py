@@ -204,7 +204,12 @@ def trim(
     corpus: Annotated[list[str], typer.Option(help="Where pieces are counted: a file, folder, ...; again for more.")],
     field: Annotated[
         list[str] | None,
-        typer.Option("--field", "--column", metavar="NAME", help="Where a corpus has its text; again for more. [text]"),
+        typer.Option(
+            "--field",
+            "--column",
+            metavar="NAME",
+            help="Where a corpus has its text, or its number (from 0); again for more. [text]",
+        ),
     ] = None,
 ) -> None:
     """Give a model a smaller vocabulary: its most frequent pieces, and their rows of its weights."""

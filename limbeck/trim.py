@@ -27,7 +27,7 @@ from limbeck.errors import UserError
 from limbeck.feeds import pieces
 from limbeck.feeds.corpora import column_names, find_files, read_documents
 from limbeck.feeds.readers import kind_of
-from limbeck.feeds.tables import listed
+from limbeck.feeds.tables import Column, listed
 from limbeck.feeds.tokenise import serialised
 from limbeck.recipe import Source
 
@@ -78,7 +78,8 @@ def trim(model: str, out: str | Path, size: int, corpora: Sequence[str], fields:
         out: the folder that is made.
         size: how many pieces stay, special tokens included.
         corpora: texts in which pieces are counted, in the words of `data.corpus`.
-        fields: columns that hold text; a corpus is read for those of them that it has.
+        fields: columns that hold text, by name, or by number from 0 where a file has no line of names; a corpus is read for
+            those of them that it has.
 
     Raises:
         UserError: no usable model, a tokenizer that cannot be trimmed, no text, no such size, or `out` is there already.
@@ -136,12 +137,16 @@ def texts(corpora: Sequence[str], fields: Sequence[str]) -> Iterator[str]:
             yield from (text for _, text in read_documents(spec, field=field))
 
 
-def _columns(spec: str, fields: Sequence[str]) -> Sequence[str]:
-    """Those of the columns that a corpus has; of running text one, which is not looked at."""
+def _columns(spec: str, fields: Sequence[str]) -> Sequence[Column]:
+    """Those of the columns that a corpus has, by name or else by number; of running text one, which is not looked at."""
     files = find_files(spec)
     running = spec == "docs" or any((kind_of(file) or "")[0] == ".txt" for file in files[:1])
     names = [] if running else column_names(spec, {})
-    found = [field for field in fields if field in names]
+    found: list[Column] = [field for field in fields if field in names]
+    numbers = [int(field) for field in fields if field.isdecimal()]
+    if names and not found and numbers:
+        names = column_names(spec, {"field": numbers[0]})
+        found = [number for number in numbers if number in names]
     if names and not found:
         raise UserError(f"{spec}: no column {' or '.join(fields)}; set --field to one of: {listed(names)}")
     return found or fields[:1]

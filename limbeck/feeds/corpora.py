@@ -92,7 +92,7 @@ def _in_folder(folder: Path, split: Split) -> list[Path]:
 def read_documents(
     spec: str,
     *,
-    field: str = "text",
+    field: Column = "text",
     separator: str = "\n\n",
     max_bytes: int | None = None,
     split: Split = "train",
@@ -102,7 +102,7 @@ def read_documents(
 
     Args:
         spec: the corpus, in the words of this module's first lines.
-        field: the column that holds the text where there are columns.
+        field: the column that holds the text where there are columns, by name or number.
         separator: what stands between the documents of a .txt file.
         max_bytes: stop after the document that brings the text to so many bytes of UTF-8.
         split: the part of a folder to read.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,11 +92,14 @@ def _stages_before(parts: Sequence[Part]) -> list[str]:
     hashes = [{name: stage.get("recipe_sha256") for name, stage in stages.items()} for stages in before]
     if all(each == hashes[0] for each in hashes):
         return []
-    return [
-        f"{part.name}: was trained after {' and '.join(stages)}; updates, time and compute are those of its last stage alone."
+    return _once(
+        (
+            part.name,
+            f"trained after {' and '.join(stages)}; updates, time and compute are those of the last stage alone.",
+        )
         for part, stages in zip(parts, before, strict=True)
         if stages
-    ]
+    )
 
 
 def _of_one_kind(names: Sequence[str], runs: Sequence[Run]) -> None:
@@ -142,12 +145,20 @@ def join(folder: Path, name: str, parts: Sequence[Part], notes: Sequence[str]) -
         for part in parts
         for learner, facts in (part.run.manifest.get("students") or {}).items()
     }
-    manifest = first.manifest | {"name": name, "students": students}
-    said = [*notes, *(f"{part.name}: {note}" for part in parts for note in part.run.notes)]
+    manifest = first.manifest | {"name": name, "students": students, "earlier": {}}  # their own pages have those
+    said = [*notes, *_once((part.name, note) for part in parts for note in part.run.notes)]
     said += [line for what in DIFFER if (line := _differs(what, parts))]
     recipe = folder / RECIPE
     text = recipe.read_text(encoding="utf-8") if recipe.is_file() else first.recipe
     return Joined(folder, manifest, text, metrics, evals, tuple(dict.fromkeys(said)), parts=tuple(parts))
+
+
+def _once(said: Iterable[tuple[str, str]]) -> list[str]:
+    """Sentences of runs, each once, behind the names of those that say it."""
+    names: dict[str, list[str]] = {}
+    for name, sentence in said:
+        names.setdefault(sentence, []).append(name)
+    return [f"{', '.join(whose)}: {sentence}" for sentence, whose in names.items()]
 
 
 def _study(folder: Path) -> dict[str, Any]:

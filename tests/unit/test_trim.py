@@ -192,6 +192,17 @@ def test_the_command_reads_each_corpus_by_its_columns(
     assert "-> 150" in out and out.splitlines()[2] in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
+def test_columns_without_names_are_numbered(corpus: Path, tmp_path: Path) -> None:
+    whole = lay_out("bert", tmp_path / "whole")
+    lines = sentences()
+    (tmp_path / "rows.tsv").write_text("".join(f"7\t{line}\t{line}\n" for line in lines), encoding="utf-8")
+    by_name = trim(str(whole), tmp_path / "a", 150, [str(corpus), str(corpus)])
+    by_number = trim(str(whole), tmp_path / "b", 150, [str(tmp_path / "rows.tsv")], ["2", "text", "1"])
+    assert by_number == by_name
+    with pytest.raises(UserError, match="no column 3; set --field to one of: 0 to 2"):
+        trim(str(whole), tmp_path / "c", 150, [str(tmp_path / "rows.tsv")], ["3"])
+
+
 def test_a_tokenizer_that_cannot_be_trimmed(corpus: Path, tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 

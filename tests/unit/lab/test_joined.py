@@ -130,7 +130,7 @@ def test_stages_before_are_noted(finished: limbeck.Run, tmp_path: Path) -> None:
     told = json.loads((other / "manifest.json").read_text())
     stages = {name: {"folder": name, "recipe_sha256": name} for name in ("general", "layers")}
     (other / "manifest.json").write_text(json.dumps(told | {"earlier": stages}))
-    line = "was trained after general and layers; updates, time and compute are those of its last stage alone."
+    line = "trained after general and layers; updates, time and compute are those of the last stage alone."
     assert f"staged: {line}" in joined.several([finished.folder, other], tmp_path).notes
     same = shutil.copytree(other, tmp_path / "same")
     assert not any(line in note for note in joined.several([other, same], tmp_path).notes)
