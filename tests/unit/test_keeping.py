@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from test_task_runs import likenesses, of_task, opinions, stopped
 import limbeck
 from limbeck import checkpoint, manifest
 from limbeck.errors import UserError
+from limbeck.keeping import Keeper
 from limbeck.lab import report
 from limbeck.load import load
 from limbeck.tasks import measurable
@@ -202,21 +204,15 @@ def test_where_all_have_ended_the_run_is_done(tasks: Path, tmp_path: Path, monke
     same_run(limbeck.run(made | {"out": str(tmp_path / "killed")}, quiet=True), run, checkpoints=False)
 
 
-@pytest.mark.usefixtures("fast")
-def test_an_undefined_measure_is_never_better(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from limbeck import evaluate
-
-    answers = iter([None, 0.5, None, 0.4])
-
-    def scores(*_: Any) -> dict[str, float | None]:
-        return {"pearson": next(answers, None), "spearman": None}
-
-    monkeypatch.setattr(evaluate.metrics, "scores", scores)
-    made = said(tasks, tmp_path / "run", "likenesses", steps=3, keep="best") | {"only": ["a"], "seeds": [0]}
-    keeper_saw: list[Any] = []
-    monkeypatch.setattr("limbeck.keeping.Best.take", lambda self: keeper_saw.append(self.learner.name))
-    run = limbeck.run(made, quiet=True)
-    assert run.manifest["status"] == "done" and keeper_saw, "the first is taken, whatever it is worth"
+def test_an_undefined_measure_is_never_better() -> None:
+    way: Any = SimpleNamespace(best={}, waited={})
+    taken: list[int] = []
+    values = [None, None, 0.4, None, 0.5, 0.5, None]
+    for step, value in enumerate(values):
+        held: Any = SimpleNamespace(learner=SimpleNamespace(name="a"), take=lambda step=step: taken.append(step))
+        Keeper([held], "pearson").see(step, {"a": {"metrics": {"pearson": value}}}, way)
+    assert taken == [0, 2, 4], "the first is taken, whatever it is worth"
+    assert way.best == {"a": {"step": 4, "score": 0.5}} and way.waited == {"a": 2}
 
 
 @pytest.mark.usefixtures("fast")
