@@ -38,7 +38,8 @@ _OF_ONE = re.compile(r"stages(?:\[(\d+)\]|\.(\d+))\.(?=.)")
 def expand(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> list[Recipe]:
     """The recipes that are trained one after another: one, or those of its stages.
 
-    Overrides stand over all stages, and those of `stages[0]...` over these in one. An earlier stage's run directory lies in that
+    Overrides stand over all stages, and those of `stages[0]...` over these in one; none goes into a table that a stage sets to
+    null. An earlier stage's run directory lies in that
     of the last.
 
     Raises:
@@ -107,7 +108,7 @@ def _stage(
             raise UserError(f"{place}.{word}: belongs to the whole; put it above the stages")
     merged = {"stage": f"stage-{len(before) + 1}"} | _over(shared, own)
     try:
-        for override in (*everywhere, *mine):
+        for override in (*(each for each in everywhere if not _into_null(own, each)), *mine):
             merged = load.overridden(merged, override)
         merged["models"] = _named(merged.get("models", {}), before[-1].stage if before else None)
         one = load.validated("", merged)
@@ -140,6 +141,16 @@ def _holds(table: Any, path: Sequence[str]) -> bool:
         else:
             return False
     return True
+
+
+def _into_null(own: Any, override: str) -> bool:
+    """Whether an override of all stages goes into a table that this one is without: `data.task.label=x` over `task: null`."""
+    for part in override.partition("=")[0].split(".")[:-1]:
+        if not isinstance(own, dict) or part not in own:
+            return False
+        if (own := own[part]) is None:
+            return True
+    return False
 
 
 def _named(value: Any, previous: str | None) -> Any:

@@ -125,6 +125,20 @@ def test_overrides_stand_over_the_file_and_those_of_one_stage_over_all() -> None
     assert table == before, "the table that was given is as it was"
 
 
+def test_overrides_do_not_go_into_a_table_that_a_stage_is_without() -> None:
+    """`data.task.label=stars` is no wish for a task in a stage that reads running text."""
+    general, task = {"data": {"task": None}}, {"kind": "classification", "label": "label"}
+    table = words(general, {"stage": "b"}, {"stage": "c", "data": {"task": {"augment": None}}})
+    table["data"] = table.get("data", {}) | {"task": task}
+    overrides = ("data.task.label=stars", "data.task.augment.copies=2")
+    first, second, third = stages.expand(table, overrides)
+    assert first.data.task is None and second.data.task and third.data.task
+    assert [second.data.task.label, third.data.task.label] == ["stars", "stars"]
+    assert second.data.task.augment and second.data.task.augment.copies == 2 and third.data.task.augment is None
+    first, *_ = stages.expand(table, [*overrides, "stages[0].data.task.kind=regression"])
+    assert first.data.task and first.data.task.kind == "regression", "its own go where they say"
+
+
 def test_a_single_stage_is_the_recipe_itself() -> None:
     (staged,) = stages.expand(words({"stage": "train", "train": {"steps": 3}}))
     (plain,) = stages.expand(
