@@ -84,8 +84,8 @@ def test_runs_side_by_side_keep_their_own(make_run: Any, tmp_path: Path) -> None
     found = cost.of_run(joined.several(folders, tmp_path))
     assert [line[:2] for line in found.lines] == [
         ["teacher", "87,654,321"],
-        ["one logit", "4,321"],
-        ["two logit", "4,322"],
+        ["one", "4,321"],
+        ["two", "4,322"],
     ]
 
 

@@ -332,12 +332,12 @@ def test_the_tables_of_verdicts(kind: str, request: pytest.FixtureRequest) -> No
             assert word == ("inconclusive" if p >= 0.05 else "better" if better else "worse")
             assert_shows(cells[0], [mean(differences)])
             assert_shows(cells[1], list(test.confidence_interval(0.95)))
-            assert cells[2] == "\u2013"  # no documents were recorded
-            assert_shows(cells[3], [mean(differences) / stdev(differences)])
-            if cells[4] == "< 0.001":
+            assert len(cells) == 4  # no documents were recorded: no column of their error
+            assert_shows(cells[2], [mean(differences) / stdev(differences)])
+            if cells[3] == "< 0.001":
                 assert p < 0.001
             else:
-                assert_shows(cells[4], [p])
+                assert_shows(cells[3], [p])
 
 
 @pytest.mark.parametrize("kind", ["text", "study"])
