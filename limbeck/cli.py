@@ -111,11 +111,12 @@ def report(
     """Draw the figures and the report of a run anew, or compare several runs on one page."""
     from limbeck.lab import report as lab
 
-    print(lab.write(*runs, against=against))
+    run = lab.gathered(runs, against)
+    print(lab.page(run))
     if csv:
         from limbeck.lab import evidence
 
-        print("\n".join(str(path) for path in evidence.write(lab.gathered(runs, against))))
+        print("\n".join(str(path) for path in evidence.write(run)))
 
 
 def _file(option: str, name: str | None) -> Path | None:

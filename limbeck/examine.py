@@ -24,6 +24,7 @@ from limbeck.feeds.tasks import TaskCorpus, prepare_task
 from limbeck.losses import cross_entropy, squared_error
 from limbeck.material import Data
 from limbeck.taps import Tapped
+from limbeck.world import usable
 
 IGNORED = -100
 
@@ -76,7 +77,7 @@ def examine(
     if answering and data.task:
         _every_row_is_read(data)
     heldout, names = _batches(data, config, tokenizer, folder, batch_size)
-    dtype, where = casting.DTYPES[precision], _device(device)
+    dtype, where = casting.DTYPES[precision], usable(device, f"--device: {device}", "take cpu")
     tapped = Tapped(models.model_of(source, dtype, config=config).to(where).eval())  # pyright: ignore
     found = [answered for batch in heldout for answered in _answered(tapped, batch, where)]
     logits, labels = (np.concatenate([some[place] for some in found]) for place in (0, 1))
@@ -92,15 +93,6 @@ def examine(
         return Examined(int(kept.sum()), loss, {"accuracy": right, "perplexity": math.exp(min(loss, 700.0))})
     said = [names[int(row.argmax())] for row in logits] if names else [f"{row[0]:.6g}" for row in logits]
     return Examined(int(kept.sum()), loss, metrics.scores(data.task.kind, logits, labels), said)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        where = torch.device(name)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device: {name} cannot be used here ({str(error).splitlines()[0]}); take cpu") from None
-    return where
 
 
 def _every_row_is_read(data: Data) -> None:

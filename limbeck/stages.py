@@ -38,9 +38,8 @@ _OF_ONE = re.compile(r"stages(?:\[(\d+)\]|\.(\d+))\.(?=.)")
 def expand(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> list[Recipe]:
     """The recipes that are trained one after another: one, or those of its stages.
 
-    Overrides stand over all stages, and those of `stages[0]...` over these in one; none goes into a table that a stage sets to
-    null. An earlier stage's run directory lies in that
-    of the last.
+    Overrides stand over all stages, and those of `stages[0]...` over these in one; none of all goes into a table that a stage
+    sets to null. An earlier stage's run directory lies in that of the last.
 
     Raises:
         UserError: as `load.load`; a stage refers to one that is not before it.

@@ -13,11 +13,11 @@ from limbeck.feeds.corpora import each
 from limbeck.feeds.tasks import prepare_task
 from limbeck.losses import LOSSES
 from limbeck.material import Data, Task
+from limbeck.words import OF_TEACHER
 
 HEAD_DROPOUTS = ("classifier_dropout", "seq_classif_dropout")
 SHOWN = 12  # how many classes an error names
 OF_SCORES = ("logit_mse", "squared_error")  # the losses on logits that a score has
-OF_A_TEACHER = ("logit_loss", "agreement")  # the measures that need no label
 
 
 def give(
@@ -178,7 +178,7 @@ def measurable(table: recipe.Recipe, rows: int) -> None:
         UserError: there are none, and the untrained student would be kept.
     """
     task, measure = table.data.task, table.measure
-    if task is None or rows or measure in (None, *OF_A_TEACHER):
+    if task is None or rows or measure in (None, *OF_TEACHER):
         return
     remedy = "name their column in data.task.label" if task.label is None else "name held-out rows that have some"
     other = "logit_loss" if table.models.teacher else "last"

@@ -99,6 +99,7 @@ LOSSES: dict[str, LossWords] = {
     "tinybert_soft_cross_entropy": LossWords(_LOGITS, _WARM),
 }
 
+OF_TEACHER = ("logit_loss", "agreement")  # measures of an evaluation that need a teacher and no label
 METRICS = {"classification": ("accuracy", "f1", "matthews"), "regression": ("pearson", "spearman")}  # the first leads
 
 # What evaluations may choose the kept weights by: a column of evals.jsonl, or a metric of the task; +1: more is better.

@@ -18,6 +18,20 @@ PATIENCE = timedelta(days=7)  # the others wait while the first process tokenise
 GONE = ("closed by peer", "reset by peer", "broken pipe")  # what a process hears of one that has ended
 
 
+def usable(name: str, said: str, remedy: str) -> torch.device:
+    """The device of this name, when a tensor can be made on it; `said` and `remedy` begin and end the error.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"{said} cannot be used here ({str(error).splitlines()[0]}); {remedy}") from None
+    return device
+
+
 @dataclass(frozen=True)
 class World:
     """This process among its equals."""
@@ -35,12 +49,9 @@ class World:
         """
         wanted = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         state = PartialState(cpu=wanted == "cpu", timeout=PATIENCE)
-        where = state.device if wanted == "cuda" and state.device is not None else torch.device(wanted)
-        try:
-            torch.empty(0, device=where)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            line = str(error).splitlines()[0]
-            raise UserError(f"train.device: {device} cannot be used here ({line}); set it to auto or cpu") from None
+        if wanted == "cuda" and state.device is not None:
+            wanted = str(state.device)
+        where = usable(wanted, f"train.device: {device}", "set it to auto or cpu")
         return World(state.process_index, state.num_processes, where)
 
     @property

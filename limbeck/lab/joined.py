@@ -33,15 +33,6 @@ class Joined(Run):
 
     parts: tuple[Part, ...] = ()
 
-    @property
-    def own_ends(self) -> bool:
-        """Where a study plans different numbers of updates, or where runs that are done have ended at different ones."""
-        path = self.folder / STUDY
-        if path.is_file():
-            return len({arm.get("steps") for arm in read_json(path)["arms"]}) > 1
-        done = all(part.run.manifest.get("status") == "done" for part in self.parts)
-        return done and len({rows[-1]["step"] for part in self.parts for rows in part.run.metrics.values()}) > 1
-
 
 def gather(folder: str | Path) -> Run:
     """A run directory, or the arms of a study that have begun.
@@ -62,7 +53,8 @@ def gather(folder: str | Path) -> Run:
         raise UserError(f"{folder}: no arm of this study has begun; run its recipe")
     missing = len(told["arms"]) - len(parts)
     notes = [f"{missing} of {len(told['arms'])} arms have not begun."] if missing else []
-    return join(folder, str(told.get("name") or folder.name), parts, notes)
+    own_ends = len({arm["steps"] for arm in told["arms"]}) > 1
+    return join(folder, str(told.get("name") or folder.name), parts, notes, own_ends)
 
 
 def several(folders: Sequence[str | Path], out: Path) -> Run:
@@ -83,7 +75,13 @@ def several(folders: Sequence[str | Path], out: Path) -> Run:
         alone = len(run.settings) == 1 and (name in run.settings or name not in counts)
         told = {it: it if counts[it] == 1 else name if alone else f"{name} {it}" for it in run.settings}
         parts.append(Part(name, run, told))
-    return join(out, " and ".join(names), parts, _stages_before(parts))
+    return join(out, " and ".join(names), parts, _stages_before(parts), _ended_apart(runs))
+
+
+def _ended_apart(runs: Sequence[Run]) -> bool:
+    """Whether all are done, after different numbers of updates."""
+    done = all(run.manifest.get("status") == "done" for run in runs)
+    return done and len({rows[-1]["step"] for run in runs for rows in run.metrics.values()}) > 1
 
 
 def _stages_before(parts: Sequence[Part]) -> list[str]:
@@ -128,7 +126,7 @@ def _begun(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and bool(read_lines(folder / METRICS)[0])
 
 
-def join(folder: Path, name: str, parts: Sequence[Part], notes: Sequence[str]) -> Joined:
+def join(folder: Path, name: str, parts: Sequence[Part], notes: Sequence[str], own_ends: bool) -> Joined:
     """One run of many: settings under the names that the parts give them.
 
     What the page says of model and text is the first one's; where others differ, a note says so.
@@ -150,7 +148,7 @@ def join(folder: Path, name: str, parts: Sequence[Part], notes: Sequence[str]) -
     said += [line for what in DIFFER if (line := _differs(what, parts))]
     recipe = folder / RECIPE
     text = recipe.read_text(encoding="utf-8") if recipe.is_file() else first.recipe
-    return Joined(folder, manifest, text, metrics, evals, tuple(dict.fromkeys(said)), parts=tuple(parts))
+    return Joined(folder, manifest, text, metrics, evals, tuple(dict.fromkeys(said)), own_ends, parts=tuple(parts))
 
 
 def _once(said: Iterable[tuple[str, str]]) -> list[str]:
@@ -164,7 +162,12 @@ def _once(said: Iterable[tuple[str, str]]) -> list[str]:
 def _study(folder: Path) -> dict[str, Any]:
     try:
         told = read_json(folder / STUDY)
-        return told | {"arms": [{word: arm[word] for word in ("name", "folder", "settings")} for arm in told["arms"]]}
+        return told | {
+            "arms": [
+                {word: arm[word] for word in ("name", "folder", "settings")} | {"steps": arm.get("steps")}
+                for arm in told["arms"]
+            ]
+        }
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / STUDY}: is damaged; restore it, or run the recipe again") from None
 

@@ -11,9 +11,9 @@ from limbeck.lab.outcomes import Outcome, of_run
 from limbeck.lab.read import Run
 from limbeck.lab.verdicts import Verdict
 from limbeck.lab.words import compared, of
+from limbeck.words import OF_TEACHER
 
 FEW = 5  # seeds below which the smallest effect is stated
-OF_TEACHER = ("logit_loss", "agreement")
 MOST = 45  # pairs that a table shows
 
 

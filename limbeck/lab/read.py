@@ -32,7 +32,8 @@ class Run:
     manifest: content of manifest.json. recipe: text of recipe.yaml ("" if there is none). settings: names in
     the order in which the run trains them; tied learners of one setting ("mutual-seed0-a") appear one by one
     ("mutual-a"). splits: the evaluated splits, such as ["train", "test"]. notes: sentences on what is
-    missing, damaged or unfinished. against: the setting that verdicts compare with; None: all pairs.
+    missing, damaged or unfinished. own_ends: each setting is told at its own last step, not at the last one that all
+    have reached. against: the setting that verdicts compare with; None: all pairs.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Run:
     metrics: Lines
     evals: dict[str, Lines]
     notes: tuple[str, ...]
+    own_ends: bool = False
     against: str | None = None
 
     @property
@@ -95,11 +97,6 @@ class Run:
         found = {MEASURE.fullmatch(name) for name in names} - {None}
         roles = {(match["role"], match["setting"]) for match in found if match}
         return len(roles) == len({role for role, _ in roles})
-
-    @property
-    def own_ends(self) -> bool:
-        """Whether each setting is told at its own last step, not at the last one that all have reached."""
-        return False
 
     @property
     def data(self) -> dict[str, Any]:

@@ -47,18 +47,18 @@ def gathered(folders: Sequence[str | Path], against: str | None = None) -> Run:
     return replace(run, against=against)
 
 
-def write(folder: str | Path, *others: str | Path, against: str | None = None) -> Path:
-    """Draw the figures of a run, a study, or several of them, and write report.html, whole or not at all; returns its path.
+def write(folder: str | Path) -> Path:
+    """The page of a run or a study, as `page` writes it. Errors are those of `gathered`."""
+    return page(gathered([folder]))
 
-    Arguments and errors are those of `gathered`.
-    """
-    run = gathered([folder, *others], against)
+
+def page(run: Run) -> Path:
+    """Draw the figures of what was gathered, and write report.html, whole or not at all; returns its path."""
     why = reasons.of(run)
     if why is not None:
         run = replace(run, notes=(*run.notes, *why.notes))
-    page = render(run, figures(run), section(why) if why is not None and why.learners else None)
     path = run.folder / REPORT
-    write_text(path, page)
+    write_text(path, render(run, figures(run), section(why) if why is not None and why.learners else None))
     return path
 
 

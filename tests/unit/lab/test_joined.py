@@ -202,4 +202,4 @@ def test_report_of_several_writes_one_page(
     page = path.read_text()
     assert all(name in page for name in ("one logit", "multi", "02 logit", "mutual-b"))
     with pytest.raises(UserError, match="no such run directory"):
-        report.write(one, tmp_path / "none")
+        report.gathered([one, tmp_path / "none"])
