@@ -13,7 +13,7 @@ import pytest
 
 from limbeck.errors import UserError
 from limbeck.lab import explained as words
-from limbeck.lab import heat, reasons
+from limbeck.lab import heat, reasons, report
 from limbeck.lab.read import read
 from limbeck.lab.report import write
 from limbeck.lab.svg import SVG
@@ -326,7 +326,7 @@ def test_pages_of_several_runs_have_the_reasons_of_each(make_run):
     first, second = add_reasons(make_run("a")), add_reasons(make_run("b"))
     rows = [json.loads(line) for line in (second / "reasons.jsonl").read_text().splitlines()]
     write_lines(second / "reasons.jsonl", [twice(row) for row in rows])
-    said = Section(write(first, second).read_text())
+    said = Section(report.page(report.gathered([first, second])).read_text())
     names = [f"{run} {setting}" for run in "ab" for setting in SETTINGS]
     assert set(names) <= set(texts(first.parent / "compared", "reasons-cka"))
     assert "a multi: layer 2, effective rank 46.50 (46.00..47.00)" in said.titles
@@ -352,7 +352,7 @@ def test_runs_of_several_lengths_and_teachers_and_without_reasons(make_run):
     write_lines(second / "reasons.jsonl", [learner(it, 0, 20) for it in SETTINGS])
     with (second / "reasons.jsonl").open("a") as file:
         file.write('{"step": 5')
-    page = write(first, second, make_run("c")).read_text()
+    page = report.page(report.gathered([first, second, make_run("c")])).read_text()
     said = Section(page)
     assert "Measured at step 20 to 40, the last of each run, on" in " ".join(said.words)
     assert "teacher of b multi: layer 0, effective rank 90.00" in said.titles
