@@ -24,7 +24,7 @@ def parts(device: str, quick: bool, rounds: int, text: Path | None) -> dict[tupl
     shape = replace(QUICK if quick else Shape(), device=device)
     fewer = max(2, rounds * 5 // 9)
     return {
-        tuple(peers.NEEDS): partial(peers.rows, shape=shape, rounds=rounds, fresh=not quick),
+        peers.NAMES: partial(peers.rows, shape=shape, rounds=rounds, fresh=not quick),
         ("lockstep_8",): partial(study.rows, shape=shape, rounds=fewer),
         ("cache_epoch", "cache_bytes"): partial(cache.rows, shape=shape, rounds=fewer),
         ("growth_vocabulary", "growth_length"): partial(growth.rows, device=device, rounds=fewer, quick=quick),

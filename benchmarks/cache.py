@@ -39,10 +39,15 @@ def feed_of(shape: Shape) -> Feed:
     return Feed(blocks, masking=Masking(mode="none"), batch_size=shape.rows)
 
 
+def autocast_of(shape: Shape) -> torch.dtype | None:
+    """As a run takes it."""
+    return torch.bfloat16 if shape.precision == "bf16" else None
+
+
 def shelf_of(folder: Path, teacher: Frozen, shape: Shape, top_k: int) -> Shelf:
-    """The teacher's predictions for that text, in bf16 as the run would make them."""
+    """The teacher's predictions for that text, as the run would make them."""
     kept = Kept(shape.vocabulary, top_k, (), "bf16")
-    shelf = Shelf(folder, teacher, feed_of(shape), kept, text="random", autocast=torch.bfloat16)
+    shelf = Shelf(folder, teacher, feed_of(shape), kept, text="random", autocast=autocast_of(shape))
     shelf.write(0, 1, lambda: False, lambda line: None)
     return shelf
 
@@ -50,11 +55,11 @@ def shelf_of(folder: Path, teacher: Frozen, shape: Shape, top_k: int) -> Shelf:
 def training(turns: Iterator[None], shape: Shape, cached: bool) -> None:
     """Updates of one student on logits alone, the teacher read from the cache or run."""
     sides.prepare(shape)
-    teacher, (learner,) = sides.cast(shape, "bf16", 1)
+    teacher, (learner,) = sides.cast(shape, shape.precision, 1)
     with TemporaryDirectory() as folder:
         top_k = min(TOP_K, shape.vocabulary // 4)
         answers = Cached(teacher, shelf_of(Path(folder), teacher, shape, top_k), shape.length) if cached else teacher
-        how: dict[str, Any] = {"chunk": shape.chunk_of("bf16"), "autocast": torch.bfloat16}
+        how: dict[str, Any] = {"chunk": shape.chunk_of(shape.precision), "autocast": autocast_of(shape)}
         cast = schemes.offline(learner, {"teacher": answers}, sides.terms(shape)[:1])
         still, feed = schemes.together([cast], world=World(device=torch.device(shape.device)), **how), feed_of(shape)
         for step, _ in enumerate(turns):
@@ -77,7 +82,7 @@ def size(shape: Shape) -> Row:
     The KL is that of random logits of growing spread (standard deviation 1 to 10), since a random teacher says little: its
     mean, and the largest of any token.
     """
-    teacher, _ = sides.cast(shape, "bf16", 1)
+    teacher, _ = sides.cast(shape, shape.precision, 1)
     top_k = min(TOP_K, shape.vocabulary // 4)
     with TemporaryDirectory() as folder:
         shelf = shelf_of(Path(folder), teacher, shape, top_k)

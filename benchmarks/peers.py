@@ -7,32 +7,45 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from benchmarks import sides
-from benchmarks.race import Lap, Step, race, ratio
-from benchmarks.rows import Row, missing, row
+from benchmarks.race import Lap, Step, beside, race, ratio
+from benchmarks.rows import Row, missing, row, unfit
 from benchmarks.shapes import Shape, flops
 
 SIZES = {"cpu": (1024, 1536, 2048), "cuda": (4096, 8192)}  # of the products that make the ceiling
-NEEDS = {
-    "textbrewer_fp32": ("textbrewer", "limbeck_fp32"),
-    "textbrewer_bf16": ("textbrewer", "limbeck_bf16"),
-    "loop_bf16": ("loop_bf16", "limbeck_bf16"),
-    "memory": ("textbrewer", "loop_bf16", "limbeck_fp32", "limbeck_bf16"),
-    "ceiling": ("product", "limbeck_bf16"),
-    "overhead": ("bare_bf16", "limbeck_bf16"),
-}
+NAMES = ("textbrewer_fp32", "textbrewer_bf16", "loop_bf16", "memory", "ceiling", "shared", "overhead")
+
+
+def needs(name: str, shape: Shape) -> tuple[str, ...]:
+    """The sides of a row; those that say no precision have the one that the device multiplies fastest."""
+    fast = shape.precision
+    return {
+        "textbrewer_fp32": ("textbrewer", "limbeck_fp32"),
+        "textbrewer_bf16": ("textbrewer", "limbeck_bf16"),
+        "loop_bf16": ("loop_bf16", "limbeck_bf16"),
+        "memory": ("textbrewer", *(["loop_bf16", "limbeck_bf16"] if fast == "bf16" else []), "limbeck_fp32"),
+        "ceiling": ("product", f"limbeck_{fast}"),
+        "shared": ("textbrewer", f"limbeck_{fast}"),
+        "overhead": (f"bare_{fast}", f"limbeck_{fast}"),
+    }[name]
 
 
 def rows(names: Sequence[str], shape: Shape, rounds: int, fresh: bool) -> list[Row]:
     """The rows of these names; `fresh` as in `race`."""
-    found = []
+    found: list[Row] = []
+    if shape.precision != "bf16":
+        why = "this machine multiplies bf16 slower than fp32"
+        found += [unfit(name, shape.device, why) for name in names if name.endswith("_bf16")]
+        names = [name for name in names if not name.endswith("_bf16")]
     if importlib.util.find_spec("textbrewer") is None:
         why = "TextBrewer is not installed; pip install -c constraints.txt '.[bench]'"
-        found = [missing(name, shape.device, why) for name in names if "textbrewer" in NEEDS[name]]
-        names = [name for name in names if "textbrewer" not in NEEDS[name]]
+        found += [missing(name, shape.device, why) for name in names if "textbrewer" in needs(name, shape)]
+        names = [name for name in names if "textbrewer" not in needs(name, shape)]
     if not names:
         return found
-    laps = race(_sides(names, shape), shape.device, rounds, fresh=fresh)
-    return found + [MEASURES[name](shape, laps) for name in names]
+    alone = [name for name in names if name != "shared"]
+    laps = race(_sides(alone, shape), shape.device, rounds, fresh=fresh) if alone else {}
+    found += [MEASURES[name](shape, laps) for name in alone]
+    return found + ([_shared(shape, rounds, fresh)] if "shared" in names else [])
 
 
 def _sides(names: Sequence[str], shape: Shape) -> dict[str, Step]:
@@ -40,10 +53,10 @@ def _sides(names: Sequence[str], shape: Shape) -> dict[str, Step]:
         "textbrewer": partial(sides.textbrewer, shape=shape),
         "limbeck_fp32": partial(sides.limbeck, shape=shape, precision="fp32"),
         "loop_bf16": partial(sides.loop, shape=shape),
-        "limbeck_bf16": partial(sides.limbeck, shape=shape),
-        "bare_bf16": partial(sides.bare, shape=shape),
+        "limbeck_bf16": partial(sides.limbeck, shape=shape, precision="bf16"),
+        f"bare_{shape.precision}": partial(sides.bare, shape=shape, precision=shape.precision),
     }
-    needed = {side for name in names for side in NEEDS[name]}
+    needed = {side for name in names for side in needs(name, shape)}
     chosen = {name: side for name, side in every.items() if name in needed}
     if "product" in needed:
         chosen |= {f"product_{size}": partial(sides.product, shape=shape, size=size) for size in SIZES[shape.device]}
@@ -51,36 +64,43 @@ def _sides(names: Sequence[str], shape: Shape) -> dict[str, Step]:
 
 
 def _against(name: str, shape: Shape, laps: Mapping[str, Lap]) -> Row:
-    peer, mine = (laps[side] for side in NEEDS[name])
-    speeds = {side: shape.tokens / laps[side].median for side in NEEDS[name]}
-    detail = {"tokens_per_second": speeds, **{side: laps[side].detail() for side in NEEDS[name]}}
-    return row(name, shape.device, ratio(peer, mine), speeds[NEEDS[name][0]], detail)
+    peer, mine = needs(name, shape)
+    speeds = {side: shape.tokens / laps[side].median for side in (peer, mine)}
+    detail = {"tokens_per_second": speeds, **{side: laps[side].detail() for side in (peer, mine)}}
+    return row(name, shape.device, ratio(laps[peer], laps[mine]), speeds[peer], detail)
+
+
+def _shared(shape: Shape, rounds: int, fresh: bool) -> Row:
+    """Both sides while another process keeps one core busy."""
+    with beside(1):
+        laps = race(_sides(["shared"], shape), shape.device, rounds, fresh=fresh)
+    return _against("shared", shape, laps)
 
 
 def _memory(shape: Shape, laps: Mapping[str, Lap]) -> Row:
-    """The worse of limbeck's two precisions, each against TextBrewer."""
-    peer = laps["textbrewer"].peak
-    shares = {name: lap.peak / peer for name, lap in laps.items() if name in NEEDS["memory"]}
-    detail = {"of_textbrewer": shares, **{name: laps[name].detail() for name in NEEDS["memory"]}}
-    return row("memory", shape.device, max(shares["limbeck_fp32"], shares["limbeck_bf16"]), peer, detail)
+    """The worse of limbeck's precisions, each against TextBrewer."""
+    peer, sides = laps["textbrewer"].peak, needs("memory", shape)
+    shares = {name: laps[name].peak / peer for name in sides}
+    detail = {"of_textbrewer": shares, **{name: laps[name].detail() for name in sides}}
+    worst = max(share for name, share in shares.items() if name.startswith("limbeck"))
+    return row("memory", shape.device, worst, peer, detail)
 
 
 def _ceiling(shape: Shape, laps: Mapping[str, Lap]) -> Row:
-    work = flops(shape)
+    work, mine = flops(shape), f"limbeck_{shape.precision}"
     rates = {
-        size: 2 * size**3 * sides.products(shape.device, size) / laps[f"product_{size}"].median
-        for size in SIZES[shape.device]
+        size: 2 * size**3 * sides.products(shape, size) / laps[f"product_{size}"].median for size in SIZES[shape.device]
     }
-    best, mine = max(rates.values()), work.step / laps["limbeck_bf16"].median
-    said = {"flops_teacher": work.teacher, "flops_student": work.student, "flops_per_second": mine}
-    rest = {"products": rates, "limbeck_bf16": laps["limbeck_bf16"].detail()}
-    return row("ceiling", shape.device, mine / best, best, said | rest)
+    best, rate = max(rates.values()), work.step / laps[mine].median
+    said = {"flops_teacher": work.teacher, "flops_student": work.student, "flops_per_second": rate}
+    rest = {"products": rates, mine: laps[mine].detail()}
+    return row("ceiling", shape.device, rate / best, best, said | rest)
 
 
 def _overhead(shape: Shape, laps: Mapping[str, Lap]) -> Row:
-    loop, hand = laps["limbeck_bf16"], laps["bare_bf16"]
-    detail = {"limbeck_bf16": loop.detail(), "bare_bf16": hand.detail()}
-    return row("overhead", shape.device, ratio(loop, hand) - 1, hand.median, detail)
+    hand, loop = needs("overhead", shape)
+    detail = {loop: laps[loop].detail(), hand: laps[hand].detail()}
+    return row("overhead", shape.device, ratio(laps[loop], laps[hand]) - 1, laps[hand].median, detail)
 
 
 MEASURES = {

@@ -11,12 +11,17 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from statistics import median
 from time import perf_counter
 from typing import Any
+
+from limbeck.environment import wait_briefly
+
+PEERS = {"textbrewer", "loop", "product"}  # sides that limbeck's command does not start
 
 Step = Callable[[Iterator[None]], None]
 
@@ -54,6 +59,38 @@ def ratio(slow: Lap, fast: Lap) -> float:
     return median(a / b for a, b in zip(slow.seconds, fast.seconds, strict=True))
 
 
+@contextmanager
+def beside(count: int) -> Iterator[None]:
+    """So many other processes, each of which keeps a core busy."""
+    others = [multiprocessing.get_context("spawn").Process(target=_busy, daemon=True) for _ in range(count)]
+    for process in others:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in others:
+            process.kill()
+            process.join()
+
+
+def _busy() -> None:
+    while True:
+        sum(range(10**6))
+
+
+@contextmanager
+def _as_started(side: Step) -> Iterator[None]:
+    """The environment in which a side's process starts: limbeck's is that of its command, a peer's is the user's own."""
+    before = dict(os.environ)
+    if not (isinstance(side, partial) and side.func.__name__ in PEERS):
+        wait_briefly()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def race(sides: Mapping[str, Step], device: str, rounds: int, warm: int = 2, fresh: bool = False) -> dict[str, Lap]:
     """Lets all sides take turns.
 
@@ -78,7 +115,8 @@ def race(sides: Mapping[str, Step], device: str, rounds: int, warm: int = 2, fre
         for name, side in sides.items():
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there, side, device), name=name, daemon=True)
-            process.start()
+            with _as_started(side):
+                process.start()
             there.close()
             runners[name] = (process, here)
         for name, (_, here) in runners.items():

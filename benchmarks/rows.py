@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ TARGETS = {
     "lockstep_8": Target("of the bound", 0.85, 0.85),
     "cache_epoch": Target("x epochs/s", 2.0, 2.0),
     "cache_bytes": Target("bytes a token", 120, 120, at_least=False),
+    "shared": Target("x tokens/s", 1.0, 1.0),
     "overhead": Target("of the bare time", 0.03, 0.03, at_least=False),
     "growth_vocabulary": Target("off a straight line", 0.25, 0.25, at_least=False),
     "growth_length": Target("off a straight line", 0.25, 0.25, at_least=False),
@@ -53,8 +54,8 @@ class Row:
     name: str
     value: float | None  # None: could not be measured; `detail` says why
     unit: str
-    target: float
-    met: bool
+    target: float | None  # None, like `met`: nothing is asked of this machine
+    met: bool | None
     baseline: float | None  # what the value is a ratio to
     machine: dict[str, Any]
     detail: dict[str, Any] = field(default_factory=dict)
@@ -76,6 +77,11 @@ def missing(name: str, device: str, why: str) -> Row:
     return Row(name, None, target.unit, getattr(target, device), False, None, where, {"missing": why})
 
 
+def unfit(name: str, device: str, why: str) -> Row:
+    """A row that means nothing on this machine: it has no target here."""
+    return replace(missing(name, device, why), target=None, met=None)
+
+
 def write(rows: Sequence[Row], path: Path) -> None:
     """Writes the rows as a JSON list."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +99,8 @@ HEAD = ("row", "value", "target", "unit", "met", "baseline")
 def cells(row: Row) -> tuple[str, ...]:
     """A row as words."""
     sign = ">=" if TARGETS[row.name].at_least else "<="
+    if row.target is None:
+        return row.name, "-", "-", row.unit, "-", ""
     value = "missing" if row.value is None else f"{row.value:.3g}"
     baseline = "" if row.baseline is None else f"{row.baseline:.4g}"
     return row.name, value, f"{sign} {row.target:g}", row.unit, "yes" if row.met else "NO", baseline

@@ -28,7 +28,7 @@ SHAPES = {
 def measured(shape: Shape, rounds: int) -> dict[str, Any]:
     """An update and a checkpoint in turn, on the disk of the temporary folder; two older ones lie there, and one goes."""
     sides.prepare(shape)
-    still, one = sides.still_of(shape, "bf16", STUDENTS), batch(shape)
+    still, one = sides.still_of(shape, shape.precision, STUDENTS), batch(shape)
     updates, saves = [], []
     with TemporaryDirectory() as place:
         folder = Path(place) / "checkpoints"

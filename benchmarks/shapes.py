@@ -10,9 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
 from limbeck import layers, students
+from limbeck.precision import fastest
 from limbeck.still import chunk_of
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,11 @@ class Shape:
     matched: int | None = None  # how many of the student's layers are matched, the first ones; None: all
     chunk: int | None = None  # tokens whose logits exist at a time; None: limbeck's default
     device: str = "cpu"
+
+    @property
+    def precision(self) -> str:
+        """That of a run on this device which says none."""
+        return fastest(torch.device(self.device))
 
     def chunk_of(self, precision: str) -> int:
         """Tokens whose logits exist at a time."""

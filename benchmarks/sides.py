@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from benchmarks.shapes import DTYPES, Shape, batch, model
+from benchmarks.shapes import Shape, batch, flops, model
 from limbeck import bridges, chain, rundir, schemes
 from limbeck.actors import Frozen, Learner, Optimisation
 from limbeck.blockwise import blockwise
@@ -24,13 +24,14 @@ from limbeck.engine import Course, Record, fit
 from limbeck.lessons import Pair, Term
 from limbeck.load import load
 from limbeck.losses import attention_scores_mse, forward_kl, mse
+from limbeck.precision import DTYPES
 from limbeck.schedules import constant
 from limbeck.still import Still
 from limbeck.world import World
 
 Turns = Iterator[None]
 RATE, CLIP = 1e-4, 1.0
-PRODUCT_FLOPS = {"cpu": 2e11, "cuda": 2e13}  # of one turn of `product`
+PRODUCT_FLOPS = {"cpu": 2e11, "cuda": 2e13}  # of one turn of `product`, at most
 
 
 # limbeck
@@ -101,10 +102,13 @@ class Repeated:
         raise NotImplementedError
 
 
-def limbeck(turns: Turns, shape: Shape, precision: str = "bf16", students: int = 1) -> None:
+def limbeck(turns: Turns, shape: Shape, precision: str | None = None, students: int = 1) -> None:
     """limbeck's own loop: `engine.fit` with the hooks that every run has, and lines of metrics on the disk."""
     prepare(shape)
-    still, said = still_of(shape, precision, students), {"stage": "train", "seed": 0, "flops_per_step": 0.0}
+    still, said = (
+        still_of(shape, precision or shape.precision, students),
+        {"stage": "train", "seed": 0, "flops_per_step": 0.0},
+    )
     with TemporaryDirectory() as folder:
 
         def record(record: Record) -> None:
@@ -122,7 +126,7 @@ def limbeck(turns: Turns, shape: Shape, precision: str = "bf16", students: int =
         fit(course, [record])
 
 
-def bare(turns: Turns, shape: Shape, precision: str = "bf16") -> None:
+def bare(turns: Turns, shape: Shape, precision: str) -> None:
     """The same mathematics by limbeck's kernels and losses, by hand: no still, no lessons, no tallies, no metrics."""
     prepare(shape)
     (teacher, (learner,)), given = cast(shape, precision, 1), batch(shape)
@@ -249,15 +253,15 @@ def _adaptor(given: Any, outputs: Any) -> dict[str, Any]:
 # the machine
 
 
-def product(turns: Turns, shape: Shape, size: int, precision: str = "bf16") -> None:
-    """Square matrix products of one size, `PRODUCT_FLOPS` a turn."""
-    a, b = (torch.randn(size, size, device=shape.device).to(DTYPES[precision]) for _ in range(2))
-    out, count = torch.empty_like(a), products(shape.device, size)
+def product(turns: Turns, shape: Shape, size: int) -> None:
+    """Square matrix products of one size."""
+    a, b = (torch.randn(size, size, device=shape.device).to(DTYPES[shape.precision]) for _ in range(2))
+    out, count = torch.empty_like(a), products(shape, size)
     for _ in turns:
         for _ in range(count):
             torch.mm(a, b, out=out)
 
 
-def products(device: str, size: int) -> int:
-    """How many products of a size make a turn."""
-    return max(1, round(PRODUCT_FLOPS[device] / (2 * size**3)))
+def products(shape: Shape, size: int) -> int:
+    """How many products of a size make a turn: those of `PRODUCT_FLOPS`, or of an update where it has fewer."""
+    return max(1, round(min(PRODUCT_FLOPS[shape.device], flops(shape).step) / (2 * size**3)))

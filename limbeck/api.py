@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from limbeck import arms, chain, models, preview, progress, rundir, stages, studies, trackers
+from limbeck import (
+    arms,
+    chain,
+    environment,
+    models,
+    precision,
+    preview,
+    progress,
+    rundir,
+    stages,
+    studies,
+    trackers,
+)
 from limbeck.errors import Failed, UserError
 from limbeck.lab import report
 from limbeck.recipe import Recipe
@@ -91,6 +103,7 @@ def run(
     """
     tell = (lambda line: None) if quiet else progress.tell
     asked = _asked(recipe, overrides)
+    asked = replace(asked, precision=studies.precision(asked))
     compared = asked.arms()
     first, folder = compared[0], Path(compared[0].last.run_dir)
     if resume and not _has_begun(asked, compared):
@@ -103,6 +116,10 @@ def run(
         with at_once():
             chain.prepare_libraries(first.last)
             world = World.join(first.last.train.device)
+            asked = _settled(asked, world)
+            compared = asked.arms()
+            for line in _arithmetic(asked, world) if world.is_main else ():
+                tell(line)
             for arm in compared:
                 for table in arm.tables:
                     chain.divides(table, world)
@@ -134,7 +151,7 @@ def _train(
         tell(f"trial {number} of {len(trials)}: {arm.name}")
         with suppress(Failed):  # the worst of all
             chain.train(arm.tables, world, tell, quiet, force=force)
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"precision": asked.precision}
     failed: list[str] = []
     with at_once():
         if trials:
@@ -147,7 +164,7 @@ def _train(
             chain.train(arm.tables, world, tell, quiet, asked.words.shown, force)
         except Failed as failure:
             failed += failure.lines
-    if (len(compared) > 1 or facts) and world.is_main:
+    if (len(compared) > 1 or trials) and world.is_main:
         with at_once():
             tell(f"{folder}: {len(compared)} arms are done; the report of all is {report.write(folder)}")
     if failed:
@@ -157,6 +174,22 @@ def _train(
 def _asked(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]) -> arms.Asked:
     plain = stages.alone(recipe).model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
     return arms.asked(plain, overrides)
+
+
+def _settled(asked: arms.Asked, world: World) -> arms.Asked:
+    """What was asked, with what `train.precision: auto` became where it has begun, or else becomes on this device."""
+    return replace(asked, precision=asked.precision or studies.precision(asked) or precision.fastest(world.device))
+
+
+def _arithmetic(asked: arms.Asked, world: World) -> list[str]:
+    """How a run multiplies, in a line; and in another one what makes that slow."""
+    said = {table.train.precision for arm in replace(asked, precision=None).arms() for table in arm.tables}
+    assert asked.precision is not None
+    words = [precision.because(asked.precision, world.device) if it == "auto" else it for it in sorted(said)]
+    slow = (precision.emulated(it, world.device) for it in sorted(said))
+    count = environment.machine()["threads"]
+    threads = f", {count} thread{'s' * (count > 1)}" if world.device.type == "cpu" else ""
+    return [f"precision {' and '.join(words)} on {world.device}{threads}", *(line for line in slow if line)]
 
 
 def _hold_together(several: Sequence[arms.Arm], folder: Path, world: World, offline: bool = False) -> None:
@@ -176,11 +209,11 @@ def cache(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
         Interrupted: SIGINT or SIGTERM; what is written stays.
     """
     asked = _asked(recipe, overrides)
-    compared = asked.arms()
-    chain.prepare_libraries(compared[0].last)
-    world, found = World.join(compared[0].last.train.device), {}
+    last = asked.arms()[0].last
+    chain.prepare_libraries(last)
+    world, found = World.join(last.train.device), {}
     tell = progress.tell if world.is_main else (lambda line: None)
-    for arm in compared:
+    for arm in _settled(asked, world).arms():
         found |= chain.answers(arm.tables, world, tell)
     return found
 
@@ -192,9 +225,10 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
         UserError: what `run` would stop with.
     """
     asked = _asked(recipe, overrides)
+    world = World.join(asked.arms()[0].last.train.device)
+    asked = _settled(asked, world)
     compared = asked.arms()
     first, folder, trials = compared[0], Path(compared[0].last.run_dir), asked.trials()
-    world = World.join(first.last.train.device)
     if len(compared) == 1 and not asked.words.resolves and not (folder / rundir.STUDY).is_file():
         chain.are_done(first.tables)
     for table in first.tables:
@@ -204,7 +238,7 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
         others = [*compared[1:], *(arm for _, arm in trials)]
         studies.free(folder, studies.key(asked.words, compared))
         _hold_together(others, folder, world, offline=True)
-    found = preview.lines(first.tables)
+    found = preview.lines(first.tables, world)
     if asked.words.asks:
         found += ["", *preview.study(asked.words, compared, len(trials))]
     return found

@@ -107,11 +107,13 @@ class Asked:
     words: Words
     table: dict[str, Any]
     overrides: tuple[str, ...]
+    precision: str | None = None  # what `train.precision: auto` becomes; None: not known yet
 
     def arm(self, values: Mapping[str, Any], *more: str) -> Arm:
         """The arm in which some words of the recipe have other values."""
         changes = [f"{word}={_flow(value)}" for word, value in values.items()]
         found = stages.of_table(self.where, self.table, [*self.overrides, *changes, *more])
+        found = [_precise(table, self.precision) for table in found]
         found[-1] = _with_more(found[-1], self.words)
         stages.refers(found[-1], found[:-1], self.where)  # settings that were added take students too
         name = ",".join(f"{_tail(word, values)}={_flow(value)}" for word, value in values.items())
@@ -184,6 +186,13 @@ def _validated(where: str, said: dict[str, Any]) -> Words:
     if words.tune and not words.tune.vary:
         raise UserError(f"{where}: tune.vary: missing; say which words are tried, such as {{train.lr: [1e-4, 3e-4]}}")
     return words
+
+
+def _precise(table: Recipe, precision: str | None) -> Recipe:
+    """The recipe with this precision where it says auto."""
+    if precision is None or table.train.precision != "auto":
+        return table
+    return table.model_copy(update={"train": table.train.model_copy(update={"precision": precision})})
 
 
 def _flow(value: Any) -> str:

@@ -8,7 +8,6 @@ from torch import nn
 
 from limbeck import models, recipe
 from limbeck.anatomy import family
-from limbeck.casting import DTYPES
 from limbeck.designs import Design
 from limbeck.errors import UserError
 from limbeck.feeds.augmented import entry, open_augmented, training
@@ -17,6 +16,7 @@ from limbeck.feeds.store import cache_folder, json_sha256
 from limbeck.feeds.tasks import TaskCorpus
 from limbeck.feeds.tokenise import Encoder
 from limbeck.material import Augment
+from limbeck.precision import DTYPES
 from limbeck.proposals import Proposer
 from limbeck.stages import stage_of
 from limbeck.world import World

@@ -30,13 +30,11 @@ from limbeck.anatomy import family
 from limbeck.balance import Balance
 from limbeck.designs import Design, sources
 from limbeck.ensemble import Ensemble
+from limbeck.precision import DTYPES
 from limbeck.reduce import Batch
 from limbeck.stages import folder_of, stage_of
 from limbeck.taps import Tapped
 from limbeck.world import World
-
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
-
 
 Tell = Callable[[str], None]
 

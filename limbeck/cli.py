@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from limbeck.environment import wait_briefly
 from limbeck.errors import Failed, Interrupted, UserError, printable
 
 if TYPE_CHECKING:
@@ -264,6 +265,7 @@ def env() -> None:
 
 def main() -> None:
     """Runs a command. Exit status: 0 done, 2 a user's mistake, 3 settings that failed, 75 interrupted with everything saved."""
+    wait_briefly()
     try:
         app()
     except UserError as error:

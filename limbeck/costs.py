@@ -6,13 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from time import perf_counter
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 
-from limbeck import casting, designs, students, tasks
+from limbeck import designs, students, tasks
 from limbeck.anatomy import width_of
 from limbeck.lessons import Term, each
 from limbeck.taps import Tapped
@@ -157,14 +156,3 @@ def _maps(config: PretrainedConfig, terms: Sequence[Term], side: str, length: in
     taps = [tap.split(".")[0] for term in terms for pair in term.pairs for tap in each(getattr(pair, side))]
     kinds = {"scores": "query", "probs": "query", "query": "query", "key": "key", "value": "value"}
     return sum(2 * length * width_of(config, kinds[tap]) for tap in taps if tap in kinds)
-
-
-def matrix_rate(precision: str, seconds: float = 0.3) -> float:
-    """FLOP/s of a matrix product on this machine, at the study's precision."""
-    a = torch.randn(1024, 1024).to(casting.DTYPES[precision])
-    torch.mm(a, a)
-    start, count = perf_counter(), 0
-    while perf_counter() - start < seconds:
-        torch.mm(a, a)
-        count += 1
-    return count * 2 * 1024**3 / (perf_counter() - start)

@@ -20,6 +20,8 @@ PACKAGES = (
     "numpy",
     "pydantic",
 )
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how threads of OpenMP wait for each other
+SPINS = "10000"  # tries of a thread that waits before it sleeps; docs/log.md has what others cost
 
 
 def versions() -> dict[str, str]:
@@ -45,6 +47,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "accelerator": torch.cuda.get_device_name() if cuda else None,
         "threads": torch.get_num_threads(),
+        "waiting": {name: os.environ[name] for name in WAITING if name in os.environ},
     }
 
 
@@ -54,6 +57,16 @@ def _processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or "unknown"
+
+
+def wait_briefly() -> None:
+    """Has threads that wait for each other sleep soon instead of keeping their cores busy; before torch is imported.
+
+    At the end of every small operation the threads of OpenMP wait for the last of them. By default they spin for tens of
+    milliseconds: beside another process the last one waits for a core that a spinning one holds. What the user has set stays.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def keep_freed_memory() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from limbeck import casting, metrics, models, recipe, rundir, tasks
+from limbeck import metrics, models, recipe, rundir, tasks
 from limbeck.anatomy import family, reserved_positions
 from limbeck.errors import UserError
 from limbeck.feeds.blocks import prepare
@@ -23,6 +23,7 @@ from limbeck.feeds.taskfeed import TaskFeed
 from limbeck.feeds.tasks import TaskCorpus, prepare_task
 from limbeck.losses import cross_entropy, squared_error
 from limbeck.material import Data
+from limbeck.precision import DTYPES
 from limbeck.taps import Tapped
 from limbeck.world import usable
 
@@ -77,7 +78,7 @@ def examine(
     if answering and data.task:
         _every_row_is_read(data)
     heldout, names = _batches(data, config, tokenizer, folder, batch_size)
-    dtype, where = casting.DTYPES[precision], usable(device, f"--device: {device}", "take cpu")
+    dtype, where = DTYPES[precision], usable(device, f"--device: {device}", "take cpu")
     tapped = Tapped(models.model_of(source, dtype, config=config).to(where).eval())  # pyright: ignore
     found = [answered for batch in heldout for answered in _answered(tapped, batch, where)]
     logits, labels = (np.concatenate([some[place] for some in found]) for place in (0, 1))

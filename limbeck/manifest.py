@@ -104,6 +104,7 @@ def of(study: build.Study, flops: Mapping[str, float]) -> Facts:
         "limbeck": environment.versions()["limbeck"],
         "versions": environment.versions(),
         "machine": environment.machine(),
+        "precision": table.train.precision,
         "processes": study.world.size,
         "device": str(study.world.device),
         "teacher": first,
@@ -125,6 +126,18 @@ def of(study: build.Study, flops: Mapping[str, float]) -> Facts:
         "finished": None,
         "seconds": 0.0,
     }
+
+
+def precision(folder: Path) -> str | None:
+    """The precision of the run that has begun in a folder; None where none has."""
+    try:
+        told = rundir.read_json(folder / rundir.MANIFEST)
+        if "precision" in told:
+            return told["precision"]
+        before = _recorded(folder, told["stage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return before.train.precision if before else "fp32"  # as all recipes began that said none
 
 
 def _losses(table: Recipe) -> Facts:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from limbeck import build, casting, costs, designs, library, models, tasks, terms
+from limbeck import build, casting, costs, designs, library, models, precision, tasks, terms
 from limbeck.arms import Arm, Words
 from limbeck.feeds.corpora import each, find_files
 from limbeck.feeds.readers import hub_name
@@ -16,6 +16,7 @@ from limbeck.feeds.tokenise import Encoder
 from limbeck.recipe import Ensemble, Recipe
 from limbeck.settings import Setting, Term
 from limbeck.words import LAYERED_TAPS, LOSSES
+from limbeck.world import World
 
 Row = Sequence[object]
 
@@ -23,7 +24,7 @@ TIMES = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 SIZES = {"TiB": 2.0**40, "GiB": 2.0**30, "MiB": 2.0**20}
 
 
-def lines(tables: Sequence[Recipe]) -> list[str]:
+def lines(tables: Sequence[Recipe], world: World) -> list[str]:
     """The study on a page, or on one for each stage. What is on the Hub is not downloaded; what is on this disk is read and
     held together.
 
@@ -42,7 +43,7 @@ def lines(tables: Sequence[Recipe]) -> list[str]:
             else title,
             "",
         ]
-        found += _stage(table, plans, len(tables) > 1)
+        found += _stage(table, plans, len(tables) > 1, world)
         if table.stage not in plans:  # not downloaded: nothing can be known of what follows
             break
     return found
@@ -59,7 +60,7 @@ def study(words: Words, arms: Sequence[Arm], trials: int) -> list[str]:
     return _aligned(rows)
 
 
-def _stage(table: Recipe, plans: dict[str, designs.Design], several: bool) -> list[str]:
+def _stage(table: Recipe, plans: dict[str, designs.Design], several: bool, world: World) -> list[str]:
     """One stage on a page; its design is put to those before it."""
     away = _far_corpora(table)
     try:
@@ -72,7 +73,7 @@ def _stage(table: Recipe, plans: dict[str, designs.Design], several: bool) -> li
     plans[table.stage] = plan
     Encoder(plan.teacher_tokenizer, plan.student_tokenizer)
     text = [] if away else _text(plan)
-    body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan)]
+    body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan, world)]
     return [*body, *(_downloads(away) if away else _aligned([*text, ("ok", "")]))]
 
 
@@ -197,15 +198,18 @@ def _kind(aid: torch.nn.Module) -> str:
     )
 
 
-def _cost(plan: designs.Design) -> list[str]:
+def _cost(plan: designs.Design, world: World) -> list[str]:
     how, cost = plan.recipe.train, costs.of_study(plan)
-    seconds = cost.total_flops / (costs.matrix_rate(how.precision) * costs.EFFICIENCY)
+    seconds = cost.total_flops / (precision.matrix_rate(how.precision) * costs.EFFICIENCY)
     cast = f"settings {len(plan.terms)} x seeds {len(plan.recipe.seeds)}"
     alone = ", ".join(f"{name} {flops / 1e9:,.1f}" for name, flops in cost.flops_per_step.items())
     short = "; shorter rows take less" if plan.recipe.data.task else ""
+    note = precision.emulated(how.precision, world.device)
     return _aligned(
         [
             ("training", f"{cast}, {how.steps:,} updates of {how.batch_size} x {plan.recipe.data.max_length} tokens"),
+            ("precision", how.precision),
+            *([("note", note)] if note else []),
             ("compute", f"GFLOP of an update alone: {alone}"),
             ("time", f"about {_scaled(seconds, TIMES)} on this processor, evaluations apart{short}"),
             ("memory", f"about {_scaled(cost.memory, SIZES)}"),

@@ -46,8 +46,9 @@ def resolved(
     found = [restricted(arms[part["arm"]], part["settings"], steps=part["steps"]) for part in parts]
     if len(parts) == len(arms) and all(part["whole"] for part in parts):
         found = arms
-    several = len(found) > 1 or bool(facts)
-    found = placed_all(found, folder, always=bool(facts))
+    tuned = "tuned" in (facts or {})
+    several = len(found) > 1 or tuned
+    found = placed_all(found, folder, always=tuned)
     if several:
         free(folder, key)
     world.wait()  # all have read what is now written
@@ -55,6 +56,23 @@ def resolved(
         _write(folder, key, parts, found, facts or {})
     world.wait()
     return found
+
+
+def precision(asked: Asked) -> str | None:
+    """What `train.precision: auto` became where this run or study has begun; None where nothing has.
+
+    A run that goes on elsewhere, on a machine that would choose another one, keeps its own.
+    """
+    arms = [*asked.arms(), *(arm for _, arm in asked.trials())]
+    root = Path(arms[0].last.run_dir)
+    try:
+        told = rundir.read_json(root / rundir.STUDY)
+        known, folders = told.get("precision"), [root / arm["folder"] for arm in told["arms"]]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none; a damaged one is refused where it is read
+        known, folders = None, []
+    autos = [table for arm in arms for table in arm.tables if table.train.precision == "auto"]
+    folders += [Path(table.run_dir) for table in autos]
+    return known or next(filter(None, map(manifest.precision, dict.fromkeys(folders))), None)
 
 
 def free(folder: Path, key: str) -> None:

@@ -29,7 +29,10 @@ class Train(Strict):
     clip: Annotated[float, Field(gt=0)] | None = Field(
         default=1.0, description="largest gradient norm of a student; bridges apart"
     )
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = Field(
+        default="auto",
+        description="of matrix products and teachers; auto: bf16 where the device multiplies it faster than fp32, else fp32",
+    )
     teacher_precision: Literal["run", "int8"] = Field(
         default="run",
         description="int8: linear layers of teachers hold int8 weights (extra int8); its effect is measured",

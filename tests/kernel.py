@@ -196,6 +196,7 @@ def recipe(world: Path, out: Path, *, train: dict[str, Any] | None = None, **mor
         "eval_blocks": 20,
         "checkpoint_every": 2,
         "chunk": 7,
+        "precision": "fp32",
         "threads": 1,
         "device": "cpu",
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from families import CONFIGS
 from kernel import lay_out, recipe
 from transformers import BertConfig
@@ -87,8 +86,3 @@ def test_what_trains_beside_a_student_counts(tmp_path: Path) -> None:
     assert kept.flops_per_step["a"] == pytest.approx(
         3 * 40 * (plain.student.backbone_flops + 0.15 * plain.student.head_flops)
     )
-
-
-def test_matrix_rate() -> None:
-    torch.set_num_threads(1)
-    assert 1e8 < costs.matrix_rate("fp32", seconds=0.01) < 1e15

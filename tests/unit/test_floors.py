@@ -14,7 +14,7 @@ import limbeck
 ROOT = Path(limbeck.__file__).parent
 FLOORS = [
     # 0: words, tensors, files, the machine
-    "errors words kinds settings material training recipe plain load stages arms layers schedules anatomy rundir metrics losses reduce seeds environment signals locks clock vectors",
+    "errors words kinds settings material training recipe plain load stages arms layers schedules anatomy rundir metrics losses reduce seeds precision environment signals locks clock vectors",
     # 1: models, and the processes
     "attention taps quantised recall packing blockwise bridges students cuts inherit models exits world balance memory factors custom",
     # 2: who answers, and who learns from whom
@@ -32,6 +32,7 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 TORCH_FREE = {
+    "environment",
     "errors",
     "words",
     "kinds",
