@@ -1,16 +1,20 @@
-# make demo: from nothing to a finished study; make test: the tests; make faults: the whole fault suite;
+# make demo: from nothing to a finished study; make test: the tests; make test-all: these and the slow ones;
+# make faults: the whole fault suite;
 # make check: what must be green before a commit; make bench, make bench-gpu: the benchmarks (docs/benchmarks.md).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip install --progress-bar off -q -c constraints.txt
 
-.PHONY: demo test faults check reference bench bench-gpu clean
+.PHONY: demo test test-all faults check reference bench bench-gpu clean
 
 demo: .venv/installed
 	$(BIN)/limbeck run quickstart
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-all: .venv/dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow or not slow"
 
 faults: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow" tests/faults

@@ -21,7 +21,7 @@ PACKAGES = (
     "pydantic",
 )
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how threads of OpenMP wait for each other
-SPINS = "10000"  # tries of a thread that waits before it sleeps; docs/log.md has what others cost
+SPINS = "1000"  # tries of a thread that waits before it sleeps; docs/log.md has what others cost
 
 
 def versions() -> dict[str, str]:

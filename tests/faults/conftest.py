@@ -29,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lay_out(tmp_path_factory.mktemp("world"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def forks() -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
     """Does jobs of `harness`."""
     with subprocess.Popen(

@@ -46,6 +46,7 @@ def label_loss(source: str, corpus: Path, cache: Path, **data: object) -> tuple[
     return cross_entropy(student=said, labels=meant).mean().item(), (said.argmax(-1) == meant).double().mean().item()
 
 
+@pytest.mark.slow
 def test_the_embedded_teacher_fills_in_masked_words(tmp_path: Path) -> None:
     """On the documentation that it never saw, nearly as well as on Wikipedia."""
     loss, accuracy = label_loss("embedded", Path("docs"), tmp_path, max_bytes=None, positions="masked")
@@ -68,6 +69,7 @@ def test_the_real_causal_teacher_is_as_good_as_stated(tmp_path: Path) -> None:
     assert 1.4 < loss < 2.0
 
 
+@pytest.mark.slow
 def test_the_wikipedia_study_begins(tmp_path: Path) -> None:
     need(WIKI, MINILM)
     places = [f"models.teacher={MINILM}", f"data.corpus={WIKI}", f"out={tmp_path / 'run'}", f"data.cache={tmp_path}"]

@@ -16,7 +16,10 @@ from limbeck import api, models, session, students
 from limbeck.load import built_in
 
 STEPS = 2
-SMALL = [f"train.steps={STEPS}", "train.batch_size=2", "train.eval_blocks=2", "train.threads=1", "train.device=cpu"]
+SMALL = [
+    *(f"train.steps={STEPS}", "train.batch_size=2", "train.eval_blocks=2", "train.reasons_blocks=2"),
+    *("train.threads=1", "train.device=cpu", "train.precision=fp32", "data.max_length=32"),
+]
 BERT_UNCASED = SHARED / "tokenizers" / "bert-uncased"
 WORDS = [
     "the",
@@ -105,13 +108,13 @@ def test_task(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     shape = BertConfig(num_hidden_layers=4, hidden_size=32, num_attention_heads=4, intermediate_size=64)
     overrides = [*SMALL, f"data.corpus={table(tmp_path / 'rows.tsv')}", "data.heldout=0.2"]
-    overrides += ["train.batch_size=4", f"data.cache={tmp_path}", f"out={tmp_path / 'run'}", "train.precision=fp32"]
+    overrides += ["train.batch_size=4", f"data.cache={tmp_path}", f"out={tmp_path / 'run'}"]
     if name == "classify":
-        overrides.append(f"stages[0].models.student.init={random_bert(shape, tmp_path / 'first')}")
+        overrides.append(f"stages[0].models.student.init={random_bert(shape, tmp_path / 'first', large=False)}")
     else:
         shape.problem_type = "single_label_classification"
         overrides.append(f"data.unlabelled.corpus={table(tmp_path / 'more.tsv', labelled=False)}")
-        overrides.append(f"models.teacher={random_bert(shape, tmp_path / 'teacher')}")
+        overrides.append(f"models.teacher={random_bert(shape, tmp_path / 'teacher', large=False)}")
     run = api.run(name, overrides, quiet=True)
 
     last = [row for row in run.evals if row["step"] == STEPS and row["split"] == "test"]
@@ -133,7 +136,7 @@ def test_tinybert(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.M
         shape = BertConfig(num_hidden_layers=6, hidden_size=384, intermediate_size=1536)
     first, rows = random_bert(shape, tmp_path / "first", large=False), table(tmp_path / "rows.tsv")
     overrides = [*SMALL, f"data.corpus={rows}", "data.heldout=0.2", "train.batch_size=4", "train.eval_every=1"]
-    overrides += [f"data.cache={tmp_path}", f"out={tmp_path / 'run'}", "train.precision=fp32", "train.reasons_blocks=0"]
+    overrides += [f"data.cache={tmp_path}", f"out={tmp_path / 'run'}", "train.reasons_blocks=0"]
     overrides += [f"stages[0].data.corpus={corpus}", f"stages[0].models.teacher={first}"]
     overrides += [f"stages[1].models.student.init={first}"]
     overrides += [f"stages[{number}].data.task.augment.copies=2" for number in (2, 3)]
@@ -156,8 +159,13 @@ def test_tinybert(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.M
     assert last[0]["teacher_metrics"] and "kept_step" in last[0]
 
 
-@pytest.mark.parametrize("name", sorted(built_in().keys() - TASKS - TINYBERTS))
-def test_recipe(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PLAIN = sorted(built_in().keys() - TASKS - TINYBERTS)
+LARGE = [pytest.param(name, True, marks=pytest.mark.slow, id=f"{name}-large") for name in BERTS]
+
+
+@pytest.mark.parametrize(("name", "large"), [*((name, False) for name in PLAIN), *LARGE])
+def test_recipe(name: str, large: bool, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large: with the vocabulary of the model that the recipe names."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     overrides = [
         *SMALL,
@@ -169,7 +177,7 @@ def test_recipe(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
     if name in LLAMAS:
         overrides += [f"models.teacher={random_llama(tmp_path / 'teacher')}", r'data.separator="\n\n"']
     if name in BERTS:
-        overrides.append(f"models.teacher={random_bert(BERTS[name], tmp_path / 'teacher')}")
+        overrides.append(f"models.teacher={random_bert(BERTS[name], tmp_path / 'teacher', large)}")
     if name in STUDIES:
         overrides.append("vary={data.train_share: [0.5, 1.0]}")
     run = api.run(name, [*overrides, "seeds=[0]"], quiet=True)

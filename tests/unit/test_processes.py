@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pair
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -94,7 +95,10 @@ def table(world: Path, out: str) -> dict[str, Any]:
     return recipe(world, world / out, train=how, settings=settings)
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param(TORCHRUN, id="torchrun"), pytest.param(ACCELERATE, id="accelerate", marks=pytest.mark.slow)],
+)
 def test_two_processes_are_one(world: Path, alone: limbeck.Run, launcher: list[str], request: Any) -> None:
     """Students, metrics and evaluations to 1e-10; one process writes, and says everything once."""
     said, log = launch(launcher, table(world, request.node.callspec.id), world)
@@ -169,7 +173,7 @@ def test_two_processes_remember_the_same(world: Path, monkeypatch: pytest.Monkey
     how = {"precision": "fp64", "batch_size": 8, "probe_every": 2, "steps": 4, "eval_every": 4}
     solo = limbeck.run(recipe(world, world / "one", settings=STATEFUL, train=how), quiet=True)
     (world / "spy.py").write_text(SPY)
-    launch([*TORCHRUN[:-2], str(world / "spy.py")], recipe(world, world / "two", settings=STATEFUL, train=how), world)
+    pair.launch(recipe(world, world / "two", settings=STATEFUL, train=how), world, world / "spy.py")
     both = limbeck.Run(world / "two")
     assert both.manifest["processes"] == 2 and both.manifest["students"] == solo.manifest["students"]
     for name in solo.students:

@@ -41,7 +41,7 @@ def test_a_revision_may_stand_in_the_id() -> None:
 def test_only_chooses_and_may_be_one_word() -> None:
     recipe = load("quickstart", ["only=logit"])
     assert list(recipe.chosen) == ["logit"]
-    assert list(load("quickstart").chosen) == ["logit", "multi"]
+    assert list(load("quickstart").chosen) == ["labels", "logit", "multi"]
 
 
 @pytest.mark.parametrize("name", built_in())

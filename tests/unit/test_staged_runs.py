@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pair
 import pytest
 import torch
 from kernel import recipe, with_dropout
 from runfiles import hashes, same_run, tensors, untimed, weights
 from safetensors.torch import load_file
-from test_processes import TORCHRUN, close, launch
+from test_processes import close
 from test_resume import stop_after
 from transformers import AutoModelForMaskedLM
 
@@ -441,7 +442,7 @@ def test_two_processes_are_one(world: Path, tmp_path: Path, fast: None) -> None:
     listed = [HINTS[0], {"stage": "logits", "settings": settings, "models": models}]
     how = {"precision": "fp64", "batch_size": 8, "accumulate": 2}
     solo = limbeck.run(table_of(world, tmp_path / "solo", listed, train=how, seeds=[0, 1]), quiet=True)
-    launch(TORCHRUN, table_of(world, tmp_path / "both", listed, train=how, seeds=[0, 1]), tmp_path)
+    pair.launch(table_of(world, tmp_path / "both", listed, train=how, seeds=[0, 1]), tmp_path)
     both = limbeck.Run(tmp_path / "both")
     assert both.manifest["status"] == "done" and both.manifest["processes"] == 2
     for run, other in ((inner(both, "hints"), inner(solo, "hints")), (both, solo)):

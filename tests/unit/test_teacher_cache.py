@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pair
 import pytest
 import torch
 from kernel import TEACHER_DEPTH, TEACHER_WIDTH, answer, bert, lay_out, tokenizer
@@ -16,7 +17,6 @@ from kernel import recipe as of_text
 from rows import bare, framed, sentence, small, table
 from rows import recipe as of_rows
 from runfiles import hashes, same_run, tensors
-from test_processes import TORCHRUN, launch
 from transformers import AutoModelForMaskedLM
 
 import limbeck
@@ -539,7 +539,7 @@ def test_two_processes_write_side_by_side(world: Path, tmp_path: Path) -> None:
     script.write_text("from limbeck import cache, cli\ncache.SHARD, cache.ROWS = 40, 16\ncli.main()\n")
     both = tmp_path / "two" / "run"
     both.parent.mkdir()
-    launch([*TORCHRUN[:-2], str(script)], text(world, both, **how), both.parent)
+    pair.launch(text(world, both, **how), both.parent, script)
     found = limbeck.Run(both)
     assert found.manifest["processes"] == 2
     assert hashes(both.parent / "cache" / "teacher") == hashes(tmp_path / "one" / "cache" / "teacher")

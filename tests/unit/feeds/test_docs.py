@@ -10,6 +10,7 @@ import pytest
 
 from limbeck.feeds import docs
 
+pytestmark = pytest.mark.xdist_group("docs")  # one test process reads the whole corpus
 DIGEST = """
 import hashlib, sys
 from limbeck.feeds.docs import documents
@@ -117,6 +118,7 @@ def test_no_markup_is_left(corpus: list[tuple[str, str]], leftover: str) -> None
     assert [name for name, text in corpus if leftover in text] == []
 
 
+@pytest.mark.slow
 def test_another_process_gets_the_same_corpus_and_imports_nothing(corpus: list[tuple[str, str]]) -> None:
     """The hash seed of the other process differs, and no package is imported for its documentation."""
     told = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True).stdout

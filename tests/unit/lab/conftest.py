@@ -132,7 +132,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     return lambda name="run", **how: write_run(tmp_path / name, **how)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a synthetic run; to be read only, or written again as it is."""
     return write(write_run(tmp_path_factory.mktemp("lab") / "run"))

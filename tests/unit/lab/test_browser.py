@@ -19,6 +19,8 @@ from test_reasons_page import add_reasons
 
 from limbeck.lab.report import write
 
+DRAWN = True
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LIGHT, DARK = (251, 251, 249), (23, 25, 28)  # the paper of the page
 SCHEMES = {"light": "preferredColorScheme=1", "dark": "preferredColorScheme=0"}

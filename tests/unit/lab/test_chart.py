@@ -15,6 +15,8 @@ from limbeck.lab import chart, figures, lines, style
 from limbeck.lab.read import read
 from limbeck.lab.svg import SVG, XLINK
 
+DRAWN = True
+
 HEAT_MAP = "gradient-norm-layers"
 
 

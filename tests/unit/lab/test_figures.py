@@ -13,6 +13,8 @@ from limbeck.lab.captions import CAPTIONS
 from limbeck.lab.figures import FIGURES, draw, logit_loss_test, multi_loss_terms
 from limbeck.lab.read import read
 
+DRAWN = True
+
 FIVE = ["multi-loss-terms", "logit-loss-train", "logit-loss-test", "gradient-norm", "gradient-norm-layers"]
 
 

@@ -18,6 +18,8 @@ from limbeck.lab.read import read
 from limbeck.lab.report import write
 from limbeck.lab.svg import SVG
 
+DRAWN = True
+
 SETTINGS, SEEDS, LAYERS, TEACHER_LAYERS = ("logit", "multi"), (0, 1), 4, 7  # layers with the embedding
 BINS, PLACES = 15, 8
 

@@ -14,6 +14,8 @@ from limbeck.lab import report as report_module
 from limbeck.lab import svg
 from limbeck.lab.report import write
 
+DRAWN = True
+
 NAMESPACES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 
 
