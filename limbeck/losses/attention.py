@@ -1,6 +1,6 @@
 """Losses on attention: maps [B, h, T, S] and their relatives -> [B, T], one value per query token.
 
-B rows, h heads, T queries, S keys, A relation heads. A mask says which key each query sees, bool `[B, 1, T, S]`; or which
+B rows, h heads, T queries, S keys, A relation heads. A mask says which key each query sees, bool `[B, 1, T, S]` (an axis may be 1); or which
 tokens are no padding, bool `[B, S]`, which where T = S takes out the padded queries as well. Where the head counts differ
 and one divides the other, contiguous groups of the larger side's heads are averaged (`grouped`).
 """

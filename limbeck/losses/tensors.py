@@ -74,7 +74,7 @@ def of_axes(names: str, *tensors: Tensor) -> None:
 
 def fits(mask: Tensor | None, *shapes: Sequence[int]) -> None:
     """Refuses a mask that is not bool, or of none of these shapes."""
-    if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) not in {tuple(shape) for shape in shapes}):
+    if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) not in [tuple(shape) for shape in shapes]):
         wanted = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"the mask must be torch.bool {wanted} here, not {mask.dtype} {list(mask.shape)}")
 
