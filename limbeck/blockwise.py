@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from limbeck.losses import forward_kl
-from limbeck.losses.tensors import wide
+from limbeck.losses.tensors import allowed, both, same
 
 BLOCK = 1 << 19  # numbers of a side that are looked at together on a CPU: fp32, 2 MiB
 
@@ -33,6 +33,9 @@ def blockwise(loss: Callable[..., Tensor], student: Tensor, others: Mapping[str,
     rows = max(1, BLOCK // max(1, student.shape[-1]))
     if student.device.type != "cpu" or len(student) <= rows or not student.requires_grad:
         return loss(student=student, **others)
+    for name, it in others.items():
+        if it is not None:
+            same(f"student and {name}, their rows,", student.shape[:1], it.shape[:1])
     return _Blockwise.apply(student, loss, others, rows)  # pyright: ignore[reportReturnType]
 
 
@@ -61,9 +64,9 @@ def _on_the_spot(
     loss: Callable[..., Tensor], student: Tensor, others: Mapping[str, Tensor | None], out: Tensor
 ) -> Tensor:
     """The values of some rows; their slopes go to `out`."""
-    plain, said = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
+    plain, given = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
     if plain in WRITTEN_OUT:
-        values = WRITTEN_OUT[plain](student, others["teacher"], out, **said)
+        values = WRITTEN_OUT[plain](student, others["teacher"], out, **given)
         if bool(values.isfinite().all()):
             return values
     with torch.enable_grad():
@@ -77,15 +80,22 @@ def _on_the_spot(
 def _forward_kl(student: Tensor, teacher: Tensor, out: Tensor, temperature: float = 1.0) -> Tensor:
     """T^2 KL(p_t || p_s) and T (p_s - p_t), with one exponential a logit where the plain way takes two.
 
-    KL = sum_v p_t (z_t - z_s) / T + lse(z_s / T) - lse(z_t / T), and lse(z) = max z - log max p. Not finite where a column is -inf.
+    With the largest of each side taken off, z = z / T - max z / T: KL = sum_v p_t (z_t - z_s) + log(max p_t / max p_s), and
+    numbers of unlike size never cancel. Not finite where a column is -inf. `out` holds the difference before the slope.
     """
-    s, t = wide(student), wide(teacher)
+    allowed("positive", temperature=temperature)
+    s, t = both(None, student, teacher)
     if temperature != 1:
         s, t = s / temperature, t / temperature
-    p_s, p_t = s.softmax(-1), t.softmax(-1)
-    torch.sub(p_s, p_t, out=out) if temperature == 1 else torch.mul(p_s - p_t, temperature, out=out)
-    apart = (s.amax(-1) - p_s.amax(-1).log()) - (t.amax(-1) - p_t.amax(-1).log())
-    return (torch.linalg.vecdot(p_t, t - s) + apart) * temperature**2
+    mine = s - s.amax(-1, keepdim=True)
+    apart = out if out.dtype == t.dtype else torch.empty_like(t)
+    torch.sub(t, t.amax(-1, keepdim=True), out=apart).sub_(mine)
+    p_t = t.softmax(-1)
+    values = torch.linalg.vecdot(p_t, apart)
+    p_s = torch.softmax(s, -1, out=mine)
+    values += (p_t.amax(-1) / p_s.amax(-1)).log()
+    torch.sub(p_s, p_t, out=out) if temperature == 1 else torch.mul(p_s.sub_(p_t), temperature, out=out)
+    return values * temperature**2
 
 
 WRITTEN_OUT: dict[Callable[..., Tensor], Callable[..., Tensor]] = {forward_kl: _forward_kl}  # by hand, for speed

@@ -2,6 +2,9 @@
 
 Every loss is called by keyword with what it needs of `student, teacher, labels, mask` and its hyper-parameters, and
 returns one value per token `[B, T]`, per row `[B]` or per batch `[]`. Averaging happens outside, once, in `limbeck.reduce`.
+
+A NaN that counts is NaN in the value; no token at all is 0. Shapes that do not belong together, a mask that is not bool, and
+hyper-parameters that a recipe refuses raise a `ValueError` of one line.
 """
 
 from __future__ import annotations

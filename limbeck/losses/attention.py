@@ -1,6 +1,6 @@
 """Losses on attention: maps [B, h, T, S] and their relatives -> [B, T], one value per query token.
 
-B rows, h heads, T queries, S keys, A relation heads. A mask says which key each query sees, bool `[B, 1, T, S]`; or which
+B rows, h heads, T queries, S keys, A relation heads. A mask says which key each query sees, bool `[B, 1, T, S]` (an axis may be 1); or which
 tokens are no padding, bool `[B, S]`, which where T = S takes out the padded queries as well. Where the head counts differ
 and one divides the other, contiguous groups of the larger side's heads are averaged (`grouped`).
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limbeck.losses.divergences import NEVER, dropped_columns, kl
-from limbeck.losses.tensors import product, silent, wide
+from limbeck.losses.tensors import allowed, fits, maps, of_axes, product, same, silent, wide
 
 
 def attention_scores_mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -153,8 +153,8 @@ def relation_kl(
     """
     if isinstance(student, Tensor) and isinstance(teacher, Tensor):
         return _relation(student, teacher, mask, relation_heads)
-    if isinstance(student, Tensor) or isinstance(teacher, Tensor):
-        raise ValueError("relations of several kinds are tuples on both sides")
+    if isinstance(student, Tensor) or isinstance(teacher, Tensor) or len(student) != len(teacher):
+        raise ValueError("relations of several kinds are tuples on both sides, of one length")
     pairs = zip(student, teacher, strict=True)
     return torch.stack([_relation(mine, theirs, mask, relation_heads) for mine, theirs in pairs]).sum(0)
 
@@ -179,11 +179,10 @@ def _pairs(mask: Tensor | None, student: Tensor, teacher: Tensor) -> Tensor | No
 
     A key that is -inf on either side, in any head, is not seen: many maps carry their mask so.
     """
+    maps(mask, student, teacher)
     if mask is not None and mask.dim() == 2:
         queries, keys = student.shape[-2:]
         mask = mask[:, None, None, :] & mask[:, None, :, None] if queries == keys else mask[:, None, None, :]
-    if mask is not None and mask.dim() != 4:
-        raise ValueError(f"a mask of attention is [B, 1, T, S] or [B, S], not {list(mask.shape)}")
     out_s, out_t = (dropped_columns(x, x) for x in (student, teacher.detach()))
     for out in (out_s, out_t):
         if out is not None:
@@ -221,8 +220,14 @@ def _mean_of_logs(log_p: Tensor, heads: int) -> Tensor:
 
 
 def _relation(student: Tensor, teacher: Tensor, mask: Tensor | None, heads: int | None) -> Tensor:
+    of_axes("B T width" if student.dim() == 3 else "B h T d", student)
+    of_axes("B T width" if teacher.dim() == 3 else "B h T d", teacher)
+    rows_and_tokens = (student.shape[0], student.shape[-2])
+    same("student and teacher, their widths left out,", rows_and_tokens, (teacher.shape[0], teacher.shape[-2]))
+    fits(mask, rows_and_tokens)
     if heads is None:
         heads = teacher.shape[1] if teacher.dim() == 4 else 1
+    allowed("count", relation_heads=heads)
     log_s, log_t = (_log_relation(x, mask, heads) for x in (student, teacher.detach()))
     return silent(mask, kl(log_t, log_s).mean(1))
 

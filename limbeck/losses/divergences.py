@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.losses.tensors import both, silent
+from limbeck.losses.tensors import allowed, both, silent
 
 NEVER = (
     -1e30
@@ -23,6 +23,7 @@ def log_probabilities(
     student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """log softmax(z / T) of both sides, the teacher's as a constant, dropped columns at `NEVER`."""
+    allowed("positive", temperature=temperature)
     student, teacher = both(mask, student, teacher)
     dropped = dropped_columns(student, teacher)
     if dropped is not None:  # a row without any column left has no softmax
@@ -40,11 +41,14 @@ def log_softmax(logits: Tensor, temperature: float) -> Tensor:
 
 
 def dropped_columns(student: Tensor, teacher: Tensor) -> Tensor | None:
-    """Where either side is -inf, None where neither is anywhere (the usual case, found by one pass and not four)."""
+    """Where either side is -inf, None where neither is anywhere (the usual case, found by one pass and not four).
+
+    NaN hides what is lowest: then it is looked for.
+    """
     student = student.detach()
     if not torch.compiler.is_compiling() and student.numel() and teacher.numel():
         lowest = torch.minimum(student.amin().to(teacher.dtype), teacher.amin())
-        if not bool(lowest.isneginf()):
+        if bool(lowest > -math.inf):
             return None
     return student.isneginf() | teacher.isneginf()
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.losses.tensors import blank, both, product, silent, unit, whole
+from limbeck.losses.tensors import allowed, both, product, sides, silent, unit, whole
 
 
 def mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -107,7 +107,7 @@ def patient(
     """
     if position not in ("first", "last"):
         raise ValueError(f"position is first or last, not {position!r}")
-    student, teacher = both(mask, student, teacher)
+    student, teacher = both(mask, student, teacher, "B T H" if student.dim() != 2 else "B H")
     kept = whole(mask, student, student.dim() - 1)
     if not kept.shape[-1]:
         return student.flatten(1).sum(-1)
@@ -145,7 +145,7 @@ def attention_transfer(*, student: Tensor, teacher: Tensor, mask: Tensor | None 
     Recipe:
         {loss: attention_transfer, tap: hidden, layers: uniform, weight: 1000.0}
     """
-    energy_s, energy_t = (blank(mask, x).square().mean(-1) for x in (student, teacher.detach()))
+    energy_s, energy_t = (x.square().mean(-1) for x in sides(mask, student, teacher, "B T H"))
     return silent(mask, (unit(energy_s) - unit(energy_t)).square())
 
 
@@ -176,7 +176,7 @@ def neuron_selectivity(*, student: Tensor, teacher: Tensor, mask: Tensor | None 
     Recipe:
         {loss: neuron_selectivity, tap: hidden, layers: last, weight: 50.0}
     """
-    channels_s, channels_t = (unit(blank(mask, x), dim=1) for x in (student, teacher.detach()))
+    channels_s, channels_t = (unit(x, dim=1) for x in sides(mask, student, teacher, "B T H"))
     gram_s, gram_t = (product(x, x.transpose(1, 2)) / x.shape[-1] for x in (channels_s, channels_t))
     return (gram_s - gram_t).square().sum(dim=(1, 2))
 
@@ -207,8 +207,10 @@ def activation_boundary(*, student: Tensor, teacher: Tensor, mask: Tensor | None
     Recipe:
         {loss: activation_boundary, tap: ffn, layers: uniform, margin: 1.0, weight: 1.0}
     """
+    allowed("positive", margin=margin)
     student, teacher = both(mask, student, teacher)
-    return silent(mask, F.relu(margin - torch.where(teacher > 0, student, -student)).square().mean(-1))
+    signed = torch.where(teacher > 0, student, torch.where(teacher.isnan(), teacher, -student))
+    return silent(mask, F.relu(margin - signed).square().mean(-1))
 
 
 def factor_transfer(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -237,7 +239,7 @@ def factor_transfer(*, student: Tensor, teacher: Tensor, mask: Tensor | None = N
     Recipe:
         {loss: factor_transfer, tap: hidden, layers: last, rate: 0.5, paraphraser_steps: 200, weight: 500.0}
     """
-    student, teacher = both(mask, student, teacher)
+    student, teacher = both(mask, student, teacher, "B T K")
     count = whole(mask, student, 2).sum(1).clamp(min=1) * student.shape[-1]
     return (unit(student.flatten(1)) - unit(teacher.flatten(1))).abs().sum(-1) / count
 
@@ -269,9 +271,9 @@ def cka(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tens
         {loss: cka, tap: hidden, layers: uniform, weight: 1.0}
     """
     kept = whole(mask, student, student.dim() - 1).flatten()
-    x, y = (_centred(blank(mask, each).flatten(0, -2), kept) for each in (student, teacher.detach()))
+    x, y = (_centred(each.flatten(0, -2), kept) for each in sides(mask, student, teacher))
     scale = _gram_norm_squared(x) * _gram_norm_squared(y)
-    varies = scale > 0
+    varies = scale != 0
     alignment = _cross_norm_squared(x, y) * torch.where(varies, scale, 1).rsqrt()
     return torch.where(kept.sum() > 1, 1 - torch.where(varies, alignment, 0 * alignment), 0 * alignment)
 
@@ -281,7 +283,7 @@ def _centred(x: Tensor, kept: Tensor) -> Tensor:
     mean = x.sum(0, keepdim=True) / kept.sum().clamp(min=1)
     centred = torch.where(kept[:, None], x - mean, 0)
     squares, noise = centred.square().sum(), 8 * torch.finfo(x.dtype).eps
-    varies = squares > noise**2 * x.square().sum()
+    varies = ~(squares <= noise**2 * x.square().sum())
     return torch.where(varies, centred, 0) * torch.where(varies, squares, 1).rsqrt()
 
 

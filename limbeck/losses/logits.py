@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.losses.divergences import NEVER, dropped_columns, kl, log_probabilities, log_softmax
-from limbeck.losses.tensors import blank, both, silent, whole
+from limbeck.losses.tensors import allowed, blank, both, fits, same, sides, silent, whole
 
 IGNORE = -100
 
@@ -39,7 +39,7 @@ def cross_entropy(*, student: Tensor, labels: Tensor, mask: Tensor | None = None
     Recipe:
         {loss: cross_entropy, weight: 1.0}
     """
-    kept = _labelled(labels, mask)
+    kept = _labelled(labels, mask, student)
     known = torch.where(kept, labels, IGNORE)
     flat = blank(kept, student).reshape(-1, student.shape[-1])
     return F.cross_entropy(flat, known.reshape(-1), reduction="none", ignore_index=IGNORE).view(labels.shape)
@@ -74,7 +74,7 @@ def squared_error(*, student: Tensor, labels: Tensor, mask: Tensor | None = None
     """
     if student.shape[-1] != 1:
         raise ValueError(f"squared_error takes one score for each label, not {student.shape[-1]} logits")
-    kept = _labelled(labels, mask)
+    kept = _labelled(labels, mask, student)
     return (blank(kept, student).squeeze(-1) - torch.where(kept, labels.detach(), 0)).square()
 
 
@@ -182,7 +182,8 @@ def decoupled_kl(
     Recipe:
         {loss: decoupled_kl, alpha: 1.0, beta: 2.0, temperature: 2.0, weight: 1.0}
     """
-    kept = _labelled(labels, mask)
+    allowed("weight", alpha=alpha, beta=beta)
+    kept = _labelled(labels, mask, student)
     log_s, log_t = log_probabilities(student, teacher, temperature, kept)
     target = torch.where(kept, labels, 0).unsqueeze(-1)
     pairs, others = zip(*(_decouple(log_p, target) for log_p in (log_s, log_t)), strict=True)
@@ -228,10 +229,13 @@ def pearson(
     Recipe:
         {loss: pearson, inter: 1.0, intra: 1.0, weight: 2.0}
     """
+    allowed("weight", inter=inter, intra=intra)
     log_s, log_t = log_probabilities(student, teacher, temperature, mask)
     kept = whole(mask, student, student.dim() - 1).flatten()
+    if not len(kept):
+        return log_s.sum()
     p_s, p_t = log_s.exp().flatten(0, -2), log_t.exp().flatten(0, -2)
-    used = kept[:, None] & (log_s.detach() > NEVER).flatten(0, -2)
+    used = kept[:, None] & ~(log_s.detach() <= NEVER).flatten(0, -2)
     rows = _correlation(p_s, p_t, used, dim=1)
     columns = _correlation(p_s, p_t, used, dim=0)
     values = inter * _mean_gap(rows, kept) + intra * _mean_gap(columns, used.any(0))
@@ -264,14 +268,16 @@ def universal_logit(*, student: Tensor, teacher: Tensor, mask: Tensor | None = N
     Recipe:
         {loss: universal_logit, weight: 1.5}
     """
-    p_s = blank(mask, student).softmax(-1).sort(-1, descending=True).values
-    p_t = blank(mask, teacher.detach()).softmax(-1).sort(-1, descending=True).values
+    p_s, p_t = (x.softmax(-1).sort(-1, descending=True).values for x in sides(mask, student, teacher))
     missing = p_t.shape[-1] - p_s.shape[-1]
     p_s, p_t = F.pad(p_s, (0, max(missing, 0))), F.pad(p_t, (0, max(-missing, 0)))
     return silent(mask, (p_s - p_t).abs().sum(-1))
 
 
-def _labelled(labels: Tensor, mask: Tensor | None) -> Tensor:
+def _labelled(labels: Tensor, mask: Tensor | None, student: Tensor) -> Tensor:
+    """Which positions count and have a label."""
+    same("labels and student, its columns left out,", labels.shape, student.shape[:-1])
+    fits(mask, labels.shape)
     return labels != IGNORE if mask is None else mask & (labels != IGNORE)
 
 
@@ -294,11 +300,11 @@ def _standard(x: Tensor, used: Tensor, dim: int) -> Tensor:
     largest = (
         x.detach().abs().amax(dim, keepdim=True)
     )  # scale is no matter of correlation: small ones must not underflow
-    x = x / torch.where(largest > 0, largest, 1)
+    x = x / torch.where(largest != 0, largest, 1)
     count = used.sum(dim, keepdim=True).clamp(min=1)
     centred = torch.where(used, x - x.sum(dim, keepdim=True) / count, 0)
     squares, noise = centred.square().sum(dim, keepdim=True), 8 * torch.finfo(x.dtype).eps
-    varies = squares > noise**2 * x.square().sum(dim, keepdim=True)
+    varies = ~(squares <= noise**2 * x.square().sum(dim, keepdim=True))
     return torch.where(varies, centred, 0) * torch.where(varies, squares, 1).rsqrt()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck.losses.attention import common_heads, grouped
 from limbeck.losses.logits import soft_cross_entropy
-from limbeck.losses.tensors import both, wide
+from limbeck.losses.tensors import both, fits, maps, wide
 
 ZEROED = -100.0  # the code takes every score from here down for a masked one
 
@@ -45,12 +45,11 @@ def tinybert_scores_mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None
     Recipe:
         {loss: tinybert_scores_mse, tap: scores, layers: skip, weight: 1.0}
     """
-    seen, heads = (
-        mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask,
-        common_heads(student, teacher),
-    )
+    maps(mask, student, teacher)
+    seen = mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask
+    heads = common_heads(student, teacher)
     mine, theirs = (grouped(_zeroed(x, seen), heads) for x in (student, teacher.detach()))
-    return (mine - theirs).square().mean(dim=(1, 2, 3))
+    return _mean_of_rows((mine - theirs).square())
 
 
 def tinybert_hidden_mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -78,8 +77,9 @@ def tinybert_hidden_mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None
     Recipe:
         {loss: tinybert_hidden_mse, tap: hidden, layers: skip, bridge: shared, weight: 1.0}
     """
-    student, teacher = both(None, student, teacher)
-    return (student - teacher).square().mean(dim=(1, 2))
+    fits(mask, student.shape[:-1])
+    student, teacher = both(None, student, teacher, "B T H")
+    return _mean_of_rows((student - teacher).square())
 
 
 def tinybert_soft_cross_entropy(
@@ -112,6 +112,12 @@ def tinybert_soft_cross_entropy(
     """
     entropies = soft_cross_entropy(student=student, teacher=teacher, mask=mask, temperature=temperature)
     return entropies / (temperature**2 * student.shape[-1])
+
+
+def _mean_of_rows(x: Tensor) -> Tensor:
+    """The mean over all axes but the first, 0 of nothing."""
+    rest = tuple(range(1, x.dim()))
+    return x.mean(rest) if x.numel() else x.sum(rest)
 
 
 def _zeroed(scores: Tensor, seen: Tensor | None) -> Tensor:

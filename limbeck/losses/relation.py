@@ -13,7 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from limbeck.losses.tensors import blank, product, silent, smooth_l1, unit, whole
+from limbeck.losses.tensors import (
+    allowed,
+    blank,
+    both,
+    fits,
+    of_axes,
+    product,
+    same,
+    sides,
+    silent,
+    smooth_l1,
+    unit,
+    whole,
+)
 
 ANGLES = 2**24  # cosines of angles that exist at a time
 
@@ -44,12 +57,15 @@ def flow(*, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mask
     Recipe:
         {loss: flow, tap: hidden, layers: uniform, weight: 50.0}
     """
-    count = whole(mask, student[0], 2).sum(1).clamp(min=1)[:, None, None]
-    for mine, theirs in zip(student, teacher, strict=True):
-        if mine.shape != theirs.shape:
-            raise ValueError(f"student and teacher differ in shape: {list(mine.shape)} and {list(theirs.shape)}")
-    flow_s = product(blank(mask, student[0]).transpose(1, 2), blank(mask, student[1])) / count
-    flow_t = product(blank(mask, teacher[0].detach()).transpose(1, 2), blank(mask, teacher[1].detach())) / count
+    (first_s, second_s), (first_t, second_t) = student, teacher
+    (first_s, first_t), (second_s, second_t) = (
+        both(mask, mine, theirs, "B T H") for mine, theirs in ((first_s, first_t), (second_s, second_t))
+    )
+    same("the two layers, their widths left out,", first_s.shape[:2], second_s.shape[:2])
+    count = whole(mask, first_s, 2).sum(1).clamp(min=1)[:, None, None]
+    flow_s, flow_t = (
+        product(first.transpose(1, 2), second) / count for first, second in ((first_s, second_s), (first_t, second_t))
+    )
     return (flow_s - flow_t).square().mean(dim=(1, 2))
 
 
@@ -79,10 +95,10 @@ def rkd_distance(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None
     Recipe:
         {loss: rkd_distance, tap: pooled, weight: 25.0}
     """
+    student, teacher = sides(mask, student, teacher)
     kept = whole(mask, student, student.dim() - 1).flatten()
     pairs = kept[:, None] & kept
-    distances = (_distances(_examples(x, mask), pairs) for x in (student, teacher.detach()))
-    mine, theirs = distances
+    mine, theirs = (_distances(_examples(x, kept), pairs) for x in (student, teacher))
     return torch.where(pairs, smooth_l1(mine - theirs), 0).sum() / pairs.sum().clamp(min=1)
 
 
@@ -113,7 +129,7 @@ def rkd_angle(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -
         {loss: rkd_angle, tap: pooled, weight: 50.0}
     """
     kept = whole(mask, student, student.dim() - 1).flatten()
-    mine, theirs = _examples(student, mask), _examples(teacher.detach(), mask)
+    mine, theirs = (_examples(x, kept) for x in sides(mask, student, teacher))
     part = max(1, ANGLES // max(1, len(kept)) ** 2)
     sums = [
         checkpoint(_angle_gap, mine, theirs, kept, start, start + part, use_reentrant=False)
@@ -147,7 +163,10 @@ def similarity(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) 
     Recipe:
         {loss: similarity, tap: hidden, layers: last, weight: 3000.0}
     """
-    rows = whole(mask, student, 1 if mask is None else mask.dim())
+    same("student and teacher, their rows,", student.shape[:1], teacher.shape[:1])
+    for x in (student, teacher):
+        fits(mask, x.shape[:1], *([x.shape[:2]] if x.dim() > 2 else []))
+    rows = whole(mask, student, 1)
     rows = rows if rows.dim() == 1 else rows.any(1)
     mine, theirs = (blank(mask, x).flatten(1) for x in (student, teacher.detach()))
     gap = unit(product(mine, mine.T)) - unit(product(theirs, theirs.T))
@@ -192,10 +211,19 @@ def contrastive(
     Recipe:
         {loss: contrastive, tap: pooled, negatives: 1024, width: 128, momentum: 0.5, weight: 0.8}
     """
-    if log_partition is None:
+    allowed("positive", temperature=temperature)
+    for mine, theirs in zip(student, teacher, strict=True):
+        same("student and teacher", mine.shape, theirs.shape)
+    of_axes("B D", student[0])
+    of_axes("B 1+K D", student[1])
+    same("a vector and its candidates, their number left out,", student[0].shape, student[1].shape[::2])
+    fits(mask, student[0].shape[:1])
+    if log_partition is not None:
+        allowed("number", log_partition=log_partition)
+    else:
         log_partition = log_mean_exponential(student[0].shape[-1], temperature)
-    sides = [_find(v, candidates, mask, temperature, log_partition) for v, candidates in (student, teacher)]
-    return silent(mask, sides[0] + sides[1])
+    one, other = (_find(v, candidates, mask, temperature, log_partition) for v, candidates in (student, teacher))
+    return silent(mask, one + other)
 
 
 def log_mean_exponential(width: int, temperature: float) -> float:
@@ -214,10 +242,9 @@ def log_mean_exponential(width: int, temperature: float) -> float:
     return top + math.log(math.fsum(math.exp(term - top) for term in terms))
 
 
-def _examples(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The examples `[N, H]`, less their mean (distances do not change, cancellation does)."""
-    flat = blank(mask, x).flatten(0, -2)
-    kept = torch.ones(len(flat), dtype=torch.bool, device=x.device) if mask is None else mask.flatten()
+def _examples(x: Tensor, kept: Tensor) -> Tensor:
+    """The examples `[N, H]`, less their mean (distances do not change, cancellation does); 0 where they are not kept."""
+    flat = x.flatten(0, -2)
     return blank(kept, flat - flat.detach().sum(0) / kept.sum().clamp(min=1))
 
 
@@ -225,7 +252,7 @@ def _distances(x: Tensor, pairs: Tensor) -> Tensor:
     """Distances between examples `[N, N]` in units of their mean, 0 on the diagonal and for what is masked."""
     apart = pairs & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
     exact = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")  # near ones cancel in x.x + y.y - 2 x.y
-    distances = torch.where(apart, exact.clamp(min=1e-6), 0)
+    distances = torch.where(apart | exact.isnan(), exact.clamp(min=1e-6), 0)
     return distances / (distances.sum() / apart.sum().clamp(min=1)).clamp(min=1e-12)
 
 

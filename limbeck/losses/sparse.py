@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limbeck.losses.divergences import NEVER, generalised_js, kl, log_softmax
-from limbeck.losses.tensors import blank, silent, wide
+from limbeck.losses.tensors import allowed, blank, fits, same, silent, wide
 
 ROUNDING = 64  # size of logits, of whose rounding a list of log-probabilities may suffer
 
@@ -174,8 +174,11 @@ def _buckets(
     student: Tensor, teacher: Teacher, mask: Tensor | None, k: int, tail: bool, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities `[..., k + 1]`, or `[..., k]` without the tail, of student and teacher."""
+    allowed("positive", temperature=temperature)
+    allowed("count", k=k)
+    fits(mask, student.shape[:-1])
+    indices, logprobs, rest = _topk(teacher, k, student)
     student = blank(mask, student)
-    indices, logprobs, rest = _topk(teacher, k)
     entry = ~logprobs.isneginf() if mask is None else mask[..., None] & ~logprobs.isneginf()
     indices, log_t = torch.where(entry, indices, 0), torch.where(entry, wide(logprobs.detach()), NEVER)
     log_s = log_softmax(student, 1 if tail else temperature)
@@ -194,10 +197,17 @@ def _buckets(
     return _both(log_s, log_t, there)
 
 
-def _topk(teacher: Teacher, k: int) -> TopK:
+def _topk(teacher: Teacher, k: int, student: Tensor) -> TopK:
+    """The teacher as a list, of the student's positions."""
     if isinstance(teacher, Tensor):
+        same("student and teacher", student.shape, teacher.shape)
         return TopK.of(teacher.detach(), k)
-    return teacher if isinstance(teacher, TopK) else TopK(*teacher)
+    listed = TopK(*teacher)
+    same("the teacher's indices and log-probabilities", listed.indices.shape, listed.logprobs.shape)
+    of_each = (listed.indices.shape[:-1], *([] if listed.rest is None else [listed.rest.shape]))
+    for shape in of_each:
+        same("the student's and the teacher's tokens", student.shape[:-1], shape)
+    return listed
 
 
 def _both(log_s: Tensor, log_t: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:

@@ -272,6 +272,39 @@ def test_padding_counts_where_a_loss_says_so(loss: str) -> None:
     assert any((mine - theirs).abs().max() > 1e-6 for mine, theirs in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_a_nan_of_any_model_skips_the_step_of_every_loss(whose: str) -> None:
+    """One number of one word's vector is NaN: no student of that model changes, and each says which term it was."""
+    teacher, one_batch, cast = bert(24, 4, seed=99), batch(), []
+    word = int(one_batch["input_ids"][0, 0])
+
+    def spoil(model: Any) -> None:
+        model.get_input_embeddings().weight.data[word, 3] = math.nan
+
+    if whose == "teacher":
+        spoil(teacher)
+    said = {
+        name: setting for name, setting in of_text().items() if "teacher" in WORDS[setting["terms"][0]["loss"]].needs
+    }
+    for name, setting in said.items():
+        student = bert(16, 2, seed=0)
+        made = terms.of_setting(Setting.model_validate(setting), student.config, {"teacher": teacher.config}, name)
+        taps = sorted({tap for term in made for tap in term.taps("student")})
+        aids = bridges.build({n: m for term in made for n, m in term.aids.items()}, bridges.Making(0, BLOCKS)).double()
+        if whose == "student":
+            spoil(student)
+        cast.append((Learner(name, student, taps, seed=0, bridges=aids, optimisation=PLAINLY), made))
+    taps = sorted({tap for _, made in cast for term in made for tap in term.taps("teacher")})
+    still = still_of(Frozen("teacher", teacher, taps), cast, chunk=7)
+    before = {one.name: {name: p.detach().clone() for name, p in named(one).items()} for one, _ in cast}
+    tallies = still.step([one_batch], Counts.of([one_batch]), 0)
+    assert list(tallies) == list(said)
+    for one, made in cast:
+        assert str(tallies[one.name].skipped).startswith(f"term {made[0].name}"), one.name
+        for name, parameter in named(one).items():
+            assert torch.equal(parameter.nan_to_num(), before[one.name][name].nan_to_num()), (one.name, name)
+
+
 def test_a_micro_batch_of_words_that_nobody_knows(world: Path, tmp_path: Path, fast: None) -> None:
     """Unknown words are not masked, so that a micro-batch may select no token: losses on logits have nothing to say of it."""
     known, unknown = (world / "corpus.txt").read_text().split("\n\n"), " ".join(["zzz"] * 60)
