@@ -47,7 +47,7 @@ def export(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, c
 
 
 def model_card(manifest: dict[str, Any], recipe: str, setting: str, learner: str, numbers: list[dict[str, Any]]) -> str:
-    """The card of one student: recipe, teachers, data, numbers, versions.
+    """The card of one student: recipe, teachers, data, numbers, versions; of files and folders their names alone.
 
     Args:
         manifest: of the run.
@@ -56,6 +56,7 @@ def model_card(manifest: dict[str, Any], recipe: str, setting: str, learner: str
         learner: the student's name.
         numbers: its last rows of evals.jsonl, one a split.
     """
+    manifest, recipe = rundir.shared(manifest), rundir.shared_recipe(recipe)
     data = manifest["data"]
     noun = "documents" if data.get("classes") is None else "rows"
     about = [
