@@ -29,7 +29,9 @@ CHECKPOINTS = "checkpoints"
 STUDENTS = "students"
 FIGURES = "figures"
 ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~?/|[A-Za-z]:\\)[^\s,;\"'`)\]}]+")  # a path that tells folders of a machine
-VALUE = re.compile(r"^(\s*(?:- )*(?:[^\s:]+:\s+)?['\"]?)((?:~?/|[A-Za-z]:\\).*?)(?=['\"]?(?:\s+#.*)?$)", re.MULTILINE)
+VALUE = re.compile(  # a path that is all of a value in YAML
+    r"^([ \t]*(?:- )*(?:[^\s:]+:[ \t]+)?['\"]?)((?:~?/|[A-Za-z]:\\).*?)(?=['\"]?(?: +#.*)?$)", re.MULTILINE
+)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what a disk that takes no more says
 
 

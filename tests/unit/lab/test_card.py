@@ -73,3 +73,16 @@ def test_of_the_students_of_a_stage_the_one_that_taught_is_named(names: list[str
     found = [line.split("`")[1] for line in lines if line.startswith("- teacher:")]
     assert found == taught
     assert all("of the stage `hints`" in line for line in lines if line.startswith("- teacher:"))
+
+
+def test_files_and_folders_are_told_by_name_alone() -> None:
+    """The card goes to the Hub with the model."""
+    recipe = "out: /home/me/runs/my first\ndata:\n  corpus: /home/me/rows.tsv\n  cache: ~/cache"
+    facts = MANIFEST | {
+        "teacher": MANIFEST["teacher"] | {"source": "/home/me/models/bert"},
+        "data": MANIFEST["data"] | {"corpus": "/home/me/rows.tsv"},
+    }
+    text = model_card(facts, recipe, "kd", "kd-seed1", [ROW | {"split": "test"}])
+    assert "- teacher: `bert` (" in text and "- data: `rows.tsv`, " in text
+    assert "out: my first\ndata:\n  corpus: rows.tsv\n  cache: cache\n" in text
+    assert "/home" not in text and "~" not in text
