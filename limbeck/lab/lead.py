@@ -53,9 +53,9 @@ def _decided(outcome: Outcome, decided: Sequence[Verdict], measure: Measure) -> 
     for winner in (name for name in means if name in beaten):
         winners.setdefault(tuple(name for name in means if name in beaten[winner]), []).append(winner)
     clauses = [
-        f"{listed(who)} {'is' if len(who) == 1 else 'are'} better than {listed(whom)}" for whom, who in winners.items()
+        f"{_short(who)} {'is' if len(who) == 1 else 'are'} better than {_short(whom)}" for whom, who in winners.items()
     ]
-    more = f"; and {count(len(clauses) - CLAUSES, 'more verdict')}" if len(clauses) > CLAUSES else ""
+    more = "; the table has the others" if len(clauses) > CLAUSES else ""
     facts = f"({_seeds(decided)}, {_p(decided, most=True)} after Holm)"
     undecided = _open([verdict for verdict in outcome.verdicts if verdict not in decided])
     if len(outcome.values) == 2:
@@ -88,6 +88,11 @@ def _ranked(outcome: Outcome, measure: Measure) -> dict[str, str]:
     means = {name: Spread(seeds).mean for name, seeds in outcome.values.items()}
     ranked = sorted(means, key=lambda name: (means[name] != means[name], -measure.better * means[name]))
     return {name: measure.write(means[name]) for name in ranked}
+
+
+def _short(names: Sequence[str]) -> str:
+    """`listed`; of many the first ones."""
+    return listed(names if len(names) <= NAMED else [*names[:NAMED], f"{len(names) - NAMED} more"])
 
 
 def _each(means: Mapping[str, str]) -> str:
