@@ -21,6 +21,7 @@ from limbeck.rundir import FIGURES as FOLDER
 
 GRADIENT = "gradient norm (L2; loss per unit of weight)"
 UPDATE = "relative update |\u0394w| / |w| (dimensionless)"
+VAST = 1e100  # what no axis can show: a loss of a term that was weighed by 1e300
 COLUMNS = 240  # of a heat map: steps are averaged to at most so many
 
 
@@ -190,7 +191,9 @@ def _contributions(run: Run, setting: str) -> dict[str, Curve]:
         series = []
         for seed in run.seeds(setting):
             steps, values = run.series(f"terms.{term}", setting, seed)
-            series.append((steps, values * run.series(f"weights.{term}", setting, seed)[1]))
+            with np.errstate(over="ignore"):
+                weighted = values * run.series(f"weights.{term}", setting, seed)[1]
+            series.append((steps, np.where(np.abs(weighted) < VAST, weighted, np.nan)))
         curve = over_seeds(series, window_for(run))
         if curve is not None:
             found[term] = thin(curve)
