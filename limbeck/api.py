@@ -69,11 +69,10 @@ class Run:
         return self.folder / rundir.REPORT
 
     def table(self) -> str:
-        """The result as plain text: quantities down, settings across."""
-        from limbeck.lab import baselines, joined, judged, table
+        """The result as plain text: the verdict, the table (quantities down, settings across), the verdicts in numbers."""
+        from limbeck.lab import joined, terminal
 
-        run = joined.gather(self.folder)
-        return "\n".join([table.as_text([*table.rows(run), *baselines.of_baselines(run)]), *judged.sentences(run)])
+        return terminal.text(joined.gather(self.folder))
 
 
 def run(

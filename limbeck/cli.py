@@ -111,9 +111,11 @@ def report(
 ) -> None:
     """Draw the figures and the report of a run anew, or compare several runs on one page."""
     from limbeck.lab import report as lab
+    from limbeck.lab import terminal
 
     run = lab.gathered(runs, against)
-    print(lab.page(run))
+    page = lab.page(run)
+    print(f"{terminal.text(run)}\nreport: {page}")
     if csv:
         from limbeck.lab import evidence
 

@@ -159,6 +159,23 @@ def _count(course: Course, seed: int, still: Still, name: str, tally: Tally, rec
             way.failed[one.name] = record.failed[one.name] = line
 
 
+def untaken(course: Course) -> dict[str, str]:
+    """At the end: the learners of which no update was taken, with the others of their setting and seed -> a line that says so."""
+    way, found = course.way, {}
+    for seed, still in course.stills.items():
+        names = [learner.name for learner in still.learners if learner.name not in way.failed]
+        settings = {name: course.describe(name)["setting"] for name in names}
+        for name, setting in settings.items():
+            if way.skipped.get(name, 0) < way.ended.get(name, course.steps):
+                continue
+            line = (
+                f"setting {setting}, seed {seed}: all {way.skipped[name]} updates were skipped: loss or gradient was not "
+                "finite (`skipped` in metrics.jsonl says what); lower train.lr, or the weight of the largest term"
+            )
+            found |= {other: line for other, its in settings.items() if its == setting}
+    return found
+
+
 def _cause(course: Course, seed: int, still: Still, name: str, tally: Tally, step: int) -> str:
     """What is not finite; where every term is and a gradient is not, a probe finds the term that it comes from."""
     assert tally.norms is not None and tally.skipped

@@ -47,7 +47,7 @@ def export(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, c
 
 
 def model_card(manifest: dict[str, Any], recipe: str, setting: str, learner: str, numbers: list[dict[str, Any]]) -> str:
-    """The card of one student: recipe, teachers, data, numbers, versions.
+    """The card of one student: recipe, teachers, data, numbers, versions; of files and folders their names alone.
 
     Args:
         manifest: of the run.
@@ -56,6 +56,7 @@ def model_card(manifest: dict[str, Any], recipe: str, setting: str, learner: str
         learner: the student's name.
         numbers: its last rows of evals.jsonl, one a split.
     """
+    manifest, recipe = rundir.shared(manifest), rundir.shared_recipe(recipe)
     data = manifest["data"]
     noun = "documents" if data.get("classes") is None else "rows"
     about = [
@@ -80,7 +81,7 @@ Trained with limbeck {manifest["versions"]["limbeck"]} by the setting `{setting}
 
 ## Numbers
 
-{_measured(numbers)}
+{_measured(data, numbers)}
 
 {table}
 
@@ -133,14 +134,18 @@ def _text(data: dict[str, Any], noun: str) -> str:
     return f"`{data['corpus']}`, {amount} (sha256 `{data['sha256'][:16]}`)"
 
 
-def _measured(numbers: list[dict[str, Any]]) -> str:
-    """What was measured, and in which unit."""
-    counts = list(dict.fromkeys(row["tokens"] for row in numbers))
-    each = " and ".join(f"{count:,}" for count in counts)
-    if not numbers[0].get("metrics"):
-        return f"On the blocks of the run's last evaluation, {each} tokens a split; losses in nats a token."
+def _measured(data: dict[str, Any], numbers: list[dict[str, Any]]) -> str:
+    """What was measured, how much of what there is, and in which unit."""
+    rows = bool(numbers[0].get("metrics"))
+    counts = []
+    for row in numbers:
+        there = data.get(("heldout_" if row["split"] == "test" else "") + ("documents" if rows else "tokens"))
+        counts.append(f"{row['tokens']:,}{'' if there is None else f' of {there:,}'} ({row['split']})")
+    on = f"The run's last evaluation, on {' and '.join(counts)} {'rows' if rows else 'tokens'}; losses"
+    if not rows:
+        return f"{on} in nats a token."
     unit = "are squared errors" if _scored(numbers) else "in nats a row"
-    return f"On the rows of the run's last evaluation, {each} a split; losses {unit}. A metric that is not defined is left empty."
+    return f"{on} {unit}. A metric that is not defined is left empty."
 
 
 def _table(numbers: list[dict[str, Any]]) -> list[list[str]]:

@@ -28,6 +28,10 @@ DOCUMENTS = "evals"  # evals/step-000200.parquet
 CHECKPOINTS = "checkpoints"
 STUDENTS = "students"
 FIGURES = "figures"
+ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~?/|[A-Za-z]:\\)[^\s,;\"'`)\]}]+")  # a path that tells folders of a machine
+VALUE = re.compile(  # a path that is all of a value in YAML
+    r"^([ \t]*(?:- )*(?:[^\s:]+:[ \t]+)?['\"]?)((?:~?/|[A-Za-z]:\\).*?)(?=['\"]?(?: +#.*)?$)", re.MULTILINE
+)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what a disk that takes no more says
 
 
@@ -165,3 +169,32 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def shared(value: Any) -> Any:
+    """A value of which every text may leave this machine: of an absolute path the name alone.
+
+    >>> shared({"out": "/home/me/my runs/first", "command": "limbeck run ~/mine.yaml out=/tmp/x", "corpus": "hub:a/b"})
+    {'out': 'first', 'command': 'limbeck run mine.yaml out=x', 'corpus': 'hub:a/b'}
+    """
+    if isinstance(value, str):
+        whole = ABSOLUTE.match(value) and "\n" not in value
+        return _name(value) if whole else ABSOLUTE.sub(lambda found: _name(found[0]), value)
+    if isinstance(value, list):
+        return [shared(each) for each in value]
+    return {name: shared(each) for name, each in value.items()} if isinstance(value, dict) else value
+
+
+def shared_recipe(text: str) -> str:
+    """The text of a recipe as `shared` would have it.
+
+    >>> print(shared_recipe("out: /home/me/my runs/first  # mine\\ndata: {corpus: [/a/b.txt, ~/c.txt]}"))
+    out: first  # mine
+    data: {corpus: [b.txt, c.txt]}
+    """
+    return shared("\n" + VALUE.sub(lambda found: found[1] + _name(found[2]), text))[1:]
+
+
+def _name(path: str) -> str:
+    """What stands behind the last slash."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path

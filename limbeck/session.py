@@ -15,7 +15,7 @@ import torch
 
 from limbeck import build, checkpoint, clock, costs, export, manifest, measuring, profile, progress, room, rundir
 from limbeck.actors import Learner
-from limbeck.engine import Course, Record, Way, fit
+from limbeck.engine import Course, Record, Way, fit, untaken
 from limbeck.errors import Failed, Interrupted, UserError
 from limbeck.evaluate import document_rows
 from limbeck.keeping import Keeper
@@ -77,7 +77,8 @@ class Session:
             self._evaluate(0, None)
         with progress.shown(self.how.steps, start, quiet) as bar:
             hooks = [self._record, self._tell_failures, self._silent_terms, self._evaluate_now, self._save_now, bar]
-            done = fit(self._course(start), [*hooks, *self.trackers], stopped)
+            course = self._course(start)
+            done = fit(course, [*hooks, *self.trackers], stopped)
         ended = done < self.how.steps and bool(self._left) and not self._training
         if ended:
             with at_once():
@@ -89,6 +90,7 @@ class Session:
         try:
             if done < self.how.steps and self._training:
                 raise Interrupted(f"stopped after step {done}; run it again to go on")
+            self.way.failed |= untaken(course)  # not in the checkpoint: a longer run may take some
             with at_once():
                 self._finish(begin)
         except Interrupted:

@@ -29,12 +29,12 @@ CAPTIONS: dict[str, Caption] = {  # braces: words of the run
         "{metric} on {train}",
         "Line chart of {metric} on {train} against the step, one line per setting.",
         LINES + "Higher is better; the axes equal those of the figure before. A curve far above the one there means "
-        "that the student has learned its training rows by heart. {dashed}",
+        "that the student has memorised its training rows. {dashed}",
     ),
     "multi-loss-terms": Caption(
         "Components of the multi-loss",
         "Lines of weight times value of each loss term against the step, beside stacked shares of the terms.",
-        "Left, what each term adds to the loss that is minimized (its value times its weight; a "
+        "Left, what each term adds to the loss that is minimised (its value times its weight; a "
         "running mean over steps, mean and range over seeds). Right, the same as shares of their sum. "
         "A term that fills most of the right panel drives the training at that time, and the others "
         "hardly count; terms in different units can be weighed against each other only here.",
@@ -71,7 +71,7 @@ CAPTIONS: dict[str, Caption] = {  # braces: words of the run
     "label-accuracy-test": Caption(
         "Label accuracy on {heldout}",
         "Line chart of the label accuracy on {heldout} against the step, one line per setting.",
-        LINES + "The share of the labels that the student puts first, on text never trained on. Higher is better.",
+        LINES + "The share of the labels that the student puts first. {never} Higher is better.",
     ),
     "gradient-norm": Caption(
         "Average gradient norm",
@@ -93,7 +93,7 @@ CAPTIONS: dict[str, Caption] = {  # braces: words of the run
         "Line chart of the gradient norm of the {logit_loss}, averaged over the layers, against the step.",
         LINES + "The same loss is differentiated for every setting, whatever the setting trains on, so "
         "heights compare. Read it with the loss: a small gradient while the loss is still high is a "
-        "plateau, a small gradient at a low loss is the end of the way.",
+        "plateau, a small gradient at a low loss means that the student has converged.",
     ),
     "update-ratio": Caption(
         "Relative size of the updates",

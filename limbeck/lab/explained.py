@@ -56,7 +56,7 @@ def pulls(run: Run) -> Table | None:
             ]
             lines.append([setting, one, NONE if share is None else percent(share), *cells])
     remark = (
-        "Share: how much of the length of all gradients together comes from this term, with its weight. The other "
+        "Share: the norm of this term's weighted gradient over the sum of those norms. The other "
         "columns are the cosine between the gradients of two terms: 1, they pull in the same direction; 0, they have "
         "nothing to do with each other; below 0, what helps one hurts the other."
     )
@@ -102,8 +102,8 @@ CAPTIONS = {
         "Heat maps of linear CKA, student layers by teacher layers, one for each setting.",
         "Each cell compares one layer of the student with one of the teacher (linear CKA): 1 means that both hold the "
         "same information, up to rotation and scale. Layer 0 is the embedding. A bright band from the lower left to the "
-        "upper right means that the student goes the teacher's way, layer after layer. Models that have nothing to do "
-        "with each other are not at 0.",
+        "upper right means that the layers of the student follow those of the teacher in order. Unrelated models are not "
+        "at 0.",
     ),
     "reasons-rank": Caption(
         "Directions in use, by layer",
@@ -118,7 +118,7 @@ CAPTIONS = {
         "Reliability diagram: accuracy against confidence, one line per setting, and the teacher, dashed.",
         "Predictions are sorted by their confidence into 15 bins. On the dotted line a model is right as often as it "
         "says; below it, it is too sure of itself; above it, not sure enough. ECE is the mean distance from that line "
-        "(expected calibration error); 0 is best. Bins of few predictions jump about and hardly count.",
+        "(expected calibration error); 0 is best. Bins with few predictions are noisy.",
     ),
     "reasons-frequency": Caption(
         "Where the students differ from the teacher: rare tokens and frequent ones",

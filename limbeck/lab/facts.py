@@ -21,8 +21,8 @@ def lines(run: Run) -> Lines:
     found = [
         *_teachers([run.manifest.get("teacher"), *(run.manifest.get("teachers") or [])]),
         ("students", _students(run.manifest.get("students") or {})),
-        (words.of(run).train, _amount(run.data, "", noun)),
-        (words.of(run).heldout, _amount(run.data, "heldout_", noun)),
+        (words.of(run).train, _amount(run.data, "", noun) + _measured(run, "train")),
+        (words.of(run).heldout, _amount(run.data, "heldout_", noun) + _measured(run, "test")),
         ("unlabelled " + words.of(run).text, _unlabelled(run, noun)),
         ("classes", ", ".join(map(str, run.data.get("classes") or []))),
     ]
@@ -66,6 +66,14 @@ def _amount(data: Facts, part: str, noun: str) -> str:
     said = [count(number, noun), *([count(tokens, "token")] if tokens is not None else [])]
     share = "" if labelled in (None, number) else f"; {labelled:,} of the {noun}s are labelled"
     return (f"{where}: " if isinstance(where, str) else "") + ", ".join(said) + share
+
+
+def _measured(run: Run, split: str) -> str:
+    """How much of it the evaluations read."""
+    part = words.measured(run, split)
+    if part is None or part[0] >= part[1]:
+        return ""
+    return f"; evaluations measure {part[0]:,} of the {'rows' if run.task else 'tokens'}"
 
 
 def _unlabelled(run: Run, noun: str) -> str:

@@ -21,6 +21,7 @@ from limbeck.rundir import FIGURES as FOLDER
 
 GRADIENT = "gradient norm (L2; loss per unit of weight)"
 UPDATE = "relative update |\u0394w| / |w| (dimensionless)"
+VAST = 1e100  # what no axis can show: a loss of a term that was weighed by 1e300
 COLUMNS = 240  # of a heat map: steps are averaged to at most so many
 
 
@@ -133,13 +134,13 @@ def update_ratio(run: Run) -> Chart | None:
 FIGURES: dict[str, Callable[[Run], Chart | None]] = {
     "metric-test": metric_test,
     "metric-train": metric_train,
-    "multi-loss-terms": multi_loss_terms,
     "logit-loss-train": logit_loss_train,
     "logit-loss-test": logit_loss_test,
     "label-loss-train": label_loss_train,
     "label-loss-test": label_loss_test,
     "label-accuracy-train": label_accuracy_train,
     "label-accuracy-test": label_accuracy_test,
+    "multi-loss-terms": multi_loss_terms,
     "gradient-norm": gradient_norm,
     "gradient-norm-layers": gradient_norm_layers,
     "logit-gradient-norm": logit_gradient_norm,
@@ -190,7 +191,9 @@ def _contributions(run: Run, setting: str) -> dict[str, Curve]:
         series = []
         for seed in run.seeds(setting):
             steps, values = run.series(f"terms.{term}", setting, seed)
-            series.append((steps, values * run.series(f"weights.{term}", setting, seed)[1]))
+            with np.errstate(over="ignore"):
+                weighted = values * run.series(f"weights.{term}", setting, seed)[1]
+            series.append((steps, np.where(np.abs(weighted) < VAST, weighted, np.nan)))
         curve = over_seeds(series, window_for(run))
         if curve is not None:
             found[term] = thin(curve)

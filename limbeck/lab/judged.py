@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from limbeck.lab import inner
@@ -31,16 +31,24 @@ HEADINGS = ("setting", "is", "than", "difference", "95 % interval", "s.e. over d
 
 def judged(run: Run) -> list[Judged]:
     """Every measure with its verdicts, first the one that the settings are compared by; none for a single setting."""
+    return [_judged(run, each, _is_main(run, each)) for each in _outcomes(run)]
+
+
+def main_outcome(run: Run) -> Outcome | None:
+    """The verdicts on what the settings are compared by; None where there are none."""
+    return next((each for each in _outcomes(run) if _is_main(run, each)), None)
+
+
+def _outcomes(run: Run) -> list[Outcome]:
     if len(run.settings) < 2:
         return []
-    first = compared(run).key.removeprefix("metrics.")
-    found = [
-        each
-        for each in of_run(rows_of(run), own_ends=run.own_ends, against=run.against)
-        if each.values and _compares(run, each.measure.name)
-    ]
-    found.sort(key=lambda each: each.measure.name != first)
-    return [_judged(run, each, each.measure.name == first) for each in found if each.verdicts]
+    found = of_run(rows_of(run), own_ends=run.own_ends, against=run.against)
+    found = [each for each in found if each.verdicts and _compares(run, each.measure.name)]
+    return sorted(found, key=lambda each: not _is_main(run, each))
+
+
+def _is_main(run: Run, outcome: Outcome) -> bool:
+    return outcome.measure.name == compared(run).key.removeprefix("metrics.")
 
 
 def _compares(run: Run, name: str) -> bool:
@@ -87,11 +95,12 @@ def _line(verdict: Verdict, documents: Mapping[str, inner.Documents]) -> list[st
         "\u2013" if low is None or high is None else f"{_signed(low)} .. {_signed(high)}",
         "\u2013" if within is None else number(within),
         "\u2013" if found.effect is None else f"{found.effect:+.2f}".replace("-", "\u2212"),
-        _p(verdict.adjusted),
+        p_value(verdict.adjusted),
     ]
 
 
-def _p(value: float | None) -> str:
+def p_value(value: float | None) -> str:
+    """Three places: 0.012, < 0.001; a dash for none."""
     if value is None:
         return "\u2013"
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
@@ -111,11 +120,16 @@ def _remark(outcome: Outcome, against: str | None) -> str:
     reasons = sorted({verdict.reason for verdict in outcome.verdicts if verdict.reason})
     with_it = f", each with {against}" if against else ""
     remark = f"Paired by {count(seeds, 'seed')}; p by Holm over {count(len(outcome.verdicts), 'pair')}{with_it}."
-    known = [verdict.detectable for verdict in outcome.verdicts if verdict.detectable is not None]
-    if seeds < FEW and known:
-        span = number(min(known)) if len(known) == 1 else f"{number(min(known))} to {number(max(known))}"
+    span = detectable(outcome.verdicts)
+    if seeds < FEW and span:
         remark += f" With so few seeds only differences of {span} or more would have been found with 80 % power."
     return " ".join([remark, *(f"{reason[0].upper()}{reason[1:]}." for reason in reasons)])
+
+
+def detectable(verdicts: Sequence[Verdict], write: Callable[[float], str] = number) -> str:
+    """The smallest differences that some pairs could have shown: 0.52, or 0.52 to 0.61; "" where none is known."""
+    known = [verdict.detectable for verdict in verdicts if verdict.detectable is not None]
+    return " to ".join(dict.fromkeys([write(min(known)), write(max(known))])) if known else ""
 
 
 def sentences(run: Run, most: int = 12) -> list[str]:

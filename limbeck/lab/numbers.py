@@ -50,6 +50,18 @@ def percent(value: float) -> str:
     return f"{100 * value:#.3g}".rstrip(".") + " %" if math.isfinite(value) else "not finite"
 
 
+def points(value: float) -> str:
+    """Three significant digits of a difference between shares: 0.0412 -> 4.12 points."""
+    return f"{100 * value:#.3g}".rstrip(".") + " points"
+
+
+def whole(value: float) -> str:
+    """A count, or the mean of several: 1,200; 2.3."""
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+
+
 def coefficient(value: float) -> str:
     """Three places of what lies between -1 and 1: 0.371, -0.033."""
     return f"{value:.3f}".replace("-0.000", "0.000") if math.isfinite(value) else "undefined"

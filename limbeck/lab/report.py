@@ -24,7 +24,7 @@ from limbeck.lab.judged import HEADINGS, judged, rows_of
 from limbeck.lab.read import Run
 from limbeck.lab.summary import findings, question
 from limbeck.lab.table import Column, best, cells, rows, title
-from limbeck.rundir import REPORT, write_text
+from limbeck.rundir import REPORT, shared, shared_recipe, write_text
 
 TEMPLATE, SCRIPT = "report.html.j2", "sort.js"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -86,7 +86,8 @@ def _shown(path: Path, said: Caption) -> dict[str, Any]:
 
 
 def render(run: Run, figures: list[dict[str, Any]], why: dict[str, Any] | None = None) -> str:
-    """The page as text. Whatever comes from the run is escaped."""
+    """The page as text. Whatever comes from the run is escaped, and of files and folders it tells the names alone."""
+    run = replace(run, manifest=shared(run.manifest), recipe=shared_recipe(run.recipe))
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -99,7 +100,7 @@ def render(run: Run, figures: list[dict[str, Any]], why: dict[str, Any] | None =
     return environment.get_template(TEMPLATE).render(
         run=run,
         question=question(run),
-        findings=findings(results),
+        findings=findings(run, results),
         seeds=max(len(row["seeds"]) for row in results),
         title=title(results),
         heads=[(row["setting"], _hue(run, row)) for row in shown],

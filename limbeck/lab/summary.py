@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from limbeck.lab.numbers import Spread, count, duration, flops, number, share
+from limbeck.lab.lead import NAMED, lead, listed, lost
+from limbeck.lab.numbers import Spread, count, duration, flops
 from limbeck.lab.read import Run
 from limbeck.lab.table import when
 from limbeck.lab.words import Measure
@@ -24,18 +25,21 @@ def question(run: Run) -> str:
     return f"{' against '.join(run.settings)}: {count(seeds, 'seed')}, {count(steps, 'step')}"
 
 
-def findings(rows: list[dict[str, Any]]) -> list[str]:
-    """One sentence each on what settings are compared by, held out, at equal steps, compute and time, as recorded."""
-    row = rows[0]
-    where = when(rows)
-    first = _finding(rows, "compared", where[0].upper() + where[1:])
-    sentences = [" ".join(part for part in (first, _teachers(rows)) if part)]
+def findings(run: Run, rows: list[dict[str, Any]]) -> list[str]:
+    """The verdict in words, and what the settings reach at equal compute and equal time, as recorded.
+
+    rows: those of `table.rows`.
+    """
+    row, at = rows[0], when(rows)
+    at, said = at[0].upper() + at[1:], lead(run)
+    said = f"{at}: {said}" if said and run.own_ends else said or _reached(rows, "compared", at)
+    sentences = [" ".join(part for part in (said, _teachers(rows)) if part)]
     if row["flops_budget"]:
-        where = f"At equal compute ({flops(row['flops_budget'])} FLOPs each)"
-        sentences.append(_finding(rows, "equal_flops", where))
+        where = f"At equal compute ({flops(row['flops_budget'])} FLOPs each, not tested)"
+        sentences.append(_reached(rows, "equal_flops", where))
     if row["seconds_budget"]:
-        where = f"At equal time ({duration(row['seconds_budget'])} each)"
-        sentences.append(_finding(rows, "equal_seconds", where))
+        where = f"At equal time ({duration(row['seconds_budget'])} each, not tested)"
+        sentences.append(_reached(rows, "equal_seconds", where))
     return [sentence for sentence in sentences if sentence]
 
 
@@ -44,55 +48,32 @@ def _teachers(rows: list[dict[str, Any]]) -> str:
     measure, key = rows[0]["measure"], f"teacher_{rows[0]['measure'].key}"
     found = {spread.mean: spread for row in rows if (spread := row.get(key)) is not None}
     shown = [spread for mean, spread in found.items() if math.isfinite(mean)]
-    return f"The teacher's is {shown[0].show(measure.write)}." if len(found) == len(shown) == 1 else ""
+    same = len(found) == len(shown) == 1
+    return f"The teacher's held-out {measure.name} is {shown[0].show(measure.write)}." if same else ""
 
 
-def _finding(rows: list[dict[str, Any]], key: str, where: str) -> str:
+def _reached(rows: list[dict[str, Any]], key: str, where: str) -> str:
+    """The means of the settings, the best first, and for how many seeds it is ahead of the next one; "" without any."""
     measure = rows[0]["measure"]
     found = {row["setting"]: row[key] for row in rows if row[key] is not None}
     finite = [name for name in found if math.isfinite(found[name].mean)]
     ranked = sorted(finite, key=lambda name: -measure.better * found[name].mean)
-    lost = [name for name in found if name not in ranked]
-    what, how = ("loss", "not finite") if measure.better < 0 else (measure.name, "undefined")
-    aside = f" The {what} of {' and '.join(lost)} is {how} there." if lost else ""
+    aside = " ".join(lost([name for name in found if name not in ranked], measure))
     if not ranked:
-        return aside.strip()
-    if len(ranked) == 1:
-        alone = found[ranked[0]].mean
-        return f"{where}, the held-out {measure.name} of {ranked[0]} is {_with_unit(alone, measure)}.{aside}"
-    equal = [name for name in ranked if found[name].mean == found[ranked[0]].mean]
-    if len(equal) > 1:
-        how, same = "same" if equal == ranked else _most(measure), _with_unit(found[ranked[0]].mean, measure)
-        who = f"{', '.join(equal[:-1])} and {equal[-1]}"
-        return f"{where}, {who} have the {how} held-out {measure.name}: {same}.{aside}"
-    return _comparison(found[ranked[0]], found[ranked[1]], ranked, where, measure) + aside
+        return aside
+    several = "mean " if max(len(found[name].by_seed) for name in ranked) > 1 else ""
+    texts = [measure.write(found[name].mean) for name in ranked[:NAMED]]
+    texts[0] = f"{texts[0]} {measure.unit}".strip()
+    means = [f"{text} for {name}" for text, name in zip(texts, ranked, strict=False)]
+    means += [f"worse for {len(ranked) - NAMED} more"] if len(ranked) > NAMED else []
+    ahead = _ahead(found[ranked[0]], found[ranked[1]], ranked, measure) if len(ranked) > 1 else ""
+    return f"{where}, the {several}held-out {measure.name} is {listed(means)}{ahead}. {aside}".strip()
 
 
-def _comparison(first: Spread, second: Spread, ranked: list[str], where: str, measure: Measure) -> str:
-    """The best against the next one, and for how many seeds the sign holds."""
-    gap = abs(second.mean - first.mean)
-    shared = sorted(first.by_seed.keys() & second.by_seed.keys())
+def _ahead(first: Spread, second: Spread, ranked: list[str], measure: Measure) -> str:
+    """For how many seeds the best setting is ahead of the next one; "" where it is not, or with one seed."""
+    shared = first.by_seed.keys() & second.by_seed.keys()
+    if first.mean == second.mean or len(shared) < 2:
+        return ""
     ahead = sum(measure.better * (first.by_seed[seed] - second.by_seed[seed]) > 0 for seed in shared)
-    way = "lower" if measure.better < 0 else "higher"
-    rank = way if len(ranked) == 2 else _most(measure)
-    than = ranked[1] if len(ranked) == 2 else f"the next, {ranked[1]}"
-    return (
-        f"{where}, {ranked[0]} has the {rank} held-out {measure.name}: {_with_unit(first.mean, measure)} against "
-        f"{measure.write(second.mean)} for {than}, a difference of {_gap(gap, second.mean, measure)}; "
-        f"it is {way} in {ahead} of {count(len(shared), 'seed')}."
-    )
-
-
-def _most(measure: Measure) -> str:
-    return "lowest" if measure.better < 0 else "highest"
-
-
-def _gap(gap: float, other: float, measure: Measure) -> str:
-    """A loss also as a share of the other one; an accuracy in points."""
-    if measure.better < 0:
-        return f"{number(gap)} ({100 * gap / other:.2g} %)"
-    return f"{100 * gap:#.3g}".rstrip(".") + " points" if measure.write is share else measure.write(gap)
-
-
-def _with_unit(value: float, measure: Measure) -> str:
-    return f"{measure.write(value)} {measure.unit}".strip()
+    return f"; {ranked[0]} is ahead of {ranked[1]} in {ahead} of {count(len(shared), 'seed')}"

@@ -12,10 +12,11 @@ import numpy as np
 from limbeck.errors import printable
 from limbeck.lab import exits
 from limbeck.lab.curves import flat
-from limbeck.lab.numbers import Spread, count, duration, flops, number, percent
+from limbeck.lab.numbers import Spread, count, duration, flops, number, percent, whole
 from limbeck.lab.read import Run
-from limbeck.lab.words import Measure, Words, compared, of
+from limbeck.lab.words import Measure, Words, compared, measured, of
 
+LEAST_TEACHER = 0.1  # metric of a teacher of which a share is told
 OF_TEACHER = ("teacher_label_loss", "teacher_label_accuracy")
 
 
@@ -42,6 +43,7 @@ def columns(row: dict[str, Any]) -> list[Column]:
         Column("label_loss", f"{words.label_loss}, {words.test}{unit}", number, -1),
         Column("teacher_label_loss", f"the teacher's {words.label_loss}", number, under=True),
         *([] if words.metrics else _accuracies(words)),
+        Column("measured", f"tokens measured, {words.test}", whole),
         Column(
             "equal_flops",
             f"{here}, at equal compute ({flops(row['flops_budget'] or 0.0)} FLOPs)",
@@ -56,7 +58,8 @@ def columns(row: dict[str, Any]) -> list[Column]:
         ),
         Column("grad_norm_mean", "average gradient norm, last quarter of the steps", number),
         Column("least_share", "smallest share of a term in the gradient, last probe", percent),
-        Column("updates", "updates", lambda steps: f"{steps:,.0f}"),
+        Column("updates", "updates", whole),
+        Column("skipped", "skipped updates", whole),
         Column("seconds", "time it would take alone", duration),
         Column("flops", "training compute (FLOPs)", flops),
     ]
@@ -84,7 +87,8 @@ def rows(run: Run) -> list[dict[str, Any]]:
     Keys: setting, seeds (list), step (the last one at which every learner was evaluated; see `ends`), words, measure
     (what settings are compared by, and equal_* refer to) and under "compared" its values, one_teacher (of all settings),
     flops_budget, seconds_budget (float or None), exits, baseline (False), and for every one of `columns` a `Spread` over
-    the seeds, or None if it was not recorded. "updates" are told only where settings end at different steps.
+    the seeds, or None if it was not recorded. "updates" are told only where settings end at different steps, "skipped" only
+    where some were, "measured" only of running text, where the manifest says how much there is.
 
     "At equal compute": the measure of each learner, linear in its cumulative cost between evaluations, at
     the largest cost that all learners have reached.
@@ -93,10 +97,12 @@ def rows(run: Run) -> list[dict[str, Any]]:
     steps = ends(run) or dict.fromkeys(run.settings, _common_step(run, list(run.metrics)))
     budgets = {by: _budget(run, measure.key, by) for by in ("flops", "seconds")}
     said = {"words": words, "measure": measure, "one_teacher": run.shares_teacher, "baseline": False}
-    return [
+    results = [
         _result(run, setting, {**said, "step": steps[setting], "apart": len(set(steps.values())) > 1}, budgets)
         for setting in run.settings
     ]
+    some = any(row["skipped"].mean for row in results)
+    return results if some else [row | {"skipped": None} for row in results]
 
 
 def ends(run: Run) -> dict[str, int] | None:
@@ -122,6 +128,8 @@ def _result(run: Run, setting: str, said: dict[str, Any], budgets: dict[str, flo
     row |= {f"{split}_logit_loss": at_step("logit_loss", split) for split in ("test", "train")}
     row |= {key: at_step(key, "test") for key in ("agreement", "label_loss", "label_accuracy", *OF_TEACHER)}
     row["updates"] = spread(lambda seed: step) if said["apart"] else None
+    row["skipped"] = spread(lambda seed: sum(line.get("skipped") is not None for line in run.metrics[setting, seed]))
+    row["measured"] = at_step("tokens", "test") if measured(run, "test") and not run.task else None
     for metric in said["words"].metrics:
         mine, theirs = at_step(metric.key, "test"), at_step(f"teacher_{metric.key}", "test")
         shares = _shares(mine, theirs)
@@ -137,12 +145,13 @@ def _result(run: Run, setting: str, said: dict[str, Any], budgets: dict[str, flo
 
 
 def _shares(mine: Spread | None, theirs: Spread | None) -> Spread | None:
-    """By seed; none for a teacher at 0 or below, which has nothing to take a share of."""
+    """By seed. None where a teacher is near 0 or below, or a student below 0: such a share says nothing."""
     if mine is None or theirs is None:
         return None
-    known = {seed: theirs.by_seed[seed] for seed in mine.by_seed if theirs.by_seed.get(seed, 0) > 0}
-    shares = {seed: mine.by_seed[seed] / value for seed, value in known.items() if math.isfinite(mine.by_seed[seed])}
-    return Spread(shares) if len(shares) == len(mine.by_seed) else None
+    known = [(seed, mine.by_seed[seed], theirs.by_seed.get(seed, 0.0)) for seed in mine.by_seed]
+    if not all(value >= 0 and teacher >= LEAST_TEACHER for _, value, teacher in known):  # nan neither
+        return None
+    return Spread({seed: value / teacher for seed, value, teacher in known})
 
 
 def cost(run: Run, setting: str, seed: int, by: str) -> tuple[np.ndarray, np.ndarray] | None:

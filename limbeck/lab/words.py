@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from limbeck.errors import printable
-from limbeck.lab.numbers import coefficient, number, share
+from limbeck.lab.numbers import coefficient, number, points, share
 from limbeck.lab.read import Run
 
 
@@ -19,6 +19,10 @@ class Measure(NamedTuple):
     write: Callable[[float], str]
     better: int
     unit: str = ""
+
+    def gap(self, value: float) -> str:
+        """A difference of this quantity: of shares in points."""
+        return points(value) if self.write is share else self.write(value)
 
 
 @dataclass(frozen=True)
@@ -89,12 +93,24 @@ SCORES = replace(
 
 def of(run: Run) -> Words:
     """The words of a run."""
+    part = measured(run, "test") if run.task else None
+    test = f"{part[0]:,} of {part[1]:,} held-out rows" if part and part[0] < part[1] else CLASSES.test
     if run.task == "classification":
-        return replace(CLASSES, metrics=_of_classes([str(name) for name in run.data["classes"]]))
+        return replace(CLASSES, test=test, metrics=_of_classes([str(name) for name in run.data["classes"]]))
     if run.task == "regression":
         pearson = Measure("metrics.pearson", "Pearson correlation", coefficient, +1)
-        return replace(SCORES, metrics=(pearson, Measure("metrics.spearman", "Spearman correlation", coefficient, +1)))
+        spearman = Measure("metrics.spearman", "Spearman correlation", coefficient, +1)
+        return replace(SCORES, test=test, metrics=(pearson, spearman))
     return TEXT
+
+
+def measured(run: Run, split: str) -> tuple[int, int] | None:
+    """How many tokens (of a task rows) of a split the evaluations read, and how many there are; None where unknown."""
+    what = ("heldout_" if split == "test" else "") + ("documents" if run.task else "tokens")
+    read = [rows[-1].get("tokens") for rows in run.evals.get(split, {}).values()]
+    known = [number for number in read if isinstance(number, int)]
+    there = run.data.get(what)
+    return (max(known), there) if known and isinstance(there, int) else None
 
 
 def _of_classes(classes: list[str]) -> tuple[Measure, ...]:

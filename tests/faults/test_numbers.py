@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -476,6 +477,42 @@ def test_a_run_whose_settings_have_all_failed(
     run = limbeck.Run(tmp_path / "all")
     assert run.manifest["status"] == "failed" and not run.students
     assert run.metrics[-1]["step"] == 3 and "No setting of the run has ended" in run.report.read_text(encoding="utf-8")
+
+
+def test_a_run_that_took_no_update_has_failed(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A weight of 1e300 and fewer steps than `train.skips`; also where it was killed and gone on with, and when it is done."""
+    plain = three(world, tmp_path / "none", only=["multi"], steps=3, skips=50, checkpoint_every=1)
+    plain["settings"]["multi"]["terms"][2]["weight"] = 1e300
+    with monkeypatch.context() as patch:
+        kill_at(patch, 2)
+        with pytest.raises(Killed):
+            limbeck.run(plain, quiet=True)
+    table = tmp_path / "none.json"
+    table.write_text(json.dumps(plain))
+    for _ in range(2):
+        status, said, log = answer(monkeypatch, capsys, "run", str(table))
+        assert (status, said) == (3, "")
+        why = "setting multi, seed 0: all 3 updates were skipped: loss or gradient was not finite"
+        assert log.splitlines()[-1].startswith(f"limbeck: failed: {why}")
+    run = limbeck.Run(tmp_path / "none")
+    assert run.manifest["status"] == "failed" and list(run.manifest["failed"]) == ["multi-seed0"] and not run.students
+    assert [row["skipped"] is None for row in run.metrics] == [False] * 3
+    page = run.report.read_text(encoding="utf-8")
+    assert f"Failed: {why}" in page
+    assert re.search(r'<th scope="row">skipped updates</th>\s*<td[^>]*><span>3</span>', page)
+
+
+def test_a_run_that_took_one_update_is_done(
+    world: Path, tmp_path: Path, spoil: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "write", lambda folder: folder)
+    spoil("multi", 1)
+    run = limbeck.run(three(world, tmp_path / "one", only=["multi", "logit"], steps=3, skips=50), quiet=True)
+    assert run.manifest["status"] == "done" and run.manifest["failed"] == {} and len(run.students) == 2
+    (line,) = [line for line in run.table().splitlines() if line.startswith("skipped updates")]
+    assert line.split()[2:] == ["0", "2"]
 
 
 @pytest.mark.slow

@@ -278,6 +278,9 @@ def test_run(limbeck: Command, world: Path, tmp_path: Path) -> None:
     status, _, err = limbeck(*words)
     assert status == 0
     assert "this run is done" in err
+    status, told, _ = limbeck("report", str(tmp_path / "run"))
+    assert (status, told) == (0, out), "the same table with the measures by name, then the path"
+    assert told.startswith("After 2 steps, the held-out logit loss is ") and "label accuracy, test text" in told
 
 
 def test_usage(limbeck: Command) -> None:

@@ -48,7 +48,8 @@ def test_no_baseline_is_the_best_or_judged(make_run: Any) -> None:
     found = {column.key: best(results, column) for column, _ in cells(results)}
     assert found["test_logit_loss"] == found["label_loss"] == [False, True, False, False]
     assert all("initial" not in line for each in judged.judged(run) for line in each.lines)
-    assert findings(rows(run)) == findings(rows(read(make_run("plain"))))
+    plain = read(make_run("plain"))
+    assert findings(run, rows(run)) == findings(plain, rows(plain))
 
 
 def test_the_teachers_labels_are_told_below_the_students(make_run: Any) -> None:
@@ -114,7 +115,7 @@ def test_a_run_that_is_asked_again_only_shows_them(
     assert "this run is done" in capsys.readouterr().err
     assert run.manifest["baselines"] == ["initial", "teacher"] and run.manifest["status"] == "done"
     assert (run.folder / "metrics.jsonl").read_bytes() == before
-    head, _, loss, *_ = run.table().splitlines()
+    _, _, head, _, loss, *_ = run.table().splitlines()
     assert head.split()[-4:] == ["logit", "multi", "initial", "teacher"] and loss.split()[-1] == "0.000"
     evals = [row for row in run.evals if row["split"] == "test"]
     initial, teacher = of_baselines(read(run.folder))
@@ -146,7 +147,9 @@ def test_each_setting_at_its_own_end(make_run: Any, tmp_path: Path) -> None:
     assert multi["test_logit_loss"].by_seed[0] == pytest.approx(9 / 1.8)
     assert (multi["updates"].by_seed, multi["flops"].mean) == ({0: 20, 1: 20}, 20 * 1.5e9)
     assert title(results) == "at the end of each setting (20 to 40 steps), mean (min..max) of 2 seeds"
-    assert findings(results)[0].startswith("At the end of each setting (20 to 40 steps), logit has the lower held-out")
+    assert findings(run, results)[0].startswith(
+        "At the end of each setting (20 to 40 steps): logit is better than multi: "
+    )
     (verdict,) = judged.judged(run)[0].lines
     assert verdict[3] == f"+{9.045 * (1 / 1.8 - 1 / 2.2):.4f}", "of the ends"
     assert as_text(results).splitlines()[-3].split() == ["updates", "40", "20"]

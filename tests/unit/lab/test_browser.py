@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import write_run
 from matplotlib.image import imread
+from test_cost import PROFILE
 from test_reasons_page import add_reasons
 
 from limbeck.lab.report import write
@@ -133,6 +134,8 @@ for (const figure of document.querySelectorAll("figure")) {
     seen.points.push([figure.id, box.width / 2, hit?.querySelector("title")?.textContent ?? ""]);
   }
 }
+"""
+SEEN = """
 const out = document.createElement("pre");
 out.id = "seen";
 out.textContent = JSON.stringify(seen);
@@ -142,7 +145,11 @@ document.body.append(out);
 
 def handled(page: Path, folder: Path, clicks: list[tuple[str, str]]) -> dict[str, Any]:
     """What a reader sees who clicks these headings, (class of the table, beginning of the heading), and points at figures."""
-    script = HAND.replace("CLICKS", json.dumps(clicks))
+    return scripted(page, folder, HAND.replace("CLICKS", json.dumps(clicks)) + SEEN)
+
+
+def scripted(page: Path, folder: Path, script: str) -> Any:
+    """What a script finds on a page; it leaves that in an element `seen`, as JSON."""
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = page.read_text().replace("script-src '", f"script-src 'sha256-{allowed}' '", 1)
     copy = folder / "handled.html"
@@ -209,6 +216,23 @@ def test_a_pointer_finds_values_on_every_curve(sorted_page):
     charts = {name for name, *_ in sorted_page["points"]}
     assert len(charts) == 10 and {"logit-loss-test", "gradient-norm", "update-ratio", "reasons-rank"} <= charts
     assert all(radius >= 4 and ": " in text for _, radius, text in sorted_page["points"])
+
+
+WIDTHS = """
+const tables = [...document.querySelectorAll("table")].filter((it) => it.checkVisibility());
+const seen = tables.map((it) => [it.className, it.offsetWidth, it.parentElement.clientWidth]);
+"""
+
+
+@browser
+def test_no_table_is_wider_than_the_page(tmp_path):
+    """At 1,000 pixels and more; below that tables scroll."""
+    folder = add_reasons(write_run(tmp_path / "run", seeds=(0, 1, 2)))
+    told = json.loads(json.dumps(PROFILE).replace("4321", "104321000"))
+    (folder / "profile.json").write_text(json.dumps(told))
+    found = scripted(write(folder), tmp_path, WIDTHS + SEEN)
+    assert {name for name, *_ in found} == {"verdicts", "results", "reasons", "cost"}
+    assert all(width <= room for _, width, room in found), found
 
 
 @browser

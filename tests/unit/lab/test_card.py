@@ -24,7 +24,9 @@ def test_the_card_of_a_language_model_is_as_before() -> None:
     lines = card([ROW | {"split": "train"}, ROW | {"split": "test"}])
     assert "- teacher: `bert` (22,442 parameters, sha256 `abababababababab`)" in lines
     assert "- data: `rows.tsv`, 288 documents, 1,307 tokens (sha256 `cdcdcdcdcdcdcdcd`)" in lines
-    assert "On the blocks of the run's last evaluation, 50 tokens a split; losses in nats a token." in lines
+    assert "The run's last evaluation, on 50 of 1,307 (train) and 50 (test) tokens; losses in nats a token." in lines
+    whole = card([ROW | {"split": "test"}], data=MANIFEST["data"] | {"heldout_tokens": 9_000, "heldout_documents": 70})
+    assert "The run's last evaluation, on 50 of 9,000 (test) tokens; losses in nats a token." in whole
     assert "| split | logit loss, KL(teacher, student) | top-1 agreement | label loss | label accuracy |" in lines
     assert "| test | 0.2500 | 0.5000 | 0.7500 | 0.1250 |" in lines
 
@@ -36,13 +38,13 @@ def test_the_card_of_a_classifier_has_the_metrics_of_both() -> None:
         "teacher_metrics": {"accuracy": 0.9, "f1": 0.7},
     }
     more = {"corpus": "more.tsv", "documents": 7, "tokens": 40, "sha256": "ef" * 32}
-    lines = card([row], data=MANIFEST["data"] | {"classes": ["no", "yes"], "unlabelled": more})
+    lines = card([row], data=MANIFEST["data"] | {"classes": ["no", "yes"], "unlabelled": more, "heldout_documents": 70})
     assert "| split | accuracy | F1 | logit loss, KL(teacher, student) | top-1 agreement | label loss |" in lines
     assert "| test | 0.8000 |  | 0.2500 | 0.5000 | 0.7500 |" in lines
     assert "| test, the teacher | 0.9000 | 0.7000 |  |  |  |" in lines
     assert "- unlabelled: `more.tsv`, 7 rows, 40 tokens (sha256 `efefefefefefefef`)" in lines
     assert "- classes: no, yes" in lines
-    assert any("50 a split; losses in nats a row." in line for line in lines)
+    assert any("on 50 of 70 (test) rows; losses in nats a row." in line for line in lines)
 
 
 def test_the_card_of_a_regression_speaks_of_squared_errors() -> None:
@@ -73,3 +75,16 @@ def test_of_the_students_of_a_stage_the_one_that_taught_is_named(names: list[str
     found = [line.split("`")[1] for line in lines if line.startswith("- teacher:")]
     assert found == taught
     assert all("of the stage `hints`" in line for line in lines if line.startswith("- teacher:"))
+
+
+def test_files_and_folders_are_told_by_name_alone() -> None:
+    """The card goes to the Hub with the model."""
+    recipe = "out: /home/me/runs/my first\ndata:\n  corpus: /home/me/rows.tsv\n  cache: ~/cache"
+    facts = MANIFEST | {
+        "teacher": MANIFEST["teacher"] | {"source": "/home/me/models/bert"},
+        "data": MANIFEST["data"] | {"corpus": "/home/me/rows.tsv"},
+    }
+    text = model_card(facts, recipe, "kd", "kd-seed1", [ROW | {"split": "test"}])
+    assert "- teacher: `bert` (" in text and "- data: `rows.tsv`, " in text
+    assert "out: my first\ndata:\n  corpus: rows.tsv\n  cache: cache\n" in text
+    assert "/home" not in text and "~" not in text

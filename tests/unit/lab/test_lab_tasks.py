@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from limbeck.lab import words
+from limbeck.lab import facts, words
 from limbeck.lab.captions import caption
 from limbeck.lab.figures import FIGURES, draw, metric_test, metric_train
 from limbeck.lab.lines import evaluated
@@ -26,6 +26,12 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) 
     lines = [json.loads(line) for line in (folder / "evals.jsonl").read_text().splitlines()]
     (folder / "evals.jsonl").write_text("".join(json.dumps(change(line)) + "\n" for line in lines))
     return folder
+
+
+def first_of(folder: Path) -> str:
+    """The first sentence of the page."""
+    run = read(folder)
+    return findings(run, rows(run))[0]
 
 
 def lines_of(text: str) -> dict[str, str]:
@@ -86,14 +92,17 @@ def test_equal_compute_is_told_of_the_metric(make_run: Make) -> None:
 
 def test_all_that_are_best_are_named_and_none_is_bold_where_all_are_equal(make_run: Make) -> None:
     folder = make_run(task="classification", settings=("a", "b", "c"))
+    same = "a 74.5 %, b 74.5 %, c 74.5 % (2 seeds, p 1.000 after Holm)."
+    assert first_of(folder).startswith(f"No verdict between any two of a, b and c: held-out accuracy {same}")
     results = rows(read(folder))
-    assert findings(results)[0].startswith("After 40 steps, a, b and c have the same held-out accuracy: 74.5 %.")
     column = next(column for column, _ in cells(results) if column.key == "metrics.accuracy")
     assert best(results, column) == [False] * 3
     rewritten(folder, lambda row: row | {"metrics": {"accuracy": 0.1}} if row["setting"] == "b" else row)
-    results = rows(read(folder))
-    assert findings(results)[0].startswith("After 40 steps, a and c have the highest held-out accuracy: 74.5 %.")
-    assert best(results, column) == [True, False, True]
+    assert first_of(folder).startswith(
+        "a and c are better than b. Held-out accuracy: a 74.5 %, c 74.5 %, b 10.0 % (2 seeds, p 0.015 after "
+        "Holm). No verdict between a and c."
+    )
+    assert best(rows(read(folder)), column) == [True, False, True]
 
 
 def test_the_share_of_a_teacher_at_or_below_zero_is_not_told(make_run: Make) -> None:
@@ -103,6 +112,51 @@ def test_the_share_of_a_teacher_at_or_below_zero_is_not_told(make_run: Make) -> 
     assert "share of the teacher's Pearson correlation" not in told
     assert told["the teacher's Pearson correlation"].split() == ["-0.100", "-0.100"]
     assert told["share of the teacher's Spearman correlation"].startswith("129 %")
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "told"),
+    [
+        ((-0.3, -0.2), 0.04, None),  # -676 % of nearly nothing
+        ((0.3, 0.4), 0.04, None),
+        ((-0.01, 0.4), 0.5, None),
+        ((0.3, 0.4), 0.5, "70.0 % (60.0 %..80.0 %)"),
+        ((0.0, 0.0), 0.5, "0.00 %"),
+    ],
+)
+def test_a_share_is_told_only_where_it_means_something(
+    make_run: Make, mine: tuple[float, float], theirs: float, told: str | None
+) -> None:
+    folder = make_run(task="classification", settings=("kd",))
+    rewritten(
+        folder,
+        lambda row: (
+            row | {"metrics": row["metrics"] | {"matthews": mine[row["seed"]]}, "teacher_metrics": {"matthews": theirs}}
+        ),
+    )
+    found = lines_of(as_text(rows(read(folder))))
+    assert found.get("share of the teacher's Matthews correlation") == told
+    assert found["the teacher's Matthews correlation"] == f"{theirs:.3f}"
+
+
+def test_a_part_of_the_rows_is_called_so(make_run: Make) -> None:
+    """`train.eval_blocks: 50` of 1,043 rows."""
+    data = {
+        "classes": ["no", "yes"],
+        "documents": 900,
+        "tokens": 9_000,
+        "heldout_documents": 1_043,
+        "heldout_tokens": 8_000,
+    }
+    run = read(make_run("part", task="classification", facts={"data": data}))
+    headings = [column.heading for column, _ in cells(rows(run))]
+    assert headings[0] == "accuracy, 50 of 1,043 held-out rows"
+    assert "logit loss, 50 of 1,043 held-out rows (nats per row)" in headings
+    assert dict(facts.lines(run))["held-out rows"] == "1,043 rows, 8,000 tokens; evaluations measure 50 of the rows"
+    assert "<h2>Verdicts: accuracy, 50 of 1,043 held-out rows</h2>" in write(run.folder).read_text()
+    whole = read(make_run("whole", task="classification", facts={"data": data | {"heldout_documents": 50}}))
+    assert next(column.heading for column, _ in cells(rows(whole))) == "accuracy, held-out rows"
+    assert dict(facts.lines(whole))["held-out rows"] == "50 rows, 8,000 tokens"
 
 
 def test_several_classes_and_a_hostile_one(make_run: Make) -> None:
@@ -116,14 +170,24 @@ def test_several_classes_and_a_hostile_one(make_run: Make) -> None:
 # the sentences
 
 
+def varied(folder: Path) -> Path:
+    """The run with a first metric of multi whose lead is not the same in every seed."""
+
+    def change(row: dict[str, Any]) -> dict[str, Any]:
+        more = 0.01 * row["seed"] if row["setting"] == "multi" else 0.0
+        first = next(iter(row["metrics"]))
+        return row | {"metrics": row["metrics"] | {first: row["metrics"][first] + more}}
+
+    return rewritten(folder, change)
+
+
 def test_the_first_sentence_is_about_the_metric_and_names_the_teacher(make_run: Make) -> None:
-    assert findings(rows(read(make_run(task="classification"))))[0] == (
-        "After 40 steps, multi has the higher held-out accuracy: 82.5 % against 74.5 % for logit, a difference of "
-        "8.00 points; it is higher in 2 of 2 seeds. The teacher's is 90.0 %."
+    assert first_of(varied(make_run(task="classification"))) == (
+        "multi is better than logit: held-out accuracy 83.0 % against 74.5 % (2 seeds, p 0.037 after Holm). "
+        "The teacher's held-out accuracy is 90.0 %."
     )
-    assert findings(rows(read(make_run("scores", task="regression", teacher=False))))[0] == (
-        "After 40 steps, multi has the higher held-out Pearson correlation: 0.825 against 0.745 for logit, a difference "
-        "of 0.080; it is higher in 2 of 2 seeds."
+    assert first_of(varied(make_run("scores", task="regression", teacher=False))) == (
+        "multi is better than logit: held-out Pearson correlation 0.830 against 0.745 (2 seeds, p 0.037 after Holm)."
     )
 
 
@@ -133,9 +197,9 @@ def test_a_metric_that_is_not_defined(make_run: Make) -> None:
     nothing = {"metrics": {"pearson": None, "spearman": None}}
     rewritten(folder, lambda row: row | nothing if row["setting"] == "multi" and row["seed"] == 1 else row)
     results = rows(read(folder))
-    assert findings(results)[0] == (
-        "After 40 steps, the held-out Pearson correlation of logit is 0.745. "
-        "The Pearson correlation of multi is undefined there. The teacher's is 0.900."
+    assert first_of(folder) == (
+        "No verdict between logit and multi: held-out Pearson correlation 0.745 and undefined (2 seeds, no finite value "
+        "in seeds 1). The teacher's held-out Pearson correlation is 0.900."
     )
     assert lines_of(as_text(results))["Pearson correlation, held-out rows"].endswith("undefined")
     assert {path.stem for path in draw(folder)} >= {"metric-test", "metric-train"}
@@ -147,7 +211,10 @@ def test_a_metric_that_is_undefined_at_the_last_step_is_called_so(make_run: Make
     rewritten(folder, lambda row: row | nothing if row["setting"] == "multi" and row["step"] == 40 else row)
     results = rows(read(folder))
     assert lines_of(as_text(results))["Pearson correlation, held-out rows"].endswith("undefined")
-    assert "The Pearson correlation of multi is undefined there." in findings(results)[0]
+    assert first_of(folder).startswith(
+        "After 40 steps, the mean held-out Pearson correlation is 0.745 for logit. "
+        "The held-out Pearson correlation of multi is undefined."
+    )
 
 
 def test_rows_without_labels_are_compared_by_the_logit_loss(make_run: Make) -> None:
@@ -155,7 +222,7 @@ def test_rows_without_labels_are_compared_by_the_logit_loss(make_run: Make) -> N
     none = dict.fromkeys(("accuracy", "f1", "matthews"))
     rewritten(folder, lambda row: row | {"metrics": none, "teacher_metrics": none, "label_loss": None})
     results = rows(read(folder))
-    assert "has the lower held-out logit loss: 3.479 nats per row" in findings(results)[0]
+    assert "multi is better than logit: held-out logit loss 3.479 against " in first_of(folder)
     assert as_text(results).splitlines()[2].startswith("logit loss, held-out rows (nats per row)")
     assert not {path.stem for path in draw(folder)} & {"metric-test", "metric-train"}
 
@@ -203,7 +270,7 @@ def test_teachers_of_their_own_are_lines_in_the_colours_of_the_settings(make_run
     legend = figure.axes[0].get_legend()
     assert legend is not None
     assert legend.get_texts()[-1].get_text() == "teacher of the setting"
-    assert "The teacher's is" not in findings(rows(read(folder)))[0]
+    assert "The teacher's" not in first_of(folder)
 
 
 @pytest.mark.parametrize(("task", "title"), [("classification", "Accuracy"), ("regression", "Pearson correlation")])

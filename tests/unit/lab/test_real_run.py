@@ -63,6 +63,17 @@ def test_the_card_has_both(finished: limbeck.Run) -> None:
     card = (finished.students["kd-seed0"] / "README.md").read_text().partition("## Recipe")[0]
     assert "| test, the teacher |" in card and "| test, exit after layer 1 |" in card
     assert "`tune-seed0` of the stage `tuned`" in card
-    assert (
-        Path(finished.folder / "recipe.yaml").read_text() in (finished.students["kd-seed0"] / "README.md").read_text()
-    )
+    assert "teacher@" not in card
+
+
+def test_what_is_given_away_tells_no_folder_of_this_disk(finished: limbeck.Run) -> None:
+    """The files of the run itself keep their paths."""
+    card, page = (finished.students["kd-seed0"] / "README.md").read_text(), finished.report.read_text()
+    world = str(finished.manifest["data"]["corpus"]).removesuffix("/rows.tsv")
+    assert Path(world).is_absolute() and str(finished.folder) in (finished.folder / "recipe.yaml").read_text()
+    for text in (card, page):
+        assert world not in text and str(finished.folder.parent) not in text
+        assert "corpus: rows.tsv" in text and "out: staged" in text
+    assert "- data: `rows.tsv`, " in card and "<dt>training rows</dt><dd>rows.tsv: " in page
+    for path in finished.students["kd-seed0"].glob("*.json"):
+        assert world not in path.read_text(encoding="utf-8")

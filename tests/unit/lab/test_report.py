@@ -47,7 +47,7 @@ def test_the_page_says_what_was_asked_and_answered(report):
     words = " ".join(Page(report.read_text()).words)
     assert "Does multi beat logit?" in words
     assert "question: Does multi" in words
-    assert "lower in 2 of 2 seeds" in words
+    assert "multi is better than logit: held-out logit loss 3.479 against 4.111 (2 seeds, p 0.003 after Holm)." in words
     assert "2.13.0" in words
     assert "limbeck run first.yaml" in words
 

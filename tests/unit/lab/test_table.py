@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from limbeck.lab.numbers import coefficient, duration, flops, number, percent, share
+from limbeck.lab import facts
+from limbeck.lab.numbers import coefficient, duration, flops, number, percent, points, share, whole
 from limbeck.lab.read import read
 from limbeck.lab.summary import findings, question
 from limbeck.lab.table import as_markdown, as_text, rows
@@ -51,15 +52,20 @@ def test_the_printed_tables(make_run):
     assert as_markdown(rows(read(make_run("bar", settings=("a|b", "<b>"))))).splitlines()[0].count(" | ") == 2
 
 
-def test_the_sentences_name_the_lower_loss_its_lead_and_its_seeds(make_run):
+def test_the_sentences_say_the_verdict_and_what_was_not_tested(make_run):
     run = read(make_run())
-    first, compute, time = findings(rows(run))
+    results = rows(run)
+    first, compute, time = findings(run, results)
     logit, multi = 9 * 1.005 / 2.2, 9 * 1.005 / 2.6
-    assert first.startswith(f"After 40 steps, multi has the lower held-out logit loss: {number(multi)} nats per token")
-    assert f"against {number(logit)} for logit, a difference of {number(logit - multi)} (15 %)" in first
-    assert first.endswith("it is lower in 2 of 2 seeds.")
-    assert compute.startswith("At equal compute (4.00e10 FLOPs each), logit has the lower")
-    assert time.startswith("At equal time (20.0 s each), multi")
+    reached = f"held-out logit loss {number(multi)} against {number(logit)} (2 seeds, p 0.003 after Holm)"
+    assert first == f"multi is better than logit: {reached}."
+    slow, fast = (row["equal_flops"].mean for row in results)
+    assert compute == (
+        f"At equal compute (4.00e10 FLOPs each, not tested), the mean held-out logit loss is {number(slow)} nats per "
+        f"token for logit and {number(fast)} for multi; logit is ahead of multi in 2 of 2 seeds."
+    )
+    assert time.startswith("At equal time (20.0 s each, not tested), the mean held-out logit loss is ")
+    assert time.endswith("; multi is ahead of logit in 2 of 2 seeds.")
     assert question(run) == "Does multi beat logit?"
 
 
@@ -70,15 +76,17 @@ def test_a_question_is_made_where_none_is_asked(make_run):
 
 
 def test_one_setting_alone_and_a_run_without_a_teacher(make_run):
-    (alone,) = rows(read(make_run("alone", settings=("logit",), seeds=(0,))))
+    run = read(make_run("alone", settings=("logit",), seeds=(0,)))
+    (alone,) = rows(run)
     assert (alone["equal_flops"], alone["flops_budget"]) == (None, None)
-    assert findings([alone]) == [
-        f"After 40 steps, the held-out logit loss of logit is {number(9 / 2.2)} nats per token."
+    assert findings(run, [alone]) == [
+        f"After 40 steps, the held-out logit loss is {number(9 / 2.2)} nats per token for logit."
     ]
-    labels = rows(read(make_run("labels", teacher=False)))
+    run = read(make_run("labels", teacher=False))
+    labels = rows(run)
     assert labels[0]["test_logit_loss"] is None
     assert labels[0]["measure"].key == "label_loss"
-    assert "held-out label loss" in findings(labels)[0]
+    assert "held-out label loss" in findings(run, labels)[0]
     assert "logit loss" not in as_text(labels)
     assert "label loss, test text, at equal compute" in as_text(labels)
 
@@ -90,9 +98,13 @@ def test_a_diverged_setting_is_called_not_finite(make_run):
         if row["setting"] == "multi" and row["step"] == 40 and row["seed"] == 1:
             row["logit_loss"] = None
     (folder / "evals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    results = rows(read(folder))
+    run = read(folder)
+    results = rows(run)
     assert "not finite" in as_text(results)
-    assert findings(results)[0].endswith("The loss of multi is not finite there.")
+    assert findings(run, results)[0] == (
+        f"No verdict between logit and multi: held-out logit loss {number(9 * 1.005 / 2.2)} and not finite "
+        "(2 seeds, no finite value in seeds 1)."
+    )
 
 
 def test_an_interrupted_run_is_compared_at_the_last_common_evaluation(make_run):
@@ -121,7 +133,38 @@ def test_an_interrupted_run_is_compared_at_the_last_common_evaluation(make_run):
         (coefficient, float("nan"), "undefined"),
         (share, float("nan"), "undefined"),
         (share, 0.5, "50.0 %"),
+        (points, 0.0412, "4.12 points"),
+        (whole, 1200.0, "1,200"),
+        (whole, 7 / 3, "2.3"),
+        (whole, float("nan"), "not finite"),
     ],
 )
 def test_numbers_are_written_with_sensible_digits(write, value, text):
     assert write(value) == text
+
+
+def test_the_tokens_that_were_measured_are_told(make_run):
+    """Where the manifest says how much there is."""
+    folder = make_run(
+        facts={"data": {"heldout_documents": 3, "heldout_tokens": 299_307, "documents": 9, "tokens": 9_000}}
+    )
+    run = read(folder)
+    told = {line.split("  ")[0]: line.split()[-2:] for line in as_text(rows(run)).splitlines()}
+    assert told["tokens measured, test text"] == ["4,096", "4,096"]
+    assert dict(facts.lines(run))["held-out text"] == (
+        "3 documents, 299,307 tokens; evaluations measure 4,096 of the tokens"
+    )
+    assert dict(facts.lines(run))["training text"].endswith("9,000 tokens; evaluations measure 4,096 of the tokens")
+    assert "tokens measured" not in as_text(rows(read(make_run("plain"))))
+
+
+def test_updates_that_were_skipped_have_a_row_where_there_were_some(make_run):
+    folder = make_run()
+    assert "skipped updates" not in as_text(rows(read(folder)))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in lines:
+        spoiled = row["setting"] == "multi" and row["step"] <= 3 + row["seed"]
+        row["skipped"] = "term hidden, layer 1" if spoiled else None
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    (line,) = [line for line in as_text(rows(read(folder))).splitlines() if line.startswith("skipped updates")]
+    assert line.split()[2:] == ["0", "3.5", "(3..4)"]
