@@ -121,9 +121,9 @@ def report(
 
 def _file(option: str, name: str | None) -> Path | None:
     """The file that an option names, before work that would be for nothing."""
-    from pathlib import Path
+    from limbeck.kinds import path_of
 
-    path = None if name is None else Path(name)
+    path = None if name is None else path_of(name)
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         what = "is a folder;" if path.is_dir() else "its folder is not there; make it, or"
         raise UserError(f"{path}: {what} choose another file with {option}")
@@ -222,11 +222,10 @@ def trim(
 @app.command()
 def watch(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
     """Show a run while it goes on: its curves in the terminal."""
-    from pathlib import Path
-
+    from limbeck.kinds import path_of
     from limbeck.lab import watch as lab
 
-    lab.watch(Path(run))
+    lab.watch(path_of(run))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from limbeck.errors import UserError
+from limbeck.kinds import path_of
 from limbeck.plain import flat, parse, require_plain
 from limbeck.recipe import Recipe
 from limbeck.words import nearest
@@ -64,7 +65,7 @@ def validated(where: str, table: dict[str, Any], overrides: Sequence[str] = ()) 
 def _read(recipe: str) -> tuple[str, dict[str, Any]]:
     """What errors call the recipe, and its table."""
     known = built_in()
-    path = known.get(recipe) or Path(recipe)
+    path = known.get(recipe) or path_of(recipe)
     name = recipe if recipe in known else str(path)
     try:
         with path.open("rb") as file:
@@ -82,7 +83,15 @@ def _read(recipe: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{path}: not YAML: {flat(error)}; {COPY}") from None
     if not isinstance(table, dict):
         raise UserError(f"{path}: a recipe is a table of words and values; {COPY}")
-    return name, {"name": path.stem, **table}
+    given = {} if recipe in known else {"out": f"runs/{_stem(path)}"}
+    return name, {"name": path.stem, **given, **table}
+
+
+def _stem(path: Path) -> str:
+    """The name of a recipe's file as that of a folder."""
+    if path.stem.startswith("."):
+        raise UserError(f"{path}: a run directory cannot be named after this file; rename it")
+    return path.stem
 
 
 # overrides

@@ -26,11 +26,11 @@ class Augment(Strict):
     copies: Positive = Field(default=20, description="tries for every row; equal ones are kept once")
     candidates: Positive = Field(default=15, description="words that may stand in the place of one")
     probability: Share = Field(default=0.4, description="that a word is replaced")
-    model: Text | None = Field(
+    model: Place | None = Field(
         default=None,
         description="masked language model that proposes words: a folder or a Hub id; what the teacher was fine-tuned from in an earlier stage when left out",
     )
-    vectors: Text = Field(
+    vectors: Place = Field(
         default="teacher",
         description="for words of several pieces: a file in GloVe's format, or teacher, the embeddings of the masked language model",
     )

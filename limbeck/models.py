@@ -30,6 +30,7 @@ from transformers.utils import logging
 
 from limbeck.anatomy import family
 from limbeck.errors import UserError
+from limbeck.kinds import path_of
 from limbeck.recipe import Source
 
 EMBEDDED = "embedded"
@@ -52,7 +53,7 @@ def place(source: str) -> str:
     if source == EMBEDDED:
         return str(files("limbeck") / "data" / "embedded")
     try:
-        folder = Path(source).expanduser()
+        folder = path_of(source)
         if folder.is_dir():
             return str(folder)
         there = folder.exists()

@@ -9,9 +9,19 @@ import re
 from string import ascii_lowercase
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from limbeck.anatomy import FAMILIES
+from limbeck.errors import UserError
 from limbeck.kinds import (
     Depth,
     LayerMap,
@@ -23,6 +33,7 @@ from limbeck.kinds import (
     enum_of,
     known,
     listed,
+    path_of,
     seed_list,
     wrong,
 )
@@ -51,6 +62,19 @@ def _source(value: Any) -> Any:
         name, _, revision = value.partition("@")
         return {"source": name, "revision": revision or None}
     return value
+
+
+def source_of(said: str) -> Source:
+    """The model that a command names, in the words of a recipe: a folder, `embedded`, or a Hub id (`@revision`).
+
+    Raises:
+        UserError: it is no such name.
+    """
+    try:
+        return Source(**_source(said))
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"{said!r:.80} names no model ({why}); give a folder, embedded, or a Hub id") from None
 
 
 class Ensemble(Strict):
@@ -165,7 +189,10 @@ class Recipe(Strict):
     report_to: Annotated[tuple[Literal["tensorboard", "trackio"], ...], BeforeValidator(listed)] = Field(
         default=(), description="trackers that get the metrics too; metrics.jsonl is always written"
     )
-    out: Place | None = Field(default=None, description="the run directory; runs/NAME when left out")
+    out: Place | None = Field(
+        default=None,
+        description="the run directory; of a file STEM.yaml runs/STEM when left out, of any other recipe runs/NAME",
+    )
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Recipe:
@@ -258,4 +285,4 @@ class Recipe(Strict):
     @property
     def run_dir(self) -> str:
         """The run directory."""
-        return self.out or f"runs/{self.name}"
+        return str(path_of(self.out or f"runs/{self.name}"))

@@ -30,6 +30,7 @@ from limbeck.feeds.readers import (
     read_table,
 )
 from limbeck.feeds.tables import LONGEST, Column, Wanted
+from limbeck.kinds import path_of
 
 if TYPE_CHECKING:
     from limbeck.material import Data
@@ -60,7 +61,7 @@ def find_files(spec: str, split: Split = "train") -> list[Path]:
     if spec == "docs" or spec.startswith("hub:"):
         return []
     try:
-        path = Path(spec).expanduser()
+        path = path_of(spec)
         if path.is_dir():
             return _in_folder(path, split)
         if split == "heldout":

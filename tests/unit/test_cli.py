@@ -280,6 +280,34 @@ def test_run(limbeck: Command, world: Path, tmp_path: Path) -> None:
     assert "this run is done" in err
 
 
+def test_the_home_is_the_same_everywhere(limbeck: Command, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(world))
+    places = ["data.corpus=~/corpus.txt", "data.heldout=~/one.txt", "data.cache=~/cache", "models.teacher=~/teacher"]
+    tokenizer = "models.student.tokenizer=~/teacher"
+    status, out, err = limbeck("check", "~/tiny.yaml", *places, tokenizer, "out=~/there")
+    assert (status, err) == (0, "")
+    assert "held out" in out
+    said = {
+        ("check", "tiny.yaml", "out=~/taken"): f"{world}/taken: is there and is no run",
+        ("report", "~/taken"): f"{world}/taken: manifest.json is missing",
+        ("watch", "~/nowhere"): f"{world}/nowhere",
+        ("profile", "~/teacher", "--json", "~/no/file"): f"{world}/no/file: its folder is not there",
+        ("eval", "~/teacher", "--task", "tiny.yaml", "--predictions", "~/no/file"): f"{world}/no/file",
+        ("trim", "~/teacher", "~/taken", "--vocabulary", "9", "--corpus", "~/corpus.txt"): f"{world}/taken: is there",
+        ("trim", "~/teacher", "~nobody-here/x", "--vocabulary", "9", "--corpus", "~"): "there is no such home; write",
+        ("report", "~nobody-here/x"): "there is no such home; write the whole path",
+        ("eval", "~nobody-here/x", "--task", "tiny.yaml"): "there is no such home; write the whole path",
+        ("eval", "", "--task", "tiny.yaml"): "names no model",
+    }
+    for words, message in said.items():
+        status, _, err = limbeck(*words)
+        assert status == 2, words
+        assert message in err, words
+    monkeypatch.setenv("LIMBECK_CACHE", "~nobody-here/x")
+    assert "there is no such home" in limbeck("check", "tiny.yaml", "data.cache=null")[2]
+    assert not list(world.glob("~*"))
+
+
 def test_usage(limbeck: Command) -> None:
     for words in (["run"], ["frob"], ["run", "--frob"], ["check"], ["report", "nope"], ["recipes", "nope"]):
         status, out, err = limbeck(*words)

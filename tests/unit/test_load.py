@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.arms import asked
+from limbeck.arms import asked, placed_all
 from limbeck.errors import UserError
 from limbeck.load import built_in, load
+from limbeck.manifest import changed_words, identity, text
 
 FILES: list[tuple[bytes, str]] = [
     (b"", "a recipe is a table of words and values"),
@@ -168,3 +169,65 @@ def test_built_in_recipes_begin_with_what_they_are() -> None:
     for path in built_in().values():
         assert path.read_text(encoding="utf-8").startswith("# ")
         assert all(arm.last.name == path.stem for arm in asked(path.stem).arms())
+
+
+def placed(path: Path, name: str, more: str = "") -> Path:
+    """A copy of `quickstart` under another file name, which keeps the recipe's own."""
+    file = path / name
+    file.write_text(built_in()["quickstart"].read_text(encoding="utf-8") + more, encoding="utf-8")
+    return file
+
+
+def test_a_file_runs_in_a_folder_of_its_own_name(tmp_path: Path) -> None:
+    mine = asked(str(placed(tmp_path, "mine.v2.yaml"))).arms()[0].last
+    built = asked("quickstart").arms()[0].last
+    assert (mine.run_dir, mine.name) == ("runs/mine.v2", "quickstart")
+    assert built.run_dir == "runs/quickstart"
+    assert identity(mine) == identity(built)
+    assert load(placed(tmp_path, "a.yaml", "\nout: elsewhere\n")).run_dir == "elsewhere"
+    assert load(tmp_path / "a.yaml", ["out=there"]).run_dir == "there"
+    assert (
+        load(
+            {"name": "x", "settings": {"a": {"terms": [{"loss": "forward_kl"}]}}, "models": {"teacher": "embedded"}}
+        ).run_dir
+        == "runs/x"
+    )
+
+
+def test_a_dumped_recipe_goes_on_where_its_run_lies(tmp_path: Path) -> None:
+    for recipe in ("quickstart", str(placed(tmp_path, "mine.yaml"))):
+        whole = asked(recipe).arms()[0]
+        (tmp_path / "recipe.yaml").write_text(text(whole.tables), encoding="utf-8")
+        assert asked(str(tmp_path / "recipe.yaml")).arms()[0].last.run_dir == whole.last.run_dir
+
+
+def test_stages_and_arms_of_a_file_lie_in_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(built_in()["fitnets"].read_text(encoding="utf-8"), encoding="utf-8")
+    assert [one.run_dir for one in asked(str(file)).arms()[0].tables] == ["runs/mine/stages/hints", "runs/mine"]
+    several = asked(str(placed(tmp_path, "two.yaml")), ["vary={train.lr: [1e-3, 1e-4]}"]).arms()
+    found = placed_all(several, Path(several[0].last.run_dir))
+    assert [arm.last.run_dir for arm in found] == ["runs/two/arms/01", "runs/two/arms/02"]
+
+
+def test_a_file_after_which_no_folder_can_be_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a run directory cannot be named after this file; rename it"):
+        load(placed(tmp_path, "..yaml"))
+
+
+def test_the_home_in_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    placed(tmp_path, "mine.yaml")
+    assert load("~/mine.yaml", ["out=~/dir"]).run_dir == str(tmp_path / "dir")
+    with pytest.raises(UserError, match="out: '~nobody-here/x': there is no such home; write the whole path"):
+        load("quickstart", ["out=~nobody-here/x"])
+    with pytest.raises(UserError, match=r"'~nobody-here/mine\.yaml': there is no such home"):
+        load("~nobody-here/mine.yaml")
+
+
+def test_a_setting_that_is_new_is_named_once(tmp_path: Path) -> None:
+    one, other = (asked("quickstart", words).arms()[0] for words in ([], ["ablate=terms"]))
+    (tmp_path / "recipe.yaml").write_text(text(one.tables), encoding="utf-8")
+    changes = changed_words(tmp_path, {"recipe_sha256": identity(one.last)}, other.last)
+    assert "settings.multi-without-logit (nothing then, 'a setting' now)" in changes.harmful
+    assert len(changes.harmful) == len(other.last.settings) - len(one.last.settings)
