@@ -110,7 +110,10 @@ class Data(Strict):
         description="validation: hold out other documents, as many, and leave those of the test out of all (for tuning)",
     )
     field: Text = Field(default="text", description="column of .jsonl, .parquet, .tsv and .csv files")
-    separator: Text = Field(default="\n\n", description="what stands between the documents of a .txt file")
+    separator: Text = Field(
+        default="\n\n",
+        description="what stands between the documents of a .txt file; empty lines, and lines of white space, when left out",
+    )
     max_bytes: Positive | None = Field(
         default=None, description="stop reading the training corpus after so many bytes of text"
     )

@@ -23,6 +23,8 @@ Row = dict[str, Any]  # word of the recipe -> value
 KINDS = (".txt", ".jsonl", ".json", ".parquet", *TABLES)
 PACKINGS = (".gz", ".xz", ".zst")
 SUPPORTED = ".txt, .tsv, .csv, .jsonl, .json (one object per line), each also as .gz, .xz or .zst, and .parquet"
+EMPTY_LINE = "\n\n"  # as a separator it also stands for a line of white space
+BLANK = re.compile(r"^[^\S\n]+$", re.MULTILINE)
 CHUNK = 1 << 20  # bytes that are read at a time
 LARGE, RATIO = 1 << 24, 250  # a file may unpack to LARGE bytes, or to so many times its size: no text packs better
 HUB_NAME = re.compile(r"hub:(?P<id>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^@]+))?(@(?P<revision>.+))?")
@@ -155,7 +157,9 @@ def _read_txt(path: Path, packing: str, separator: str, longest: int) -> Iterato
     separator = separator.replace("\r\n", "\n")
     line, rest = 1, ""
     for _, text in _chunks(path, packing, longest):
-        *documents, rest = (rest + text.replace("\r\n", "\n")).split(separator)
+        text = text.replace("\r\n", "\n")
+        text = BLANK.sub("", text) if separator == EMPTY_LINE else text
+        *documents, rest = (rest + text).split(separator)
         for document in documents:
             yield _txt_document(path, line, document, longest)
             line += document.count("\n") + separator.count("\n")
