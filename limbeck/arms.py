@@ -32,8 +32,8 @@ NO_TEACHER = "no-teacher"
 class Sample(Strict):
     """Some combinations of `vary`, drawn without repetition."""
 
-    count: Positive
-    seed: int = 0
+    count: Positive = Field(description="how many")
+    seed: int = Field(default=0, description="which ones are drawn")
 
 
 class Grid(Strict):

@@ -16,13 +16,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 app = typer.Typer(
-    help="Distil a large transformer language model into a small one, compare the ways of doing so, see why one wins.",
     epilog="Start with: limbeck run quickstart. Copy a recipe with: limbeck recipes quickstart > mine.yaml",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"limbeck {version('limbeck')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Distil a large transformer language model into a small one, compare the ways of doing so, see why one wins."""
 
 
 class Precision(StrEnum):

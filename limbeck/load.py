@@ -19,6 +19,7 @@ from limbeck.words import nearest
 
 COPY = "`limbeck recipes quickstart` prints one to copy"
 LARGEST = 1 << 18  # bytes of a recipe
+ASKED = "???"  # in place of a value that a recipe leaves to its user
 
 
 def built_in() -> dict[str, Path]:
@@ -53,10 +54,22 @@ def validated(where: str, table: dict[str, Any], overrides: Sequence[str] = ()) 
     """The recipe that a table means, with overrides on top."""
     for override in overrides:
         table = overridden(table, override)
+    if asked := dict(_asked(table)):
+        wanted = " and ".join(f"{place}=... ({what})" for place, what in asked.items())
+        raise UserError(f"{where}: it leaves to you what nobody else has; give {wanted}")
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
         raise UserError(f"{where}: {explain(error, table)}") from None
+
+
+def _asked(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Place -> what is to be given there, of all words that a recipe leaves to its user: `teacher: "??? a causal model"`."""
+    if isinstance(value, dict):
+        for word, inner in value.items():
+            yield from _asked(inner, f"{place}.{word}" if place else str(word))
+    elif isinstance(value, str) and value.startswith(ASKED):
+        yield place, value.removeprefix(ASKED).strip()
 
 
 # files

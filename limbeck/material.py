@@ -17,7 +17,7 @@ class Masking(Strict):
     mode: Literal["dynamic", "static", "none"] = Field(
         default="dynamic", description="static: the same masks in every epoch"
     )
-    probability: Share = 0.15
+    probability: Share = Field(default=0.15, description="that a token is chosen")
 
 
 class Augment(Strict):
@@ -44,7 +44,7 @@ class Augment(Strict):
 class Task(Strict):
     """Rows of one or two texts and what is to be predicted of them, from .tsv, .csv, .jsonl, .parquet or the Hub."""
 
-    kind: Literal["classification", "regression"]
+    kind: Literal["classification", "regression"] = Field(description="what is predicted of a row: a class, or a score")
     text: Column = Field(
         default="sentence", description="column of the text; a number (from 0) where files have no line of names"
     )
@@ -136,7 +136,7 @@ class Data(Strict):
         default="longest",
         description="of a task: how far training rows are filled up; to max_length for losses in which padding counts",
     )
-    masking: Masking = Masking()
+    masking: Masking = Field(default=Masking(), description="of the input of masked language models")
     positions: Literal["all", "masked"] | Sampled = Field(
         default="all",
         description="the tokens on which logit losses are taken: `all`, `masked`, or a share of all, `{sampled: 0.25}`",

@@ -9,11 +9,11 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
 
+from limbeck import hub
 from limbeck.errors import UserError
 from limbeck.feeds.tables import TABLES, Column, Wanted, table_records
 
@@ -230,21 +230,41 @@ def _reaching_hub(spec: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "check the name and the network, or name a file"
-        raise UserError(f"{spec}: cannot be read from the Hub ({why}); {remedy}") from error
+        raise _out_of_reach(spec, hub.sentence(error)) from error
 
 
-@cache
 def hub_commit(spec: str) -> str:
-    """The commit that a Hub data set's revision stands for, one for the whole process; a full commit needs no network."""
+    """The commit that a Hub data set's revision stands for, one for the whole process; a full commit needs no network.
+
+    Raises:
+        UserError: the Hub has no such set, or does not answer.
+    """
     name, _, revision = hub_name(spec)
     if revision and COMMIT.fullmatch(revision):
         return revision
-    import huggingface_hub
+    answer = hub.data_set(name, revision)
+    if answer.commit is None:
+        raise _out_of_reach(spec, answer.why)
+    return answer.commit
 
-    with _reaching_hub(spec):
-        return str(huggingface_hub.HfApi().dataset_info(name, revision=revision).sha)
+
+def unasked(spec: str) -> str | None:
+    """Why the Hub could not be asked for a data set; None where it has it.
+
+    Raises:
+        UserError: it has no such set, or must not be asked.
+    """
+    name, _, revision = hub_name(spec)
+    if revision and COMMIT.fullmatch(revision):
+        return None
+    answer = hub.data_set(name, revision)
+    if answer.final:
+        raise _out_of_reach(spec, answer.why)
+    return answer.why or None
+
+
+def _out_of_reach(spec: str, why: str) -> UserError:
+    return UserError(f"{spec}: cannot be read from the Hub ({why}); check the name and the network, or name a file")
 
 
 def read_hub(spec: str, wanted: Wanted) -> Iterator[Document]:

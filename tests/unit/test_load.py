@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from kernel import GIVEN
 
 from limbeck.arms import asked, placed_all
 from limbeck.errors import UserError
 from limbeck.load import built_in, load
 from limbeck.manifest import changed_words, identity, text
+from limbeck.models import HUB_ID
+from limbeck.stages import sources
 
 FILES: list[tuple[bytes, str]] = [
     (b"", "a recipe is a table of words and values"),
@@ -168,7 +171,34 @@ def test_an_override_leaves_the_given_table_alone() -> None:
 def test_built_in_recipes_begin_with_what_they_are() -> None:
     for path in built_in().values():
         assert path.read_text(encoding="utf-8").startswith("# ")
-        assert all(arm.last.name == path.stem for arm in asked(path.stem).arms())
+        assert all(arm.last.name == path.stem for arm in asked(path.stem, GIVEN.get(path.stem, ())).arms())
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_a_recipe_leaves_to_its_user_is_asked_for_in_one_line(name: str) -> None:
+    said = r"models\.teacher=\.\.\. \(a causal model: a folder or a Hub id\)"
+    with pytest.raises(
+        UserError, match=rf"^{name}: it leaves to you .*; give {said} and data\.corpus=\.\.\. \(text: .*\)$"
+    ):
+        asked(name).arms()
+    with pytest.raises(UserError, match=rf"^{name}: .*; give {said}$"):
+        asked(name, ["data.corpus=docs"]).arms()
+
+
+def test_every_other_built_in_recipe_runs_as_shipped() -> None:
+    for name in built_in().keys() - GIVEN.keys():
+        for table in (table for arm in asked(name).arms() for table in arm.tables):
+            named = [source.source for _, source in sources(table)]
+            assert all(it == "embedded" or HUB_ID.fullmatch(it) or it.startswith("$") for it in named), name
+            heldout = [table.data.heldout] if isinstance(table.data.heldout, str) else []
+            texts = [spec for whole in [table.data.corpus, *heldout] for spec in whole.split(" + ")]
+            assert all(spec == "docs" or spec.startswith("hub:") for spec in texts), name
+
+
+def test_a_comparison_has_something_to_compare_with() -> None:
+    first, second = asked("fitnets").arms()[0].tables
+    assert list(first.settings) == list(second.settings) == ["hint", "logit"]
+    assert first.settings["logit"] == second.settings["logit"] == second.settings["hint"]
 
 
 def placed(path: Path, name: str, more: str = "") -> Path:

@@ -294,7 +294,7 @@ def test_a_hub_set_is_streamed_at_its_commit(monkeypatch: pytest.MonkeyPatch) ->
         return [{"story": "x"}, {"story": "y"}]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, revision=None: Info())
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, revision, timeout: Info())
     spec = "hub:org/name:part@v1"
     assert list(read_documents(spec, field="story")) == [("org/name:1", "x"), ("org/name:2", "y")]
     assert asked == [(("org/name", "part"), {"split": "train", "streaming": True, "revision": "c0ffee"})]
@@ -309,7 +309,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("401 Client Error.\n\nRepository Not Found for url: ...")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
-    assert "hub:org/name: cannot be read from the Hub (401 Client Error.)" in message(lambda: texts_of("hub:org/name"))
+    assert "hub:org/name: cannot be read from the Hub (401 Client Error)" in message(lambda: texts_of("hub:org/name"))
     assert "hub:ID" in message(lambda: texts_of("hub:"))
 
 
