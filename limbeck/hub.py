@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
+from limbeck.errors import Interrupted
+
 PATIENCE = 10.0  # seconds until the Hub answers
 
 
@@ -36,6 +38,8 @@ def _asked(question: str, name: str, revision: str | None) -> Answer:
         return Answer(None, "HF_HUB_OFFLINE is set", final=True)
     try:
         return Answer(getattr(HfApi(), question)(name, revision=revision, timeout=PATIENCE).sha)
+    except Interrupted:
+        raise
     except RepositoryNotFoundError:
         return Answer(None, "it knows no such name, or a private one", final=True)
     except RevisionNotFoundError:

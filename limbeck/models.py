@@ -29,7 +29,7 @@ from transformers.utils import logging
 
 from limbeck import hub
 from limbeck.anatomy import family
-from limbeck.errors import UserError
+from limbeck.errors import Interrupted, UserError
 from limbeck.kinds import path_of
 from limbeck.recipe import Source
 
@@ -213,6 +213,8 @@ def _fetch(kind: Any, source: Source, offline: bool = False, **how: Any) -> Any:
     try:
         with _quiet():
             return kind.from_pretrained(where, trust_remote_code=False, **how)
+    except Interrupted:
+        raise
     except Exception as error:  # what a damaged file or a strange config raises is not documented
         if local or commit:
             what = "folder" if local else f"at revision {commit}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from limbeck import hub
-from limbeck.errors import UserError
+from limbeck.errors import Interrupted, UserError
 from limbeck.feeds.tables import TABLES, Column, Wanted, table_records
 
 Document = tuple[str, str]  # (name, text)
@@ -227,7 +227,7 @@ def _reaching_hub(spec: str) -> Iterator[None]:
     """One clear line for whatever the Hub's libraries raise when a set is missing or the network is down."""
     try:
         yield
-    except UserError:
+    except (UserError, Interrupted):
         raise
     except Exception as error:
         raise _out_of_reach(spec, hub.sentence(error)) from error

@@ -401,6 +401,12 @@ def test_usage(limbeck: Command) -> None:
     assert limbeck("recipes", "quikstart")[2].endswith("did you mean 'quickstart'?\n")
 
 
+def test_the_help_is_whole(limbeck: Command) -> None:
+    out = limbeck("--help")[1]
+    assert "..." not in out, "a line of the list of commands is cut short"
+    assert "[KEY=VALUE]..." in " ".join(limbeck("run", "--help")[1].split())
+
+
 def test_version(limbeck: Command) -> None:
     assert limbeck("--version") == (0, f"limbeck {version('limbeck')}\n", "")
 

@@ -28,7 +28,29 @@ FILES: list[tuple[bytes, str]] = [
     (b"name: !!python/object/apply:os.system [ls]", "not YAML: line 1, column 7"),
     (b"name: a\nname: b", "line 2, column 1: 'name' stands twice"),
     (b"train:\n  lr: 1\n  lr: 2", "line 3, column 3: 'lr' stands twice"),
-    (b"1: 2\n", "settings: missing; set it (and 1 more)"),
+    (b"1: 2\n", "[1]: is no word of a recipe; words are text (and 1 more)"),
+    # what newcomers do to a file
+    (b"name: x\nmodels\n  teacher: embedded\n", "line 3, column 10: a ':' is missing here or on the line before"),
+    (b"name: x\nmodels:\n\tteacher: embedded\n", "line 3, column 1: a tab; indent with spaces"),
+    (b"a:\n  b: 1\n c: 2\n", "line 3, column 2: indented otherwise than the words beside it"),
+    (b"a: {b: 1\nc: 2\n", "line 2, column 2: a ',' or '}' is missing before this place"),
+    (b"a: [1, 2\nc: 2\n", "a ',' or ']' is missing before this place"),
+    (b'name: "x\n', "a quotation mark is not closed"),
+    (b"a: b: c\n", "line 1, column 5: a ':' where none can stand"),
+    (b"a: \xff\xfe", "not YAML: no text in UTF-8"),
+    (
+        b"models:\n  teacher:embedded\n",
+        "models: must be a table of words and values, not 'teacher:embedded'; write a space",
+    ),
+    (
+        b"settings: {a: [{loss: mse}]}",
+        "settings.a: must be a table of words and values, not [{'loss': 'mse'}]; write `terms:` before it",
+    ),
+    (
+        b"settings: {a: {terms: {loss: mse}}}",
+        "settings.a.terms: must be a list such as [1, 2], not {'loss': 'mse'}; put '- ' before it",
+    ),
+    (b"terms: [{loss: mse}]", "terms: unknown word; did you mean 'settings'?"),
     (b"models: {teacher: embedded}", "settings: missing; set it"),
     (b"models: {teacher: embedded}\nsettings: {1: {terms: [{loss: forward_kl}]}}", "settings[1]: must be text, not 1"),
     (b"settings: &a {multi: *a}", "too large; a recipe has at most"),
@@ -44,6 +66,11 @@ OVERRIDES = [
     # unknown words, at every level
     ("trian.lr=1", "there is no 'trian'; did you mean 'train'?"),
     ("trian=1", "trian: unknown word; did you mean 'train'?"),
+    ("lr=1", "lr: unknown word; did you mean 'train.lr'?"),
+    ("stpes=1", "stpes: unknown word; did you mean 'train.steps'?"),
+    ("epochs=1", "epochs: unknown word; did you mean 'train.steps'?"),
+    ("corpus=docs", "corpus: unknown word; did you mean 'data.corpus'?"),
+    ("output_dir=x", "output_dir: unknown word; did you mean 'out'?"),
     ("train.lerning_rate=1", "train.lerning_rate: unknown word; did you mean 'lr'?"),
     ("models.student.head=3", "models.student.head: unknown word; did you mean 'heads'?"),
     ("models.techer=embedded", "models.techer: unknown word; did you mean 'teacher'?"),
@@ -261,3 +288,17 @@ def test_a_setting_that_is_new_is_named_once(tmp_path: Path) -> None:
     changes = changed_words(tmp_path, {"recipe_sha256": identity(one.last)}, other.last)
     assert "settings.multi-without-logit (nothing then, 'a setting' now)" in changes.harmful
     assert len(changes.harmful) == len(other.last.settings) - len(one.last.settings)
+
+
+def test_a_file_that_is_nearly_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed(tmp_path, "mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    for name, said in {
+        "mine.yml": "did you mean 'mine.yaml'?",
+        f"{tmp_path}/mne.yaml": f"did you mean '{tmp_path}/mine.yaml'?",
+        "quikstart": "did you mean 'quickstart'?",
+        "zzz": "`limbeck recipes` lists the built-in ones",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            load(name)
+        assert str(caught.value) == f"{name}: no such file, and no built-in recipe of that name; {said}"

@@ -13,7 +13,7 @@ import torch
 from kernel import TEACHER_DEPTH, TEACHER_WIDTH, lay_out
 
 from limbeck import models
-from limbeck.errors import UserError
+from limbeck.errors import Interrupted, UserError
 from limbeck.recipe import Source
 
 EVIL = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nclass C: pass\n"
@@ -115,6 +115,18 @@ def test_no_such_folder(source: str) -> None:
     with pytest.raises(UserError, match="no such model folder; give a folder, 'embedded', or a Hub id") as caught:
         models.config_of(Source(source=source))
     assert not isinstance(caught.value, models.NotDownloaded)
+
+
+def test_an_interruption_is_no_damaged_model(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*args: Any, **how: Any) -> None:
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", stopped)
+    with pytest.raises(Interrupted):
+        models.config_of(Source(source="nobody/interrupted"))
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", stopped)
+    with pytest.raises(Interrupted):
+        models.config_of(Source(source=str(teacher)))
 
 
 def test_a_hub_out_of_reach_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
