@@ -150,9 +150,11 @@ def model_of(
         )
     missing = sorted(report["missing_keys"])
     if missing:
-        raise UserError(
-            f"{source.source}: the weights of {missing[0]} are missing ({len(missing)} in all); take a whole model"
+        bare = [str(name) for name in config.architectures or () if str(name).endswith("Model")]
+        whole = (
+            f"it was saved as {bare[0]}, without a head; take the model that predicts" if bare else "take a whole model"
         )
+        raise UserError(f"{source.source}: the weights of {missing[0]} are missing ({len(missing)} in all); {whole}")
     surplus = [name for name in sorted(report["unexpected_keys"]) if f"{row.base}.{row.layers}." in name]
     if surplus:
         raise UserError(f"{source.source}: the config has no place for the weights of {surplus[0]}; mend the config")

@@ -24,7 +24,7 @@ SIZES = {"TiB": 2.0**40, "GiB": 2.0**30, "MiB": 2.0**20}
 
 
 def lines(tables: Sequence[Recipe]) -> list[str]:
-    """The study on a page, or on one for each stage. What is on the Hub is not downloaded; what is on this disk is read and
+    """The study on a page, or on one for each stage. The Hub is only asked whether it has a name; what is on this disk is read and
     held together.
 
     Raises:

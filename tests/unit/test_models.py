@@ -117,6 +117,15 @@ def test_no_such_folder(source: str) -> None:
     assert not isinstance(caught.value, models.NotDownloaded)
 
 
+def test_a_model_without_a_head_is_named_so(teacher: Path, tmp_path: Path) -> None:
+    source = Source(source=str(tmp_path))
+    models.model_of(Source(source=str(teacher)), torch.float32).base_model.save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=r"are missing \(\d+ in all\); it was saved as \w+Model, without a head; take the"
+    ):
+        models.model_of(source, torch.float32)
+
+
 def test_an_interruption_is_no_damaged_model(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*args: Any, **how: Any) -> None:
         raise Interrupted("stopped")
