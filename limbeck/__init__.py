@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from limbeck import losses
     from limbeck.api import Run, check, run
-    from limbeck.errors import UserError
+    from limbeck.errors import Failed, Interrupted, UserError
     from limbeck.taps import Tapped
 
 _LAZY = {
@@ -21,8 +21,10 @@ _LAZY = {
     "Run": "limbeck.api",
     "Tapped": "limbeck.taps",
     "UserError": "limbeck.errors",
+    "Interrupted": "limbeck.errors",
+    "Failed": "limbeck.errors",
 }
-__all__ = ["Run", "Tapped", "UserError", "check", "losses", "run"]
+__all__ = ["Failed", "Interrupted", "Run", "Tapped", "UserError", "check", "losses", "run"]
 
 
 def __getattr__(name: str) -> Any:

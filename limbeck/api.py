@@ -218,7 +218,7 @@ def cache(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
 
 
 def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> list[str]:
-    """Everything that can be known before training, as lines to read. What is on the Hub is not downloaded.
+    """Everything that can be known before training, as lines to read. The Hub is asked for names, once each; nothing is downloaded.
 
     Raises:
         UserError: what `run` would stop with.

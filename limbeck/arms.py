@@ -32,8 +32,8 @@ NO_TEACHER = "no-teacher"
 class Sample(Strict):
     """Some combinations of `vary`, drawn without repetition."""
 
-    count: Positive
-    seed: int = 0
+    count: Positive = Field(description="how many")
+    seed: int = Field(default=0, description="which ones are drawn")
 
 
 class Grid(Strict):
@@ -155,7 +155,7 @@ def asked(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
     where, table = load.read(recipe)
     own = [it for it in overrides if it.partition("=")[0].partition(".")[0] in Words.model_fields]
     for override in own:
-        table = load.overridden(table, override)
+        table = _with_own(table, override)
     said = {word: value for word, value in table.items() if word in Words.model_fields}
     plain = {word: value for word, value in table.items() if word not in said}
     rest = tuple(it for it in overrides if it not in own)
@@ -164,6 +164,18 @@ def asked(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
         if word not in Recipe.model_fields and near in {f"did you mean '{it}'?" for it in Words.model_fields}:
             raise UserError(f"{where}: {word}: unknown word; {near}")
     return Asked(where, _validated(where, said), plain, rest)
+
+
+def _with_own(table: dict[str, Any], override: str) -> dict[str, Any]:
+    """A study's table with an override in it: `tune.steps=50`; behind `vary` stands a word of the recipe, `vary.train.lr=[1e-3, 1e-4]`."""
+    key, equals, text = override.partition("=")
+    word, _, rest = key.partition(".")
+    inner = {} if table.get(word) is None else table[word]
+    if not rest or not equals or not isinstance(inner, dict):
+        return load.overridden(table, override)
+    if word == "vary":
+        return {**table, word: inner | {rest: load.overridden({}, f"vary={text}")["vary"]}}
+    return {**table, word: _with_own(inner, f"{rest}={text}")}
 
 
 def _validated(where: str, said: dict[str, Any]) -> Words:

@@ -76,8 +76,7 @@ def masked_model(plan: Design) -> recipe.Source:
     """
     said, source = _how(plan).model, _origin(plan)
     if said is not None:
-        name, _, revision = said.partition("@")
-        source = recipe.Source(source=name, revision=revision or None)
+        source = recipe.source_of(said)
     if source is None:
         raise UserError(f"{WORD}: missing; no teacher here was fine-tuned from one in an earlier stage; {REMEDY}")
     config = models.config_of(source)

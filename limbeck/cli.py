@@ -17,13 +17,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 app = typer.Typer(
-    help="Distil a large transformer language model into a small one, compare the ways of doing so, see why one wins.",
     epilog="Start with: limbeck run quickstart. Copy a recipe with: limbeck recipes quickstart > mine.yaml",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"limbeck {version('limbeck')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Distil a large transformer language model into a small one, compare the ways of doing so, see why one wins."""
 
 
 class Precision(StrEnum):
@@ -36,7 +52,7 @@ class Precision(StrEnum):
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe's name, or a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as train.lr=3e-4 seeds=[0,1] out=DIR."),
+    typer.Argument(metavar="KEY=VALUE", help="Changes, such as train.lr=3e-4 seeds=[0,1] out=DIR."),
 ]
 
 
@@ -49,7 +65,7 @@ def run(
         bool, typer.Option("--force", help="Go on although the recipe, data or models changed; the manifest says so.")
     ] = False,
 ) -> None:
-    """Train, evaluate, draw and export; run it again to go on after an interruption."""
+    """Train, evaluate, draw and export. Run it again to go on after an interruption."""
     from limbeck.arms import asked
     from limbeck.signals import at_once, interruptible
 
@@ -68,7 +84,7 @@ def run(
 
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Say everything that can be known before training, and what is wrong with it."""
+    """Say what can be known before training, and what is wrong."""
     from limbeck.arms import asked
 
     asked(recipe, overrides or []).arms()  # what is wrong with the words is said before anything heavy is imported
@@ -80,7 +96,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 @app.command()
 def cache(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Write the answers of the teachers to disk, for recipes that say `cache`; `run` does it where they are missing."""
+    """Write teachers' answers to disk, for recipes that say `cache`. `run` does it where they are missing."""
     from limbeck.arms import asked
 
     asked(recipe, overrides or []).arms()
@@ -100,7 +116,7 @@ def cache(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 @app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories; of several, one page for all.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run directories; of several, one page for all.")],
     csv: Annotated[
         bool, typer.Option("--csv", help="Also write the numbers: CSV, Markdown and LaTeX in tables/.")
     ] = False,
@@ -109,7 +125,7 @@ def report(
         typer.Option(metavar="SETTING", help="Compare each setting with this one, not all pairs: for an ablation."),
     ] = None,
 ) -> None:
-    """Draw the figures and the report of a run anew, or compare several runs on one page."""
+    """Draw a run's figures and page anew, or several runs on one page."""
     from limbeck.lab import report as lab
     from limbeck.lab import terminal
 
@@ -124,9 +140,9 @@ def report(
 
 def _file(option: str, name: str | None) -> Path | None:
     """The file that an option names, before work that would be for nothing."""
-    from pathlib import Path
+    from limbeck.kinds import path_of
 
-    path = None if name is None else Path(name)
+    path = None if name is None else path_of(name)
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         what = "is a folder;" if path.is_dir() else "its folder is not there; make it, or"
         raise UserError(f"{path}: {what} choose another file with {option}")
@@ -136,7 +152,7 @@ def _file(option: str, name: str | None) -> Path | None:
 @app.command()
 def profile(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Folders or Hub ids; the first is compared with.")
+        list[str], typer.Argument(metavar="MODEL", help="Folders or Hub ids; the first is compared with.")
     ],
     length: Annotated[int, typer.Option(min=1, help="Tokens of a row.")] = 128,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Rows of a pass; give it again for more.")] = None,
@@ -149,7 +165,7 @@ def profile(
     ] = None,
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the numbers.")] = None,
 ) -> None:
-    """Show what models cost when they answer: parameters, MACs, size, memory, latency, side by side."""
+    """Show what models cost when they answer. Parameters, MACs, size, memory and latency, side by side."""
     from limbeck import rundir
     from limbeck.lab import profiles
 
@@ -181,7 +197,7 @@ def evaluate(
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
-    """Measure any model on the held-out part of a recipe's data: its metrics, its loss, its answers as a file."""
+    """Measure any model on the held-out part of a recipe's data. Its metrics, its loss, its answers as a file."""
     from limbeck.arms import asked
 
     path = _file("--predictions", predictions)
@@ -216,7 +232,7 @@ def trim(
         ),
     ] = None,
 ) -> None:
-    """Give a model a smaller vocabulary: its most frequent pieces, and their rows of its weights."""
+    """Give a model a smaller vocabulary. Its most frequent pieces stay, with their rows of its weights."""
     from limbeck import trim as trimming
 
     print("\n".join(trimming.trim(model, out, vocabulary, corpus, field or ["text"]).lines()))
@@ -225,11 +241,10 @@ def trim(
 @app.command()
 def watch(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
     """Show a run while it goes on: its curves in the terminal."""
-    from pathlib import Path
-
+    from limbeck.kinds import path_of
     from limbeck.lab import watch as lab
 
-    lab.watch(Path(run))
+    lab.watch(path_of(run))
 
 
 @app.command()

@@ -73,7 +73,7 @@ def examine(
         >>> examine("runs/classify/students/logit-seed0", data).metrics["accuracy"]   # doctest: +SKIP
         0.91
     """
-    source = recipe.Source(source=str(folder))
+    source = recipe.source_of(str(folder))
     config, tokenizer = models.config_of(source), models.tokenizer_of(source)
     if answering and data.task:
         _every_row_is_read(data)

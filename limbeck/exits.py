@@ -21,6 +21,7 @@ from transformers import AutoConfig, PreTrainedModel
 from limbeck import models, recipe, students
 from limbeck.bridges import Making
 from limbeck.errors import UserError
+from limbeck.kinds import path_of
 from limbeck.taps import Tapped
 
 FILE = "exits.safetensors"
@@ -125,7 +126,7 @@ class EarlyExit:
         Raises:
             UserError: there are no exits, they do not fit the model, or it predicts a score.
         """
-        source, path = recipe.Source(source=str(folder)), Path(folder) / FILE
+        source, path = recipe.Source(source=str(folder)), path_of(folder) / FILE
         if not path.is_file():
             raise UserError(f"{folder}: no {FILE} there; name a student that was trained with exits")
         model, tensors = models.model_of(source, torch.float32), load_file(path)

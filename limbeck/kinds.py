@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
+from limbeck.errors import UserError
 from limbeck.words import LAYER_MAPS, LOSSES, TAPS, nearest
 
 
@@ -69,10 +70,22 @@ def is_place(value: str) -> str:
             f"{value[:80]!r} is no path; a path has at most 4,000 bytes, each of its names 255, and no NUL"
         )
     try:
-        Path(value).expanduser()
-    except RuntimeError:
-        raise ValueError(f"{value[:80]!r}: there is no such home; write the whole path") from None
+        path_of(value)
+    except UserError as error:
+        raise ValueError(str(error)) from None
     return value
+
+
+def path_of(text: str | Path) -> Path:
+    """The path that a user writes: `~` is the home, and a relative path begins at the working directory.
+
+    Raises:
+        UserError: there is no such home.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{str(text)[:80]!r}: there is no such home; write the whole path") from None
 
 
 def is_device(value: str) -> str:

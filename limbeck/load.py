@@ -12,12 +12,14 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from limbeck.errors import UserError
+from limbeck.kinds import path_of
 from limbeck.plain import flat, parse, require_plain
 from limbeck.recipe import Recipe
 from limbeck.words import nearest
 
 COPY = "`limbeck recipes quickstart` prints one to copy"
 LARGEST = 1 << 18  # bytes of a recipe
+ASKED = "???"  # in place of a value that a recipe leaves to its user
 
 
 def built_in() -> dict[str, Path]:
@@ -52,10 +54,22 @@ def validated(where: str, table: dict[str, Any], overrides: Sequence[str] = ()) 
     """The recipe that a table means, with overrides on top."""
     for override in overrides:
         table = overridden(table, override)
+    if asked := dict(_asked(table)):
+        wanted = " and ".join(f"{place}=... ({what})" for place, what in asked.items())
+        raise UserError(f"{where}: it leaves to you what nobody else has; give {wanted}")
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
         raise UserError(f"{where}: {explain(error, table)}") from None
+
+
+def _asked(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Place -> what is to be given there, of all words that a recipe leaves to its user: `teacher: "??? a causal model"`."""
+    if isinstance(value, dict):
+        for word, inner in value.items():
+            yield from _asked(inner, f"{place}.{word}" if place else str(word))
+    elif isinstance(value, str) and value.startswith(ASKED):
+        yield place, value.removeprefix(ASKED).strip()
 
 
 # files
@@ -64,7 +78,7 @@ def validated(where: str, table: dict[str, Any], overrides: Sequence[str] = ()) 
 def _read(recipe: str) -> tuple[str, dict[str, Any]]:
     """What errors call the recipe, and its table."""
     known = built_in()
-    path = known.get(recipe) or Path(recipe)
+    path = known.get(recipe) or path_of(recipe)
     name = recipe if recipe in known else str(path)
     try:
         with path.open("rb") as file:
@@ -73,16 +87,35 @@ def _read(recipe: str) -> tuple[str, dict[str, Any]]:
             raise UserError(f"{name}: longer than {LARGEST:,} bytes, which no recipe is; name a YAML file; {COPY}")
         table = parse(raw.decode("utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{name}: no such file, and no built-in recipe of that name; {nearest(name, known)}") from None
+        raise UserError(
+            f"{name}: no such file, and no built-in recipe of that name; {_near_file(path, known)}"
+        ) from None
     except IsADirectoryError:
         raise UserError(f"{path}: a folder, not a recipe; name a YAML file in it") from None
     except OSError as error:
         raise UserError(f"{name[:200]}: cannot be read ({error.strerror}); name a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not YAML: no text in UTF-8; {COPY}") from None
     except ValueError as error:
         raise UserError(f"{path}: not YAML: {flat(error)}; {COPY}") from None
     if not isinstance(table, dict):
         raise UserError(f"{path}: a recipe is a table of words and values; {COPY}")
-    return name, {"name": path.stem, **table}
+    given = {} if recipe in known else {"out": f"runs/{_stem(path)}"}
+    return name, {"name": path.stem, **given, **table}
+
+
+def _near_file(path: Path, known: Iterable[str]) -> str:
+    """What may be meant by a file that is not there: one beside it, or a built-in recipe."""
+    beside = [str(it) for ending in ("yaml", "yml") for it in path.parent.glob(f"*.{ending}")]
+    near = nearest(str(path), (*known, *beside))
+    return near if near.startswith("did you mean") else "`limbeck recipes` lists the built-in ones"
+
+
+def _stem(path: Path) -> str:
+    """The name of a recipe's file as that of a folder."""
+    if path.stem.startswith("."):
+        raise UserError(f"{path}: a run directory cannot be named after this file; rename it")
+    return path.stem
 
 
 # overrides
@@ -124,11 +157,13 @@ def _put(table: Any, path: list[str], value: Any, key: str, done: tuple[str, ...
 
 # what pydantic found, in limbeck's words
 
+_TABLE = "a table of words and values"
+_TABLES = (("models",), ("models", "student"), ("data",), ("train",))  # whose words are looked for where one is unknown
 _KINDS = {
     "tuple_type": "a list such as [1, 2]",
-    "dict_type": "a table of words and values",
-    "model_type": "a table of words and values",
-    "model_attributes_type": "a table of words and values",
+    "dict_type": _TABLE,
+    "model_type": _TABLE,
+    "model_attributes_type": _TABLE,
     "string_type": "text",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -142,6 +177,7 @@ _KINDS = {
 _SAYS = {
     "extra_forbidden": "unknown word; {near}",
     "missing": "missing; set it",
+    "invalid_key": "is no word of a recipe; words are text",
     "string_too_short": "is empty; set it",
     "too_short": "is empty; give at least one",
     "too_long": "has {actual_length} elements; give {max_length}",
@@ -160,6 +196,9 @@ def explain(error: ValidationError, table: Any, kind: type[BaseModel] = Recipe) 
     """The first thing that is wrong in a table of a kind, as `path: what; remedy`, and how many other places are."""
     found = [(_place(each, table), each) for each in error.errors()]
     inner = [(place, each) for place, each in found if not any(_is_inside(other, place) for other, _ in found)]
+    inner.sort(
+        key=lambda it: it[1]["type"] == "missing"
+    )  # a word at a wrong place says more than the place where it misses
     place = inner[0][0]
     path = "".join(_step(part) for part in place).lstrip(".")
     others = len({other for other, _ in inner}) - 1
@@ -177,10 +216,9 @@ def _message(place: Place, errors: list[Any], kind: type[BaseModel]) -> str:
     of_value = [each for each in errors if each["type"] not in _KINDS]
     found = _show(errors[0]["input"])
     if not of_value:
-        remedy = "; set it" if errors[0]["input"] is None else "; put it in quotes" if kinds == ["text"] else ""
-        return f"must be {' or '.join(dict.fromkeys(kinds))}, not {found}{remedy}"
+        return f"must be {' or '.join(dict.fromkeys(kinds))}, not {found}{_remedy(errors[0], kinds, _words_at(place, kind))}"
     first = of_value[0]
-    near = nearest(str(place[-1]), _words_at(place[:-1], kind)) if first["type"] == "extra_forbidden" else ""
+    near = _near(place, kind) if first["type"] == "extra_forbidden" else ""
     said = _SAYS.get(first["type"])
     if first["type"] == "too_short" and first["ctx"]["actual_length"]:
         said = "has too few elements ({actual_length}); give at least {min_length}"
@@ -189,6 +227,29 @@ def _message(place: Place, errors: list[Any], kind: type[BaseModel]) -> str:
         if said
         else first["msg"].removeprefix("Value error, ")
     )
+
+
+def _remedy(error: Any, kinds: Sequence[str], words: Sequence[str]) -> str:
+    """What to do about a value of another kind; `words` are those of the table that stands there."""
+    found = error["input"]
+    if found is None:
+        return "; set it"
+    if kinds == ["text"]:
+        return "; put it in quotes"
+    if isinstance(found, str) and re.match(r"\w+:\S", found):
+        return "; write a space behind the colon"
+    if isinstance(found, list) and words:
+        return f"; write `{words[0]}:` before it"
+    return "; put '- ' before it" if isinstance(found, dict) and error["type"] == "tuple_type" else ""
+
+
+def _near(place: Place, kind: type[BaseModel]) -> str:
+    """What may be meant by an unknown word; at the top also a word of the tables below: `lr` for `train.lr`."""
+    word, words = str(place[-1]), _words_at(place[:-1], kind)
+    below = {each: ".".join((*table, each)) for table in _TABLES for each in _words_at(table)}
+    known = below | {each: each for each in words} if len(place) == 1 and kind is Recipe else {}
+    found = re.fullmatch(r"did you mean '(.+)'\?", nearest(word, known, 0.75))
+    return f"did you mean '{known[found[1]]}'?" if found else nearest(word, words)
 
 
 def _place(error: Any, table: Any) -> Place:

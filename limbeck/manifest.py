@@ -199,7 +199,7 @@ def changed_words(folder: Path, began: Facts, table: Recipe) -> Changes:
     before = _recorded(folder, table.stage)
     if before is None or identity(before) != began["recipe_sha256"]:  # recipe.yaml was lost or edited
         return Changes(["the recipe"] if other else [], [], [])
-    then, now = (_flat(one.model_dump(mode="json")) for one in (before, table))
+    then, now = (_flat(one) for one in _named(before.model_dump(mode="json"), table.model_dump(mode="json")))
     harmful, free = [], []
     for word in dict.fromkeys([*then, *now]):
         if then.get(word) != now.get(word) and word not in ("out", "name"):
@@ -210,6 +210,13 @@ def changed_words(folder: Path, began: Facts, table: Recipe) -> Changes:
     if before.name != table.name:
         harmful.append(f"name ({before.name} then, {table.name} now)")
     return Changes(harmful, [], free)
+
+
+def _named(*sides: Facts) -> tuple[Facts, ...]:
+    """Two recipes in which a setting that the other lacks stands by its name alone."""
+    both = sides[0]["settings"].keys() & sides[1]["settings"].keys()
+    named = ({name: it if name in both else "a setting" for name, it in side["settings"].items()} for side in sides)
+    return tuple(side | {"settings": settings} for side, settings in zip(sides, named, strict=True))
 
 
 def extends(before: Recipe, table: Recipe) -> bool:

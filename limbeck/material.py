@@ -17,7 +17,7 @@ class Masking(Strict):
     mode: Literal["dynamic", "static", "none"] = Field(
         default="dynamic", description="static: the same masks in every epoch"
     )
-    probability: Share = 0.15
+    probability: Share = Field(default=0.15, description="that a token is chosen")
 
 
 class Augment(Strict):
@@ -26,11 +26,11 @@ class Augment(Strict):
     copies: Positive = Field(default=20, description="tries for every row; equal ones are kept once")
     candidates: Positive = Field(default=15, description="words that may stand in the place of one")
     probability: Share = Field(default=0.4, description="that a word is replaced")
-    model: Text | None = Field(
+    model: Place | None = Field(
         default=None,
         description="masked language model that proposes words: a folder or a Hub id; what the teacher was fine-tuned from in an earlier stage when left out",
     )
-    vectors: Text = Field(
+    vectors: Place = Field(
         default="teacher",
         description="for words of several pieces: a file in GloVe's format, or teacher, the embeddings of the masked language model",
     )
@@ -44,7 +44,7 @@ class Augment(Strict):
 class Task(Strict):
     """Rows of one or two texts and what is to be predicted of them, from .tsv, .csv, .jsonl, .parquet or the Hub."""
 
-    kind: Literal["classification", "regression"]
+    kind: Literal["classification", "regression"] = Field(description="what is predicted of a row: a class, or a score")
     text: Column = Field(
         default="sentence", description="column of the text; a number (from 0) where files have no line of names"
     )
@@ -110,7 +110,10 @@ class Data(Strict):
         description="validation: hold out other documents, as many, and leave those of the test out of all (for tuning)",
     )
     field: Text = Field(default="text", description="column of .jsonl, .parquet, .tsv and .csv files")
-    separator: Text = Field(default="\n\n", description="what stands between the documents of a .txt file")
+    separator: Text = Field(
+        default="\n\n",
+        description="what stands between the documents of a .txt file; empty lines, and lines of white space, when left out",
+    )
     max_bytes: Positive | None = Field(
         default=None, description="stop reading the training corpus after so many bytes of text"
     )
@@ -133,7 +136,7 @@ class Data(Strict):
         default="longest",
         description="of a task: how far training rows are filled up; to max_length for losses in which padding counts",
     )
-    masking: Masking = Masking()
+    masking: Masking = Field(default=Masking(), description="of the input of masked language models")
     positions: Literal["all", "masked"] | Sampled = Field(
         default="all",
         description="the tokens on which logit losses are taken: `all`, `masked`, or a share of all, `{sampled: 0.25}`",

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,19 +27,29 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from limbeck import hub
 from limbeck.anatomy import family
-from limbeck.errors import UserError
+from limbeck.errors import Interrupted, UserError
+from limbeck.kinds import path_of
 from limbeck.recipe import Source
 
 EMBEDDED = "embedded"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-PATIENCE = 10.0  # seconds until the Hub answers
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 INDEX = "model.safetensors.index.json"  # of weights in several files
 
 
 class NotDownloaded(UserError):
-    """A model of the Hub that is not on this machine and could not be fetched."""
+    """What is on the Hub and not on this machine, and was not fetched.
+
+    Args:
+        message: what a run would say.
+        far: what it is -> why the Hub could not be asked for it; None where it has it.
+    """
+
+    def __init__(self, message: str, far: Mapping[str, str | None] | None = None) -> None:
+        super().__init__(message)
+        self.far = far or {}
 
 
 def place(source: str) -> str:
@@ -52,7 +61,7 @@ def place(source: str) -> str:
     if source == EMBEDDED:
         return str(files("limbeck") / "data" / "embedded")
     try:
-        folder = Path(source).expanduser()
+        folder = path_of(source)
         if folder.is_dir():
             return str(folder)
         there = folder.exists()
@@ -141,9 +150,11 @@ def model_of(
         )
     missing = sorted(report["missing_keys"])
     if missing:
-        raise UserError(
-            f"{source.source}: the weights of {missing[0]} are missing ({len(missing)} in all); take a whole model"
+        bare = [str(name) for name in config.architectures or () if str(name).endswith("Model")]
+        whole = (
+            f"it was saved as {bare[0]}, without a head; take the model that predicts" if bare else "take a whole model"
         )
+        raise UserError(f"{source.source}: the weights of {missing[0]} are missing ({len(missing)} in all); {whole}")
     surplus = [name for name in sorted(report["unexpected_keys"]) if f"{row.base}.{row.layers}." in name]
     if surplus:
         raise UserError(f"{source.source}: the config has no place for the weights of {surplus[0]}; mend the config")
@@ -189,24 +200,35 @@ def _require_inside(folder: Path) -> None:
 
 
 def _fetch(kind: Any, source: Source, offline: bool = False, **how: Any) -> Any:
-    """Never more than one request before it is known that the Hub answers; a copy in the Hub's cache needs none."""
+    """Never more than one request before it is known that the Hub answers.
+
+    Raises:
+        UserError: it is no usable model, or the Hub has none of that name.
+        NotDownloaded: the Hub does not answer, or is only asked whether it has it (`offline`).
+    """
     where = place(source.source)
     local = Path(where).is_dir()
     if local:
         _require_inside(Path(where))
-    commit, why = (None, "not asked") if local or offline else _commit(where, source.revision)
+    commit = None if local or offline else hub.model(where, source.revision).commit
     how |= {"revision": commit or source.revision or "main", "local_files_only": commit is None}
     try:
         with _quiet():
             return kind.from_pretrained(where, trust_remote_code=False, **how)
+    except Interrupted:
+        raise
     except Exception as error:  # what a damaged file or a strange config raises is not documented
         if local or commit:
             what = "folder" if local else f"at revision {commit}"
             raise UserError(
-                f"{where}: not a usable model {what}: {_line(error)}; it needs the config.json of a known family, tokenizer.json and model.safetensors"
+                f"{where}: not a usable model {what}: {hub.sentence(error)}; it needs the config.json of a known family, tokenizer.json and model.safetensors"
             ) from error
-        raise NotDownloaded(
-            f"{where}: no such folder, and not to be had from the Hub ({why}); check the name and the network"
+        answer = hub.model(where, source.revision)
+        message = (
+            f"{where}: no such folder, and not to be had from the Hub ({answer.why}); check the name and the network"
+        )
+        raise (
+            UserError(message) if answer.final else NotDownloaded(message, {source.source: answer.why or None})
         ) from error
 
 
@@ -220,23 +242,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-@cache
-def _commit(name: str, revision: str | None) -> tuple[str | None, str]:
-    """The commit that a revision of a Hub model stands for, one for the whole process, or None and why not."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    if HF_HUB_OFFLINE:
-        return None, "HF_HUB_OFFLINE is set"
-    try:
-        return HfApi().model_info(name, revision=revision, timeout=PATIENCE).sha, ""
-    except Exception as error:  # the Hub's errors, and those of whichever HTTP client it uses
-        return None, _line(error)
-
-
-def _line(error: Exception) -> str:
-    """The first sentence of an error."""
-    line = " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
-    return line if len(line) <= 200 else f"{line[:200]}..."

@@ -9,6 +9,15 @@ import yaml
 
 from limbeck.errors import UserError
 
+SAID = {  # what YAML calls a mistake: what it means
+    "could not find expected ':'": "a ':' is missing here or on the line before",
+    "found character '\\t'": "a tab; indent with spaces",
+    "expected <block end>, but found": "indented otherwise than the words beside it, or a bracket too many",
+    "expected ',' or '}'": "a ',' or '}' is missing before this place",
+    "expected ',' or ']'": "a ',' or ']' is missing before this place",
+    "found unexpected end of stream": "a quotation mark is not closed",
+    "mapping values are not allowed": "a ':' where none can stand; put the text in quotes, or mend the indentation",
+}
 MOST, DEEPEST = 50_000, 40  # values; tables and lists one within another
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -50,7 +59,8 @@ def parse(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"{place}{flat(error.problem)}") from None
+        said = flat(error.problem)
+        raise ValueError(place + next((it for problem, it in SAID.items() if said.startswith(problem)), said)) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(flat(error)) from None
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from limbeck import build, casting, costs, designs, library, models, precision, tasks, terms
+from limbeck import build, casting, costs, designs, library, models, precision, stages, tasks, terms
 from limbeck.arms import Arm, Words
 from limbeck.feeds.corpora import each, find_files
-from limbeck.feeds.readers import hub_name
+from limbeck.feeds.readers import unasked
 from limbeck.feeds.tokenise import Encoder
 from limbeck.recipe import Ensemble, Recipe
 from limbeck.settings import Setting, Term
@@ -25,7 +25,7 @@ SIZES = {"TiB": 2.0**40, "GiB": 2.0**30, "MiB": 2.0**20}
 
 
 def lines(tables: Sequence[Recipe], world: World) -> list[str]:
-    """The study on a page, or on one for each stage. What is on the Hub is not downloaded; what is on this disk is read and
+    """The study on a page, or on one for each stage. The Hub is only asked whether it has a name; what is on this disk is read and
     held together.
 
     Raises:
@@ -44,7 +44,9 @@ def lines(tables: Sequence[Recipe], world: World) -> list[str]:
             "",
         ]
         found += _stage(table, plans, len(tables) > 1, world)
-        if table.stage not in plans:  # not downloaded: nothing can be known of what follows
+        if table.stage not in plans:  # not downloaded: nothing can be known of what follows, but whether the Hub has it
+            for later in tables[number + 1 :]:
+                _far_models(later), _far_corpora(later)
             break
     return found
 
@@ -67,9 +69,8 @@ def _stage(table: Recipe, plans: dict[str, designs.Design], several: bool, world
         with designs.naming(table, several):
             plan = designs.design(table, offline=True, earlier=dict(plans))
             inherited = designs.weights_fit(plan, offline=True)
-    except models.NotDownloaded:
-        teachers = [f"hub: {source.source}" for source in designs.sources(table.models).values()]
-        return [*_settings(table, None), "", *_downloads([*teachers, *away])]
+    except models.NotDownloaded as notice:
+        return [*_settings(table, None), "", *_downloads({**notice.far, **_far_models(table), **away})]
     plans[table.stage] = plan
     Encoder(plan.teacher_tokenizer, plan.student_tokenizer)
     text = [] if away else _text(plan)
@@ -77,18 +78,34 @@ def _stage(table: Recipe, plans: dict[str, designs.Design], several: bool, world
     return [*body, *(_downloads(away) if away else _aligned([*text, ("ok", "")]))]
 
 
-def _far_corpora(table: Recipe) -> list[str]:
-    """The corpora that are on the Hub; those on this disk are looked for."""
+def _far_models(table: Recipe) -> dict[str, str | None]:
+    """The models that a run downloads -> why the Hub could not be asked for one; None where it has it.
+
+    Raises:
+        UserError: the Hub has no such model, or must not be asked.
+    """
+    said = [source for _, source in stages.sources(table) if stages.stage_of(source.source) is None]
+    found: dict[str, str | None] = {}
+    for source in said:
+        try:
+            models.config_of(source, offline=True)
+        except models.NotDownloaded as notice:
+            found |= notice.far
+    return found
+
+
+def _far_corpora(table: Recipe) -> dict[str, str | None]:
+    """The corpora that are on the Hub, as `_far_models`; those on this disk are looked for."""
     specs = [one.corpus for one in each(table.data)]
     specs += [table.data.heldout] if isinstance(table.data.heldout, str) else []
-    far = [spec for spec in specs if spec.startswith("hub:")]
     for spec in specs:
-        hub_name(spec) if spec in far else find_files(spec)
-    return [f"hub: {spec}" for spec in far]
+        find_files(spec)
+    return {spec: unasked(spec) for spec in specs if spec.startswith("hub:")}
 
 
-def _downloads(names: list[str]) -> list[str]:
-    rows = [("a run downloads" if i == 0 else "", name.removeprefix("hub: ")) for i, name in enumerate(names)]
+def _downloads(far: Mapping[str, str | None]) -> list[str]:
+    rows = [("a run downloads" if i == 0 else "", name) for i, name in enumerate(far)]
+    rows += [("", f"the Hub could not be asked for {name} ({why})") for name, why in far.items() if why]
     return _aligned([*rows, ("ok", "checked up to the download")])
 
 

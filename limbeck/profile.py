@@ -31,7 +31,7 @@ from limbeck.errors import UserError
 from limbeck.evaluate import evaluating
 from limbeck.feeds.tasks import prepare_task
 from limbeck.material import Data
-from limbeck.recipe import Source
+from limbeck.recipe import Source, source_of
 
 PERCENTILES = (50, 90, 99)
 BATCHES, ROUNDS = (1, 32), 10  # of a study
@@ -72,7 +72,7 @@ def of_sources(
     """
     if threads:
         torch.set_num_threads(threads)
-    said = [Source(source=name.partition("@")[0], revision=name.partition("@")[2] or None) for name in sources]
+    said = [source_of(name) for name in sources]
     configs = [models.config_of(source) for source in said]
     lengths = [_lengths(source, data) for source in said] if data else [[length]] * len(said)
     for name, config, mine in zip(sources, configs, lengths, strict=True):

@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +26,7 @@ from limbeck.errors import UserError
 from limbeck.feeds.copies import Place
 from limbeck.feeds.store import json_sha256
 from limbeck.feeds.tokenise import serialised
+from limbeck.kinds import path_of
 from limbeck.material import Augment
 from limbeck.taps import Tapped
 
@@ -82,7 +82,7 @@ class Proposer:
         """All that candidates are a function of beside the text, as JSON: no place where anything lies."""
         config = {name: value for name, value in self.model.config.to_dict().items() if name not in PLACES}
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
-        file = None if self.how.vectors == "teacher" else vectors.sha256(Path(self.how.vectors).expanduser())
+        file = None if self.how.vectors == "teacher" else vectors.sha256(path_of(self.how.vectors))
         said = [self.how.candidates, self.how.as_published, file, QUERIES, json_sha256(sorted(STOP)), LAYOUT]
         return [students.digest(tensors), json_sha256(config), self.hash, str(self.autocast), *said]
 
@@ -179,7 +179,7 @@ class Proposer:
     def vectors(self) -> vectors.Vectors:
         """Those of the file, or those of the model's whole words."""
         if self.how.vectors != "teacher":
-            return vectors.read(Path(self.how.vectors).expanduser())
+            return vectors.read(path_of(self.how.vectors))
         return vectors.Vectors([self.tokens[i] for i in self.whole], self.embeddings[self.whole])
 
     @cached_property

@@ -9,9 +9,19 @@ import re
 from string import ascii_lowercase
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from limbeck.anatomy import FAMILIES
+from limbeck.errors import UserError
 from limbeck.kinds import (
     Depth,
     LayerMap,
@@ -23,6 +33,7 @@ from limbeck.kinds import (
     enum_of,
     known,
     listed,
+    path_of,
     seed_list,
     wrong,
 )
@@ -37,7 +48,7 @@ RESERVED = {"teacher", "peers", "ema", "self"}  # roles that are no names of tea
 class Source(Strict):
     """Where a pretrained model comes from: a folder, `embedded`, or a Hub id (`org/name`, or `org/name@revision`)."""
 
-    source: Place
+    source: Place = Field(description="a folder, embedded, or a Hub id")
     revision: Text | None = Field(
         default=None, description="branch, tag or commit of a Hub id; recorded as a commit in the manifest"
     )
@@ -53,11 +64,26 @@ def _source(value: Any) -> Any:
     return value
 
 
+def source_of(said: str) -> Source:
+    """The model that a command names, in the words of a recipe: a folder, `embedded`, or a Hub id (`@revision`).
+
+    Raises:
+        UserError: it is no such name.
+    """
+    try:
+        return Source(**_source(said))
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"{said!r:.80} names no model ({why}); give a folder, embedded, or a Hub id") from None
+
+
 class Ensemble(Strict):
     """Several pretrained models over one vocabulary, whose predictions are averaged."""
 
-    ensemble: tuple[Annotated[Source, BeforeValidator(_source)], ...]
-    average: Literal["logits", "probabilities", "log_probabilities"] = "probabilities"
+    ensemble: tuple[Annotated[Source, BeforeValidator(_source)], ...] = Field(description="the members, two or more")
+    average: Literal["logits", "probabilities", "log_probabilities"] = Field(
+        default="probabilities", description="what of their predictions is averaged"
+    )
     weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         default=None, description="one for each member, in any scale; equal when left out"
     )
@@ -84,15 +110,15 @@ class Student(Strict):
     family: Annotated[str, AfterValidator(known("model family", FAMILIES)), enum_of(FAMILIES)] | None = Field(
         default=None, description="bert, roberta, ...; the teacher's when left out"
     )
-    layers: Depth | None = None
-    hidden: Width | None = None
-    heads: Width | None = None
+    layers: Depth | None = Field(default=None, description="number of layers")
+    hidden: Width | None = Field(default=None, description="width of the hidden states; heads must divide it")
+    heads: Width | None = Field(default=None, description="attention heads of a layer")
     kv_heads: Width | None = Field(default=None, description="heads of keys and values (grouped-query attention)")
-    intermediate: Width | None = None
+    intermediate: Width | None = Field(default=None, description="width inside the feed-forward layers")
     embedding: Width | None = Field(
         default=None, description="width of the token embedding, in families where it has one of its own (electra)"
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="of the student while it trains")
     init: Place = Field(
         default="random", description="random; teacher, or a model of one's own: a folder, a Hub id, a finished $STAGE"
     )
@@ -117,11 +143,13 @@ class Student(Strict):
 class Models(Strict):
     """Who teaches and who learns."""
 
-    teacher: Annotated[Teacher | None, BeforeValidator(_source)] = None
+    teacher: Annotated[Teacher | None, BeforeValidator(_source)] = Field(
+        default=None, description="a folder, embedded, a Hub id (org/name@revision), or an ensemble; null: labels alone"
+    )
     teachers: dict[Name, Annotated[Source, BeforeValidator(_source)]] = Field(
         default={}, description="further teachers by name, for terms that say `teacher: NAME`"
     )
-    student: Student = Student()
+    student: Student = Field(default=Student(), description="the shape of the model that learns")
 
     @property
     def noisy(self) -> list[str]:
@@ -148,24 +176,29 @@ class Models(Strict):
 class Recipe(Strict):
     """Everything that a run is a function of."""
 
-    name: Name
+    name: Name = Field(description="of the study; heads the report. A file's own name when left out of it")
     stage: Name = Field(default="train", description="what a stage of a staged recipe is called")
     question: str | None = Field(default=None, description="what the study asks; heads the report")
-    models: Models = Models()
-    data: Data = Data()
-    settings: Annotated[dict[Name, Setting], Field(min_length=1)]
+    models: Models = Field(default=Models(), description="who teaches and who learns")
+    data: Data = Field(default=Data(), description="the text, and how it becomes batches")
+    settings: Annotated[dict[Name, Setting], Field(min_length=1)] = Field(
+        description="name -> a way of distilling; each becomes one student for each seed"
+    )
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(seed_list), Field(min_length=1)
-    ] = (0,)
+    ] = Field(default=(0,), description="each trains every setting once; verdicts need several")
     only: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] | None = Field(
         default=None, description="train these settings only"
     )
-    train: Train = Train()
+    train: Train = Field(default=Train(), description="optimisation, evaluation, what is kept")
     cache: Cache | None = Field(default=None, description="keep the teachers' answers on disk; `{}` for the defaults")
     report_to: Annotated[tuple[Literal["tensorboard", "trackio"], ...], BeforeValidator(listed)] = Field(
         default=(), description="trackers that get the metrics too; metrics.jsonl is always written"
     )
-    out: Place | None = Field(default=None, description="the run directory; runs/NAME when left out")
+    out: Place | None = Field(
+        default=None,
+        description="the run directory; of a file STEM.yaml runs/STEM when left out, of any other recipe runs/NAME",
+    )
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Recipe:
@@ -258,4 +291,4 @@ class Recipe(Strict):
     @property
     def run_dir(self) -> str:
         """The run directory."""
-        return self.out or f"runs/{self.name}"
+        return str(path_of(self.out or f"runs/{self.name}"))

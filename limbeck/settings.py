@@ -13,9 +13,9 @@ from limbeck.words import KINDS, LAYER_MAPS, LAYERED_TAPS, LOSSES, LossWords, ne
 class Ramp(Strict):
     """A weight that goes from `start` to `end` in a straight line over `steps` updates."""
 
-    start: Annotated[float, Field(ge=0)]
-    end: Annotated[float, Field(ge=0)]
-    steps: Positive
+    start: Annotated[float, Field(ge=0)] = Field(description="the weight at first")
+    end: Annotated[float, Field(ge=0)] = Field(description="the weight at last, and from then on")
+    steps: Positive = Field(description="updates on the way")
 
 
 class Term(Strict):
@@ -36,7 +36,9 @@ class Term(Strict):
         default="auto",
         description="widens the student's tensor; auto: one linear layer for each pair where widths differ",
     )
-    weight: Annotated[float, Field(ge=0)] | Ramp = 1.0
+    weight: Annotated[float, Field(ge=0)] | Ramp = Field(
+        default=1.0, description="multiplies the loss: a number, or a ramp {start, end, steps}"
+    )
     teacher: Text = Field(
         default="teacher",
         description="who teaches it: models.teacher, a name of models.teachers, peers, ema (the average of its own weights), or self (its own deeper layers)",
@@ -123,7 +125,7 @@ class Term(Strict):
 class Setting(Strict):
     """One way of distilling: the terms that its student minimises."""
 
-    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+    terms: Annotated[tuple[Term, ...], Field(min_length=1)] = Field(description="the losses that are added up")
     peers: Annotated[int, Field(ge=1, le=26)] = Field(
         default=1, description="students that learn together, each from the others' terms `teacher: peers`"
     )

@@ -13,19 +13,25 @@ from limbeck.words import BEST
 class Train(Strict):
     """Optimisation. One step is one update of every learner."""
 
-    steps: Positive = 1000
+    steps: Positive = Field(default=1000, description="updates of every learner")
     batch_size: Positive = Field(default=32, description="blocks of one update, over all micro-batches and processes")
     accumulate: Positive = Field(
         default=1, description="micro-batches into which an update is split; the update stays the same"
     )
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="learning rate after the warm-up (AdamW)")
     warmup: Annotated[float, Field(ge=0)] = Field(
         default=0.05, description="updates of warm-up; below 1, a share of steps"
     )
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="of the learning rate after the warm-up: linear and cosine go down to 0"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.01, description="AdamW's, of matrices; biases and norms have none"
+    )
+    betas: tuple[Share, Share] = Field(
+        default=(0.9, 0.999), description="AdamW's decay of the means of gradients and of their squares"
+    )
+    eps: Annotated[float, Field(gt=0)] = Field(default=1e-8, description="what AdamW adds to its denominator")
     clip: Annotated[float, Field(gt=0)] | None = Field(
         default=1.0, description="largest gradient norm of a student; bridges apart"
     )
@@ -37,7 +43,7 @@ class Train(Strict):
         default="run",
         description="int8: linear layers of teachers hold int8 weights (extra int8); its effect is measured",
     )
-    eval_every: Positive = 100
+    eval_every: Positive = Field(default=100, description="updates between evaluations; the last update has one too")
     eval_blocks: Positive | None = Field(
         default=None,
         description="held-out blocks, and as many training blocks, of an evaluation; 64 when left out, of a task all",
@@ -45,7 +51,9 @@ class Train(Strict):
     reasons_blocks: Annotated[int, Field(ge=0)] = Field(
         default=16, description="held-out blocks on which an evaluation looks for reasons; of a task all rows; 0: none"
     )
-    checkpoint_every: Positive = 500
+    checkpoint_every: Positive = Field(
+        default=500, description="updates between checkpoints, from which an interrupted run goes on"
+    )
     keep: Literal["last", "best"] | Annotated[str, AfterValidator(known("measure", BEST)), enum_of(BEST)] = Field(
         default="last",
         description="weights of a student that are kept: the last, or those of its best evaluation on held-out data, by what the task is measured by or by a measure of that name",

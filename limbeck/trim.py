@@ -29,7 +29,8 @@ from limbeck.feeds.corpora import column_names, find_files, read_documents
 from limbeck.feeds.readers import kind_of
 from limbeck.feeds.tables import Column, listed
 from limbeck.feeds.tokenise import serialised
-from limbeck.recipe import Source
+from limbeck.kinds import path_of
+from limbeck.recipe import Source, source_of
 
 BATCH = 1 << 20  # characters that are read at a time
 
@@ -88,11 +89,10 @@ def trim(model: str, out: str | Path, size: int, corpora: Sequence[str], fields:
         >>> trim("bert", "bert-8000", 8000, ["train.tsv"], ["sentence"]).pieces   # doctest: +SKIP
         (30522, 8000)
     """
-    place = Path(out).expanduser()
+    place = path_of(out)
     if os.path.lexists(place):
         raise UserError(f"{place}: is there already; choose another folder")
-    name, _, revision = model.partition("@")
-    source = Source(source=name, revision=revision or None)
+    source = source_of(model)
     config, tokenizer = models.config_of(source), models.tokenizer_of(source)
     before = reader(tokenizer)
     there = pieces.read(json.loads(before.to_str()))

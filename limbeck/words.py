@@ -140,6 +140,7 @@ ELSEWHERE = {
     "dataset": "corpus",
     "alpha": "weight",
     "output_dir": "out",
+    "terms": "settings",
     "kd": "forward_kl",
     "kl": "forward_kl",
     "ce": "cross_entropy",
@@ -162,7 +163,7 @@ ELSEWHERE = {
 }
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], alike: float = 0.6) -> str:
     """The nearest known word as a question, or the known words when none is near.
 
     >>> nearest("temprature", ["temperature", "weight"])
@@ -172,5 +173,5 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     here = sorted(known)
     names = dict.fromkeys(here) | {name: here_called for name, here_called in ELSEWHERE.items() if here_called in here}
-    close = get_close_matches(word, names, n=1, cutoff=0.6)
+    close = get_close_matches(word, names, n=1, cutoff=alike)
     return f"did you mean '{names[close[0]] or close[0]}'?" if close else f"known words: {', '.join(here)}"

@@ -22,6 +22,7 @@ from limbeck.still import Still
 
 VOCABULARY, TEACHER_WIDTH, STUDENT_WIDTH, HEADS = 60, 24, 16, 4
 TEACHER_DEPTH, STUDENT_DEPTH = 4, 2
+GIVEN = dict.fromkeys(("stories", "schemes"), ("models.teacher=org/name", "data.corpus=docs"))  # what a user gives
 BLOCKS = 12  # blocks of the training text that its batches pretend to come from
 LOGITS = (Pair("logits", "logits"),)
 

@@ -30,6 +30,7 @@ from limbeck.feeds.readers import (
     read_table,
 )
 from limbeck.feeds.tables import LONGEST, Column, Wanted
+from limbeck.kinds import path_of
 
 if TYPE_CHECKING:
     from limbeck.material import Data
@@ -39,12 +40,16 @@ T = TypeVar("T")
 Split = Literal["train", "heldout"]
 Read = Callable[[str, Split, int | None], Iterator[tuple[str, T]]]  # (corpus, split, max_bytes) -> (name, item)
 
+READ_SINCE = {".txt": ".txt, 2"}  # kinds of files that were read otherwise before: 2, lines of white space separate
 PAPERS = re.compile(r"\.|source|readme|licen[cs]e|notice", re.IGNORECASE)  # beside the text, and hidden files
 PARTS = {
     "train": re.compile(r"(.*[^a-z])?train", re.IGNORECASE),
     "heldout": re.compile(r"(.*[^a-z])?(dev|val|valid|validation)(?![a-z])", re.IGNORECASE),
     "test": re.compile(r"(.*[^a-z])?test(?![a-z])", re.IGNORECASE),
 }
+ROLES = {"train": "training", "heldout": "held out", "test": "test"}
+LISTED = 8  # files that an error names
+TRAINING = f"put a file such as train.txt into it; supported are {SUPPORTED}"
 
 
 def find_files(spec: str, split: Split = "train") -> list[Path]:
@@ -60,7 +65,7 @@ def find_files(spec: str, split: Split = "train") -> list[Path]:
     if spec == "docs" or spec.startswith("hub:"):
         return []
     try:
-        path = Path(spec).expanduser()
+        path = path_of(spec)
         if path.is_dir():
             return _in_folder(path, split)
         if split == "heldout":
@@ -85,8 +90,24 @@ def _in_folder(folder: Path, split: Split) -> list[Path]:
         return named["heldout"]
     train = named["train"] or [p for p in files if p not in named["heldout"] and p not in named["test"]]
     if not train:
-        raise UserError(f"{folder}: no training text in this folder; put files in it that end in {SUPPORTED}")
+        raise UserError(f"{folder}: no training text in this folder ({_roles(folder, named)}); {TRAINING}")
     return train
+
+
+def _roles(folder: Path, named: Mapping[str, list[Path]]) -> str:
+    """What each file of a folder is taken for: `dev.txt: held out, a.pdf: its ending is not supported`."""
+    called = {path: ROLES[part] for part, paths in named.items() for path in paths}
+    there = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    said = [f"{p.name}: {called.get(p) or _passed_over(p)}" for p in there[:LISTED]]
+    more = [f"and {len(there) - LISTED:,} more"] if len(there) > LISTED else []
+    return ", ".join([*said, *more]) or "it is empty"
+
+
+def _passed_over(path: Path) -> str:
+    """Why a file of a folder is no text."""
+    if path.is_dir():
+        return "a folder, which is not searched"
+    return "its ending is not supported" if kind_of(path) is None else "describes the text"
 
 
 def read_documents(
@@ -103,7 +124,7 @@ def read_documents(
     Args:
         spec: the corpus, in the words of this module's first lines.
         field: the column that holds the text where there are columns, by name or number.
-        separator: what stands between the documents of a .txt file.
+        separator: what stands between the documents of a .txt file; two line ends stand for lines of white space too.
         max_bytes: stop after the document that brings the text to so many bytes of UTF-8.
         split: the part of a folder to read.
         longest: bytes of a document, and of a line of a file; a longer one is an error.
@@ -210,7 +231,8 @@ def fingerprint(spec: str, split: Split = "train") -> list[str]:
     if spec.startswith("hub:"):
         name, config, _ = hub_name(spec)
         return ["hub", name, config or "", hub_commit(spec)]
-    return [word for path in find_files(spec, split) for word in (*(kind_of(path) or ()), _read_sha256(path))]
+    found = [(*(kind_of(path) or ()), _read_sha256(path)) for path in find_files(spec, split)]
+    return [READ_SINCE.get(word, word) for words in found for word in words]
 
 
 def _read_sha256(path: Path) -> str:

@@ -9,12 +9,12 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
 
-from limbeck.errors import UserError
+from limbeck import hub
+from limbeck.errors import Interrupted, UserError
 from limbeck.feeds.tables import TABLES, Column, Wanted, table_records
 
 Document = tuple[str, str]  # (name, text)
@@ -23,6 +23,8 @@ Row = dict[str, Any]  # word of the recipe -> value
 KINDS = (".txt", ".jsonl", ".json", ".parquet", *TABLES)
 PACKINGS = (".gz", ".xz", ".zst")
 SUPPORTED = ".txt, .tsv, .csv, .jsonl, .json (one object per line), each also as .gz, .xz or .zst, and .parquet"
+EMPTY_LINE = "\n\n"  # as a separator it also stands for a line of white space
+BLANK = re.compile(r"^[^\S\n]+$", re.MULTILINE)
 CHUNK = 1 << 20  # bytes that are read at a time
 LARGE, RATIO = 1 << 24, 250  # a file may unpack to LARGE bytes, or to so many times its size: no text packs better
 HUB_NAME = re.compile(r"hub:(?P<id>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^@]+))?(@(?P<revision>.+))?")
@@ -155,7 +157,9 @@ def _read_txt(path: Path, packing: str, separator: str, longest: int) -> Iterato
     separator = separator.replace("\r\n", "\n")
     line, rest = 1, ""
     for _, text in _chunks(path, packing, longest):
-        *documents, rest = (rest + text.replace("\r\n", "\n")).split(separator)
+        text = text.replace("\r\n", "\n")
+        text = BLANK.sub("", text) if separator == EMPTY_LINE else text
+        *documents, rest = (rest + text).split(separator)
         for document in documents:
             yield _txt_document(path, line, document, longest)
             line += document.count("\n") + separator.count("\n")
@@ -223,24 +227,44 @@ def _reaching_hub(spec: str) -> Iterator[None]:
     """One clear line for whatever the Hub's libraries raise when a set is missing or the network is down."""
     try:
         yield
-    except UserError:
+    except (UserError, Interrupted):
         raise
     except Exception as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "check the name and the network, or name a file"
-        raise UserError(f"{spec}: cannot be read from the Hub ({why}); {remedy}") from error
+        raise _out_of_reach(spec, hub.sentence(error)) from error
 
 
-@cache
 def hub_commit(spec: str) -> str:
-    """The commit that a Hub data set's revision stands for, one for the whole process; a full commit needs no network."""
+    """The commit that a Hub data set's revision stands for, one for the whole process; a full commit needs no network.
+
+    Raises:
+        UserError: the Hub has no such set, or does not answer.
+    """
     name, _, revision = hub_name(spec)
     if revision and COMMIT.fullmatch(revision):
         return revision
-    import huggingface_hub
+    answer = hub.data_set(name, revision)
+    if answer.commit is None:
+        raise _out_of_reach(spec, answer.why)
+    return answer.commit
 
-    with _reaching_hub(spec):
-        return str(huggingface_hub.HfApi().dataset_info(name, revision=revision).sha)
+
+def unasked(spec: str) -> str | None:
+    """Why the Hub could not be asked for a data set; None where it has it.
+
+    Raises:
+        UserError: it has no such set, or must not be asked.
+    """
+    name, _, revision = hub_name(spec)
+    if revision and COMMIT.fullmatch(revision):
+        return None
+    answer = hub.data_set(name, revision)
+    if answer.final:
+        raise _out_of_reach(spec, answer.why)
+    return answer.why or None
+
+
+def _out_of_reach(spec: str, why: str) -> UserError:
+    return UserError(f"{spec}: cannot be read from the Hub ({why}); check the name and the network, or name a file")
 
 
 def read_hub(spec: str, wanted: Wanted) -> Iterator[Document]:

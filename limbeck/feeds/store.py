@@ -15,6 +15,7 @@ from limbeck import rundir
 from limbeck.errors import UserError
 from limbeck.feeds.corpora import file_sha256
 from limbeck.feeds.leftovers import filling
+from limbeck.kinds import path_of
 
 Tell = Callable[[str], None]
 Facts = dict[str, Any]
@@ -22,7 +23,7 @@ Facts = dict[str, Any]
 
 def cache_folder(folder: str | None = None) -> Path:
     """The cache: the given folder, else the environment variable LIMBECK_CACHE, else `~/.cache/limbeck`."""
-    return Path(folder or os.environ.get("LIMBECK_CACHE") or "~/.cache/limbeck").expanduser()
+    return path_of(folder or os.environ.get("LIMBECK_CACHE") or "~/.cache/limbeck")
 
 
 def json_sha256(table: Any) -> str:

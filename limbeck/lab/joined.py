@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from limbeck.errors import UserError
+from limbeck.kinds import path_of
 from limbeck.lab.read import Lines, Run, read
 from limbeck.rundir import MANIFEST, METRICS, RECIPE, STUDY, read_json, read_lines
 
@@ -40,7 +41,7 @@ def gather(folder: str | Path) -> Run:
     Raises:
         UserError: it is neither, or no arm has begun.
     """
-    folder = Path(folder)
+    folder = path_of(folder)
     if not (folder / STUDY).is_file():
         return read(folder)
     told = _study(folder)
@@ -110,7 +111,7 @@ def _of_one_kind(names: Sequence[str], runs: Sequence[Run]) -> None:
 
 def _names(folders: Sequence[str | Path]) -> list[str]:
     """What runs are called: the ends of their paths, as long as it takes to tell them apart."""
-    paths = [Path(folder).resolve().parts for folder in folders]
+    paths = [path_of(folder).resolve().parts for folder in folders]
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"{Path(*path)}: is named twice; name different runs")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import UserError, printable
+from limbeck.kinds import path_of
 from limbeck.rundir import EVALS, MANIFEST, METRICS, RECIPE
 
 Row = dict[str, Any]
@@ -118,7 +119,7 @@ def read(folder: str | Path) -> Run:
 
     Example: `steps, loss = read("runs/first").series("logit_loss", "multi", seed=0, split="test")`
     """
-    folder = Path(folder)
+    folder = path_of(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run directory; give the folder that `limbeck run` wrote")
     notes: list[str] = []

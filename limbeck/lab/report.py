@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from limbeck.errors import UserError, printable
+from limbeck.kinds import path_of
 from limbeck.lab import cost, exits, explained, facts, heat, reasons, stages, style, svg
 from limbeck.lab.baselines import of_baselines
 from limbeck.lab.captions import Caption, caption
@@ -38,7 +39,7 @@ def gathered(folders: Sequence[str | Path], against: str | None = None) -> Run:
     """
     run = gather(folders[0])
     if len(folders) > 1:
-        out = Path(folders[0]).resolve().parent / "compared"
+        out = path_of(folders[0]).resolve().parent / "compared"
         out.mkdir(exist_ok=True)
         run = several(folders, out)
     names = dict.fromkeys(row["setting"] for row in rows_of(run))

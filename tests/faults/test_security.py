@@ -20,7 +20,7 @@ from kernel import answer, lay_out, recipe
 from rows import table
 
 import limbeck
-from limbeck import models
+from limbeck import hub, models
 from limbeck.arms import asked
 from limbeck.errors import UserError
 from limbeck.feeds import readers
@@ -183,11 +183,11 @@ def test_a_data_set_of_the_hub_is_read_at_one_commit(monkeypatch: pytest.MonkeyP
         def sha(self) -> str:
             return next(commits) * 40
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, revision=None: Info())
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, revision, timeout: Info())
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_, revision, **__: asked_for.append(revision) or [{"text": "x"}]
     )
-    readers.hub_commit.cache_clear()
+    hub.data_set.cache_clear()
     spec = "hub:org/moving"
     commit = fingerprint(spec)[-1]
     assert [text for _, text in readers.read_hub(spec, readers.Wanted({"field": "text"}, "data"))] == ["x"]
@@ -225,11 +225,11 @@ def test_a_model_of_the_hub_is_read_at_its_commit(monkeypatch: pytest.MonkeyPatc
             cls.fetched.append((where, how["revision"], how["trust_remote_code"]))
             return where
 
-    models._commit.cache_clear()
+    hub.model.cache_clear()
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, revision, timeout: Info())
     for _ in range(2):
         models._fetch(Kind, Source(source="org/name", revision="main"))
-    models._commit.cache_clear()
+    hub.model.cache_clear()
     assert Kind.fetched == [("org/name", "c" * 40, False)] * 2
 
 

@@ -289,3 +289,19 @@ def test_the_schema_knows_the_words() -> None:
     assert not set(arms.Words.model_fields) & set(schema["$defs"]["Stage"]["properties"]), "they belong to the whole"
     with pytest.raises(UserError, match=r"stages\[0\]: ablate: unknown word"):
         arms.asked(words(stages=[{"ablate": "terms"}])).arms()
+
+
+def test_dots_reach_into_the_words_of_a_study() -> None:
+    dotted = ["vary.train.lr=[1e-3, 1e-4]", "vary.settings.logit.terms[0].weight=[1, 2]", "sample.count=3"]
+    whole = ["vary={train.lr: [1e-3, 1e-4], 'settings.logit.terms[0].weight': [1, 2]}", "sample={count: 3}"]
+    assert arms.asked("quickstart", dotted).words == arms.asked("quickstart", whole).words
+    tuned = arms.asked("quickstart", ["tune.vary.train.lr=[1e-3, 1e-4]", "tune.steps=5"]).words.tune
+    assert tuned is not None and (tuned.steps, tuned.vary) == (5, {"train.lr": (1e-3, 1e-4)})
+    for override, message in (
+        ("vary.train.lr=1e-3", "vary['train.lr']: must be a list such as"),
+        ("vary.train.lr=[1", "vary: '[1' is not YAML"),
+        ("tune.stepz=3", "tune.stepz: unknown word; did you mean 'steps'?"),
+    ):
+        with pytest.raises(UserError) as caught:
+            arms.asked("quickstart", [override])
+        assert message in str(caught.value), override

@@ -7,12 +7,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from kernel import answer, lay_out, recipe
 
+from limbeck import hub
 from limbeck.errors import Interrupted
 from limbeck.load import built_in
 
@@ -254,12 +260,91 @@ def test_check_says_it_all(limbeck: Command) -> None:
     assert not any(line != line.rstrip() or len(line) > 120 for line in out.splitlines())
 
 
+class Commit:
+    sha = "c" * 40
+
+
+def hub_says(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], Any]) -> list[str]:
+    """The Hub with one answer to whatever it is asked; the names that it is asked for."""
+    asked: list[str] = []
+
+    def info(self: object, name: str, revision: str | None, timeout: float) -> Any:
+        asked.append(name)
+        return answer(name)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "model_info", info)
+    monkeypatch.setattr(HfApi, "dataset_info", info)
+    hub.model.cache_clear(), hub.data_set.cache_clear()
+    return asked
+
+
+def fails(error: Exception) -> Callable[[str], Any]:
+    def answer(name: str) -> Any:
+        raise error
+
+    return answer
+
+
 @pytest.mark.parametrize("name", ["tinybert-general", "wikipedia-study", "embedded-teacher"])
-def test_check_goes_up_to_the_download(name: str, limbeck: Command) -> None:
+def test_check_goes_up_to_the_download(name: str, limbeck: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = hub_says(monkeypatch, lambda name: Commit())
     status, out, _ = limbeck("check", name)
     assert status == 0
-    assert "a run downloads" in out
+    assert "a run downloads" in out and "could not be asked" not in out
     assert out.splitlines()[-1].split(maxsplit=1) == ["ok", "checked up to the download"]
+    assert asked and len(asked) == len(set(asked)), "each name once"
+
+
+def test_check_says_what_it_could_not_ask(limbeck: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_says(monkeypatch, fails(OSError("no route to host. And more")))
+    for words in (
+        ["models.teacher=nobody/nothing"],
+        ["data.corpus=hub:nobody/nothing"],
+        ["data.heldout=hub:nobody/nothing"],
+    ):
+        status, out, err = limbeck("check", "tiny.yaml", *words)
+        assert (status, err) == (0, "")
+        name = words[0].partition("=")[2]
+        said = " ".join(out.split())
+        assert f"a run downloads {name} the Hub could not be asked for {name} (no route to host) ok" in said
+
+
+MISSING = RepositoryNotFoundError("404", response=Mock())
+TAKEN_BACK = RevisionNotFoundError("404", response=Mock())
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [(MISSING, "it knows no such name"), (TAKEN_BACK, "it has no revision"), (None, "HF_HUB_OFFLINE is set")],
+)
+@pytest.mark.parametrize(
+    "word",
+    ["models.teacher=", "models.student.init=", "models.student.tokenizer=", "data.corpus=hub:", "data.heldout=hub:"],
+)
+def test_what_the_hub_has_not_ends_a_check_as_a_run(
+    error: Exception | None, why: str, word: str, limbeck: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_says(monkeypatch, fails(error or OSError("never asked")))
+    if error is None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    said = {}
+    for command in ("check", "run"):
+        status, out, err = limbeck(command, "tiny.yaml", f"{word}nobody/nothing")
+        assert (status, out) == (2, "")
+        said[command] = err.splitlines()[-1]
+    assert said["check"] == said["run"]
+    assert (
+        "nobody/nothing: " in said["run"]
+        and f"({why}" in said["run"]
+        and "check the name and the network" in said["run"]
+    )
+
+
+def test_a_later_stage_that_the_hub_has_not(limbeck: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_says(monkeypatch, lambda name: fails(MISSING)(name) if name == "no/second" else Commit())
+    for more, expected in ([], 0), (["stages[1].models.teacher=no/second"], 2):
+        assert limbeck("check", "fitnets", "models.teacher=the/first", *more)[0] == expected
 
 
 def test_what_is_local_is_checked_before_a_download(limbeck: Command) -> None:
@@ -283,12 +368,50 @@ def test_run(limbeck: Command, world: Path, tmp_path: Path) -> None:
     assert told.startswith("After 2 steps, the held-out logit loss is ") and "label accuracy, test text" in told
 
 
+def test_the_home_is_the_same_everywhere(limbeck: Command, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(world))
+    places = ["data.corpus=~/corpus.txt", "data.heldout=~/one.txt", "data.cache=~/cache", "models.teacher=~/teacher"]
+    tokenizer = "models.student.tokenizer=~/teacher"
+    status, out, err = limbeck("check", "~/tiny.yaml", *places, tokenizer, "out=~/there")
+    assert (status, err) == (0, "")
+    assert "held out" in out
+    said = {
+        ("check", "tiny.yaml", "out=~/taken"): f"{world}/taken: is there and is no run",
+        ("report", "~/taken"): f"{world}/taken: manifest.json is missing",
+        ("watch", "~/nowhere"): f"{world}/nowhere",
+        ("profile", "~/teacher", "--json", "~/no/file"): f"{world}/no/file: its folder is not there",
+        ("eval", "~/teacher", "--task", "tiny.yaml", "--predictions", "~/no/file"): f"{world}/no/file",
+        ("trim", "~/teacher", "~/taken", "--vocabulary", "9", "--corpus", "~/corpus.txt"): f"{world}/taken: is there",
+        ("trim", "~/teacher", "~nobody-here/x", "--vocabulary", "9", "--corpus", "~"): "there is no such home; write",
+        ("report", "~nobody-here/x"): "there is no such home; write the whole path",
+        ("eval", "~nobody-here/x", "--task", "tiny.yaml"): "there is no such home; write the whole path",
+        ("eval", "", "--task", "tiny.yaml"): "names no model",
+    }
+    for words, message in said.items():
+        status, _, err = limbeck(*words)
+        assert status == 2, words
+        assert message in err, words
+    monkeypatch.setenv("LIMBECK_CACHE", "~nobody-here/x")
+    assert "there is no such home" in limbeck("check", "tiny.yaml", "data.cache=null")[2]
+    assert not list(world.glob("~*"))
+
+
 def test_usage(limbeck: Command) -> None:
     for words in (["run"], ["frob"], ["run", "--frob"], ["check"], ["report", "nope"], ["recipes", "nope"]):
         status, out, err = limbeck(*words)
         assert (status, out) == (2, ""), words
         assert err
     assert limbeck("recipes", "quikstart")[2].endswith("did you mean 'quickstart'?\n")
+
+
+def test_the_help_is_whole(limbeck: Command) -> None:
+    out = limbeck("--help")[1]
+    assert "..." not in out, "a line of the list of commands is cut short"
+    assert "[KEY=VALUE]..." in " ".join(limbeck("run", "--help")[1].split())
+
+
+def test_version(limbeck: Command) -> None:
+    assert limbeck("--version") == (0, f"limbeck {version('limbeck')}\n", "")
 
 
 def test_recipes(limbeck: Command) -> None:
@@ -326,6 +449,7 @@ def test_other_statuses(
     ("words", "status"),
     [
         (["--help"], 0),
+        (["--version"], 0),
         (["run", "--help"], 0),
         (["recipes"], 0),
         (["schema"], 0),

@@ -14,7 +14,7 @@ import limbeck
 ROOT = Path(limbeck.__file__).parent
 FLOORS = [
     # 0: words, tensors, files, the machine
-    "errors words kinds settings material training recipe plain load stages arms layers schedules anatomy rundir metrics losses reduce seeds precision environment signals locks clock vectors",
+    "errors words kinds settings material training recipe plain load stages arms hub layers schedules anatomy rundir metrics losses reduce seeds precision environment signals locks clock vectors",
     # 1: models, and the processes
     "attention taps quantised recall packing blockwise bridges students cuts inherit models exits world balance memory factors custom",
     # 2: who answers, and who learns from whom
@@ -49,6 +49,7 @@ TORCH_FREE = {
     "anatomy",
     "rundir",
     "signals",
+    "hub",
     "locks",
     "cli",
     "lab",

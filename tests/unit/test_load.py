@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from kernel import GIVEN
 
-from limbeck.arms import asked
+from limbeck.arms import asked, placed_all
 from limbeck.errors import UserError
 from limbeck.load import built_in, load
+from limbeck.manifest import changed_words, identity, text
+from limbeck.models import HUB_ID
+from limbeck.stages import sources
 
 FILES: list[tuple[bytes, str]] = [
     (b"", "a recipe is a table of words and values"),
@@ -24,7 +28,29 @@ FILES: list[tuple[bytes, str]] = [
     (b"name: !!python/object/apply:os.system [ls]", "not YAML: line 1, column 7"),
     (b"name: a\nname: b", "line 2, column 1: 'name' stands twice"),
     (b"train:\n  lr: 1\n  lr: 2", "line 3, column 3: 'lr' stands twice"),
-    (b"1: 2\n", "settings: missing; set it (and 1 more)"),
+    (b"1: 2\n", "[1]: is no word of a recipe; words are text (and 1 more)"),
+    # what newcomers do to a file
+    (b"name: x\nmodels\n  teacher: embedded\n", "line 3, column 10: a ':' is missing here or on the line before"),
+    (b"name: x\nmodels:\n\tteacher: embedded\n", "line 3, column 1: a tab; indent with spaces"),
+    (b"a:\n  b: 1\n c: 2\n", "line 3, column 2: indented otherwise than the words beside it"),
+    (b"a: {b: 1\nc: 2\n", "line 2, column 2: a ',' or '}' is missing before this place"),
+    (b"a: [1, 2\nc: 2\n", "a ',' or ']' is missing before this place"),
+    (b'name: "x\n', "a quotation mark is not closed"),
+    (b"a: b: c\n", "line 1, column 5: a ':' where none can stand"),
+    (b"a: \xff\xfe", "not YAML: no text in UTF-8"),
+    (
+        b"models:\n  teacher:embedded\n",
+        "models: must be a table of words and values, not 'teacher:embedded'; write a space",
+    ),
+    (
+        b"settings: {a: [{loss: mse}]}",
+        "settings.a: must be a table of words and values, not [{'loss': 'mse'}]; write `terms:` before it",
+    ),
+    (
+        b"settings: {a: {terms: {loss: mse}}}",
+        "settings.a.terms: must be a list such as [1, 2], not {'loss': 'mse'}; put '- ' before it",
+    ),
+    (b"terms: [{loss: mse}]", "terms: unknown word; did you mean 'settings'?"),
     (b"models: {teacher: embedded}", "settings: missing; set it"),
     (b"models: {teacher: embedded}\nsettings: {1: {terms: [{loss: forward_kl}]}}", "settings[1]: must be text, not 1"),
     (b"settings: &a {multi: *a}", "too large; a recipe has at most"),
@@ -40,6 +66,11 @@ OVERRIDES = [
     # unknown words, at every level
     ("trian.lr=1", "there is no 'trian'; did you mean 'train'?"),
     ("trian=1", "trian: unknown word; did you mean 'train'?"),
+    ("lr=1", "lr: unknown word; did you mean 'train.lr'?"),
+    ("stpes=1", "stpes: unknown word; did you mean 'train.steps'?"),
+    ("epochs=1", "epochs: unknown word; did you mean 'train.steps'?"),
+    ("corpus=docs", "corpus: unknown word; did you mean 'data.corpus'?"),
+    ("output_dir=x", "output_dir: unknown word; did you mean 'out'?"),
     ("train.lerning_rate=1", "train.lerning_rate: unknown word; did you mean 'lr'?"),
     ("models.student.head=3", "models.student.head: unknown word; did you mean 'heads'?"),
     ("models.techer=embedded", "models.techer: unknown word; did you mean 'teacher'?"),
@@ -167,4 +198,107 @@ def test_an_override_leaves_the_given_table_alone() -> None:
 def test_built_in_recipes_begin_with_what_they_are() -> None:
     for path in built_in().values():
         assert path.read_text(encoding="utf-8").startswith("# ")
-        assert all(arm.last.name == path.stem for arm in asked(path.stem).arms())
+        assert all(arm.last.name == path.stem for arm in asked(path.stem, GIVEN.get(path.stem, ())).arms())
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_a_recipe_leaves_to_its_user_is_asked_for_in_one_line(name: str) -> None:
+    said = r"models\.teacher=\.\.\. \(a causal model: a folder or a Hub id\)"
+    with pytest.raises(
+        UserError, match=rf"^{name}: it leaves to you .*; give {said} and data\.corpus=\.\.\. \(text: .*\)$"
+    ):
+        asked(name).arms()
+    with pytest.raises(UserError, match=rf"^{name}: .*; give {said}$"):
+        asked(name, ["data.corpus=docs"]).arms()
+
+
+def test_every_other_built_in_recipe_runs_as_shipped() -> None:
+    for name in built_in().keys() - GIVEN.keys():
+        for table in (table for arm in asked(name).arms() for table in arm.tables):
+            named = [source.source for _, source in sources(table)]
+            assert all(it == "embedded" or HUB_ID.fullmatch(it) or it.startswith("$") for it in named), name
+            heldout = [table.data.heldout] if isinstance(table.data.heldout, str) else []
+            texts = [spec for whole in [table.data.corpus, *heldout] for spec in whole.split(" + ")]
+            assert all(spec == "docs" or spec.startswith("hub:") for spec in texts), name
+
+
+def test_a_comparison_has_something_to_compare_with() -> None:
+    first, second = asked("fitnets").arms()[0].tables
+    assert list(first.settings) == list(second.settings) == ["hint", "logit"]
+    assert first.settings["logit"] == second.settings["logit"] == second.settings["hint"]
+
+
+def placed(path: Path, name: str, more: str = "") -> Path:
+    """A copy of `quickstart` under another file name, which keeps the recipe's own."""
+    file = path / name
+    file.write_text(built_in()["quickstart"].read_text(encoding="utf-8") + more, encoding="utf-8")
+    return file
+
+
+def test_a_file_runs_in_a_folder_of_its_own_name(tmp_path: Path) -> None:
+    mine = asked(str(placed(tmp_path, "mine.v2.yaml"))).arms()[0].last
+    built = asked("quickstart").arms()[0].last
+    assert (mine.run_dir, mine.name) == ("runs/mine.v2", "quickstart")
+    assert built.run_dir == "runs/quickstart"
+    assert identity(mine) == identity(built)
+    assert load(placed(tmp_path, "a.yaml", "\nout: elsewhere\n")).run_dir == "elsewhere"
+    assert load(tmp_path / "a.yaml", ["out=there"]).run_dir == "there"
+    assert (
+        load(
+            {"name": "x", "settings": {"a": {"terms": [{"loss": "forward_kl"}]}}, "models": {"teacher": "embedded"}}
+        ).run_dir
+        == "runs/x"
+    )
+
+
+def test_a_dumped_recipe_goes_on_where_its_run_lies(tmp_path: Path) -> None:
+    for recipe in ("quickstart", str(placed(tmp_path, "mine.yaml"))):
+        whole = asked(recipe).arms()[0]
+        (tmp_path / "recipe.yaml").write_text(text(whole.tables), encoding="utf-8")
+        assert asked(str(tmp_path / "recipe.yaml")).arms()[0].last.run_dir == whole.last.run_dir
+
+
+def test_stages_and_arms_of_a_file_lie_in_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(built_in()["fitnets"].read_text(encoding="utf-8"), encoding="utf-8")
+    assert [one.run_dir for one in asked(str(file)).arms()[0].tables] == ["runs/mine/stages/hints", "runs/mine"]
+    several = asked(str(placed(tmp_path, "two.yaml")), ["vary={train.lr: [1e-3, 1e-4]}"]).arms()
+    found = placed_all(several, Path(several[0].last.run_dir))
+    assert [arm.last.run_dir for arm in found] == ["runs/two/arms/01", "runs/two/arms/02"]
+
+
+def test_a_file_after_which_no_folder_can_be_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a run directory cannot be named after this file; rename it"):
+        load(placed(tmp_path, "..yaml"))
+
+
+def test_the_home_in_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    placed(tmp_path, "mine.yaml")
+    assert load("~/mine.yaml", ["out=~/dir"]).run_dir == str(tmp_path / "dir")
+    with pytest.raises(UserError, match="out: '~nobody-here/x': there is no such home; write the whole path"):
+        load("quickstart", ["out=~nobody-here/x"])
+    with pytest.raises(UserError, match=r"'~nobody-here/mine\.yaml': there is no such home"):
+        load("~nobody-here/mine.yaml")
+
+
+def test_a_setting_that_is_new_is_named_once(tmp_path: Path) -> None:
+    one, other = (asked("quickstart", words).arms()[0] for words in ([], ["ablate=terms"]))
+    (tmp_path / "recipe.yaml").write_text(text(one.tables), encoding="utf-8")
+    changes = changed_words(tmp_path, {"recipe_sha256": identity(one.last)}, other.last)
+    assert "settings.multi-without-logit (nothing then, 'a setting' now)" in changes.harmful
+    assert len(changes.harmful) == len(other.last.settings) - len(one.last.settings)
+
+
+def test_a_file_that_is_nearly_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed(tmp_path, "mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    for name, said in {
+        "mine.yml": "did you mean 'mine.yaml'?",
+        f"{tmp_path}/mne.yaml": f"did you mean '{tmp_path}/mine.yaml'?",
+        "quikstart": "did you mean 'quickstart'?",
+        "zzz": "`limbeck recipes` lists the built-in ones",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            load(name)
+        assert str(caught.value) == f"{name}: no such file, and no built-in recipe of that name; {said}"

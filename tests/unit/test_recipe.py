@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kernel import GIVEN
 
 from limbeck.anatomy import FAMILIES
 from limbeck.arms import asked
@@ -46,7 +47,7 @@ def test_only_chooses_and_may_be_one_word() -> None:
 
 @pytest.mark.parametrize("name", built_in())
 def test_what_a_run_writes_down_reads_back_the_same(name: str) -> None:
-    for arm in asked(name).arms():
+    for arm in asked(name, GIVEN.get(name, ())).arms():
         assert of_table("recipe", yaml.safe_load(yaml.safe_dump(dump(arm.tables)))) == list(arm.tables)
 
 

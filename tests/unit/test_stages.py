@@ -12,7 +12,7 @@ import pytest
 import yaml
 from kernel import SPECIALS, WORDS, answer, lay_out, recipe
 
-from limbeck import arms, stages
+from limbeck import arms, hub, stages
 from limbeck.errors import UserError
 from limbeck.load import built_in
 from limbeck.manifest import text
@@ -348,7 +348,8 @@ def test_check_shows_every_stage(limbeck: Any, world: Path) -> None:
     assert not (world / "run").exists()
 
 
-def test_check_stops_where_a_download_is_due(limbeck: Any) -> None:
+def test_check_stops_where_a_download_is_due(limbeck: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "model", lambda name, revision: hub.Answer("c" * 40))
     far = {"models": {"teacher": "org/no-such-model"}}
     for listed, pages in (([{**A, **far}, {**B, "models": INIT}], 1), ([A, {**B, **far}, {**far}], 2)):
         status, out, _ = limbeck(listed, "check", "tiny.yaml")

@@ -6,6 +6,9 @@ import inspect
 
 import pytest
 
+import limbeck
+from limbeck import arms
+from limbeck.errors import Failed, Interrupted, UserError
 from limbeck.losses import LOSSES
 from limbeck.words import ELSEWHERE, TAPS, nearest
 from limbeck.words import LOSSES as WORDS
@@ -48,3 +51,20 @@ def test_nearest(word: str, known: tuple[str, ...], said: str) -> None:
 @pytest.mark.parametrize("foreign", ELSEWHERE)
 def test_words_from_elsewhere_lead_here(foreign: str) -> None:
     assert nearest(foreign, (ELSEWHERE[foreign],)) == f"did you mean '{ELSEWHERE[foreign]}'?"
+
+
+def test_every_word_of_every_table_has_a_meaning() -> None:
+    whole = arms.schema()
+    tables = {"recipe": whole} | {name: it for name, it in whole["$defs"].items() if "properties" in it}
+    bare = [
+        f"{name}.{word}"
+        for name, it in tables.items()
+        for word, said in it["properties"].items()
+        if not said.get("description")
+    ]
+    assert len(tables) > 15 and not bare
+
+
+def test_the_namespace_has_every_way_to_end() -> None:
+    assert (limbeck.UserError, limbeck.Interrupted, limbeck.Failed) == (UserError, Interrupted, Failed)
+    assert all(getattr(limbeck, name) for name in limbeck.__all__)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from limbeck.errors import UserError
 from limbeck.feeds import docs, readers
-from limbeck.feeds.corpora import find_files, fingerprint, heldout_source, read_documents, separate
+from limbeck.feeds.corpora import file_sha256, find_files, fingerprint, heldout_source, read_documents, separate
 from limbeck.material import Data
 
 TEXTS = ["one spirit", "zwei Geister\nund Ärger", "three \u2028 stills"]
@@ -91,6 +91,43 @@ def test_streamed_splitting_is_splitting(
     lines = content.split("\n")
     for name, text in found:
         assert text.split("\n")[0] in lines[int(name.partition(":")[2]) - 1]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1 << 20])
+def test_a_line_of_white_space_separates_like_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(readers, "CHUNK", chunk)
+    path = tmp_path / "wiki.train.txt"
+    path.write_bytes(b" \n = One = \n \n text one\n  indented\n\t\r\n = Two = \n   ")
+    assert list(read_documents(str(path))) == [
+        ("wiki.train.txt:2", "= One ="),
+        ("wiki.train.txt:4", "text one\n  indented"),
+        ("wiki.train.txt:7", "= Two ="),
+    ]
+    assert texts_of(path, separator="\n = ") == ["One = \n \n text one\n  indented", "Two ="]
+
+
+def test_the_key_of_running_text_knows_how_it_is_separated(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.jsonl").write_text("{}")
+    digests = [file_sha256(tmp_path / name) for name in ("a.txt", "a.jsonl")]
+    assert fingerprint(str(tmp_path / "a.txt")) == [".txt, 2", "", digests[0]], "no entry of an older reader is opened"
+    assert fingerprint(str(tmp_path / "a.jsonl")) == [".jsonl", "", digests[1]], "older entries stay"
+
+
+def test_a_folder_without_training_text_says_what_each_file_is(tmp_path: Path) -> None:
+    folder(tmp_path, "dev.txt", "test.tsv", "notes.pdf", "README.txt", ".hidden")
+    (tmp_path / "more").mkdir()
+    said = message(lambda: find_files(str(tmp_path)))
+    assert said.startswith(
+        f"{tmp_path}: no training text in this folder (README.txt: describes the text, dev.txt: held out, more: a folder, "
+        "which is not searched, notes.pdf: its ending is not supported, test.tsv: test); put a file such as train.txt into it"
+    )
+    folder(tmp_path, *(f"z{number}.pdf" for number in range(20)))
+    assert "supported, and 17 more); put" in message(lambda: find_files(str(tmp_path)))
+    (tmp_path / "empty").mkdir()
+    assert "(it is empty); put" in message(lambda: find_files(str(tmp_path / "empty")))
 
 
 def test_nulls_are_empty_documents(tmp_path: Path) -> None:
@@ -257,7 +294,7 @@ def test_a_hub_set_is_streamed_at_its_commit(monkeypatch: pytest.MonkeyPatch) ->
         return [{"story": "x"}, {"story": "y"}]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, revision=None: Info())
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, revision, timeout: Info())
     spec = "hub:org/name:part@v1"
     assert list(read_documents(spec, field="story")) == [("org/name:1", "x"), ("org/name:2", "y")]
     assert asked == [(("org/name", "part"), {"split": "train", "streaming": True, "revision": "c0ffee"})]
@@ -272,7 +309,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("401 Client Error.\n\nRepository Not Found for url: ...")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
-    assert "hub:org/name: cannot be read from the Hub (401 Client Error.)" in message(lambda: texts_of("hub:org/name"))
+    assert "hub:org/name: cannot be read from the Hub (401 Client Error)" in message(lambda: texts_of("hub:org/name"))
     assert "hub:ID" in message(lambda: texts_of("hub:"))
 
 
