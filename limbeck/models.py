@@ -30,6 +30,7 @@ from transformers.utils import logging
 
 from limbeck.anatomy import family
 from limbeck.errors import UserError
+from limbeck.progress import doing
 from limbeck.recipe import Source
 
 EMBEDDED = "embedded"
@@ -197,7 +198,7 @@ def _fetch(kind: Any, source: Source, offline: bool = False, **how: Any) -> Any:
     commit, why = (None, "not asked") if local or offline else _commit(where, source.revision)
     how |= {"revision": commit or source.revision or "main", "local_files_only": commit is None}
     try:
-        with _quiet():
+        with _quiet(), doing(f"loading {source.source}"):
             return kind.from_pretrained(where, trust_remote_code=False, **how)
     except Exception as error:  # what a damaged file or a strange config raises is not documented
         if local or commit:

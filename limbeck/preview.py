@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from limbeck import build, casting, costs, designs, library, models, tasks, terms
+from limbeck import augment, build, casting, costs, designs, library, models, tasks, terms
 from limbeck.arms import Arm, Words
 from limbeck.feeds.corpora import each, find_files
 from limbeck.feeds.readers import hub_name
@@ -72,7 +72,7 @@ def _stage(table: Recipe, plans: dict[str, designs.Design], several: bool) -> li
     plans[table.stage] = plan
     Encoder(plan.teacher_tokenizer, plan.student_tokenizer)
     text = [] if away else _text(plan)
-    body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan)]
+    body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan, bool(away))]
     return [*body, *(_downloads(away) if away else _aligned([*text, ("ok", "")]))]
 
 
@@ -197,9 +197,12 @@ def _kind(aid: torch.nn.Module) -> str:
     )
 
 
-def _cost(plan: designs.Design) -> list[str]:
-    how, cost = plan.recipe.train, costs.of_study(plan)
-    seconds = cost.total_flops / (costs.matrix_rate(how.precision) * costs.EFFICIENCY)
+def _cost(plan: designs.Design, away: bool) -> list[str]:
+    how, cost, task = plan.recipe.train, costs.of_study(plan), plan.recipe.data.task
+    copies = augment.flops(plan) if task and task.augment and not away else 0.0
+    rate = costs.matrix_rate(how.precision) * costs.EFFICIENCY
+    seconds = (cost.total_flops + copies) / rate
+    included: list[Row] = [("", f"{_scaled(copies / rate, TIMES)} of it for copies of rows, once")] if copies else []
     cast = f"settings {len(plan.terms)} x seeds {len(plan.recipe.seeds)}"
     alone = ", ".join(f"{name} {flops / 1e9:,.1f}" for name, flops in cost.flops_per_step.items())
     short = "; shorter rows take less" if plan.recipe.data.task else ""
@@ -208,6 +211,7 @@ def _cost(plan: designs.Design) -> list[str]:
             ("training", f"{cast}, {how.steps:,} updates of {how.batch_size} x {plan.recipe.data.max_length} tokens"),
             ("compute", f"GFLOP of an update alone: {alone}"),
             ("time", f"about {_scaled(seconds, TIMES)} on this processor, evaluations apart{short}"),
+            *included,
             ("memory", f"about {_scaled(cost.memory, SIZES)}"),
             ("disk", f"about {_scaled(cost.disk, SIZES)}"),
             *_cache(plan),

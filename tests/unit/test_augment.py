@@ -29,6 +29,7 @@ from limbeck.feeds.copies import Place, Shelf, copies
 from limbeck.feeds.order import uniform
 from limbeck.load import load
 from limbeck.material import Augment, Task
+from limbeck.progress import Done
 from limbeck.proposals import STOP, Proposer
 from limbeck.seeds import derive_seed
 from limbeck.stages import expand
@@ -378,9 +379,9 @@ def test_processes_make_disjoint_shares_of_the_same_bytes(tmp_path: Path) -> Non
     asked: list[str] = []
     proposer = Proposer(small(layers=1), words(), Augment(**HOW))
 
-    def propose(texts: Sequence[str]) -> list[list[Place]]:
+    def propose(texts: Sequence[str], done: Done) -> list[list[Place]]:
         asked.extend(texts)
-        return proposer(texts)
+        return proposer(texts, done)
 
     Shelf(tmp_path / "one", propose, print).write(rows)
     alone, asked[:] = list(asked), []
@@ -401,10 +402,10 @@ from limbeck.feeds import copies
 from limbeck.load import load
 from limbeck.world import World
 copies.SHARD, count, write = 4, 0, copies.Shelf._write
-def late(self, folder, texts):
+def late(self, folder, **given):
     global count
     count += 1
-    done = write(self, folder, texts)
+    done = write(self, folder, **given)
     if count == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return done
@@ -426,7 +427,7 @@ def test_a_writer_that_was_killed_goes_on(world: Path, tmp_path: Path, monkeypat
     assert len(list(folder.glob("?????"))) == 3 and not (tmp_path / "cache" / "augmented").exists()
     asked: list[int] = []
     plain = Proposer.__call__
-    monkeypatch.setattr(Proposer, "__call__", lambda self, texts: asked.append(len(texts)) or plain(self, texts))
+    monkeypatch.setattr(Proposer, "__call__", lambda self, texts, done: asked.append(len(texts)) or plain(self, texts))
     made(table_)
     assert sum(asked) == 30 - 3 * 4
     table_["data"]["cache"] = str(tmp_path / "other")
@@ -439,7 +440,7 @@ def test_what_is_kept_is_found_again(world: Path, tmp_path: Path, monkeypatch: p
     first = made(said(world, tmp_path / "a", HOW)).corpus
     plain = Proposer.__call__
     asked: list[int] = []
-    monkeypatch.setattr(Proposer, "__call__", lambda self, texts: asked.append(len(texts)) or plain(self, texts))
+    monkeypatch.setattr(Proposer, "__call__", lambda self, texts, done: asked.append(len(texts)) or plain(self, texts))
     assert texts_of(made(said(world, tmp_path / "a", HOW)).corpus.train) == texts_of(first.train)
     assert len(made(said(world, tmp_path / "a", HOW | {"copies": 12})).corpus.train) > len(first.train)
     assert texts_of(made(said(world, tmp_path / "a", HOW | {"draw": 1})).corpus.train) != texts_of(first.train)
