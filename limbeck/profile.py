@@ -295,7 +295,9 @@ class _Held(TorchDispatchMode):
         self.now -= count
 
 
-def _pass(model: PreTrainedModel, rows: int, lengths: Sequence[int], around: Around, turn: Callable[[], None]) -> Pass:
+def _pass(
+    model: PreTrainedModel, rows: int, lengths: Sequence[int], around: Around, turn: Callable[[], None] = lambda: None
+) -> Pass:
     """A forward pass over random tokens: each call over the next `rows` rows of these lengths, from the first again at the end."""
     coming = cycle(lengths)
     count = min(MOST, max(1, len(lengths) // rows))

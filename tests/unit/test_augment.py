@@ -20,11 +20,14 @@ import transformers as tf
 from kernel import bert
 from rows import recipe, small, table
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import limbeck
 from limbeck import augment, build, designs, proposals, vectors
 from limbeck.errors import UserError
 from limbeck.feeds import copies as kept
+from limbeck.feeds.augmented import training
 from limbeck.feeds.copies import Place, Shelf, copies
 from limbeck.feeds.order import uniform
 from limbeck.load import load
@@ -370,6 +373,24 @@ def test_the_same_bytes_from_another_batch_size(world: Path, tmp_path: Path, mon
         made(table_)
     for part in ("augmented", "candidates"):
         assert files(tmp_path / "a" / part) == files(tmp_path / "b" / part) != {}
+
+
+def test_check_counts_the_copies_into_the_time(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model multiplies, as torch counts it while it does; on a sample, about that."""
+    table_ = said(world, tmp_path / "a", HOW)
+    plan = designs.design(load(table_))
+    proposer = augment._proposer(plan, augment._how(plan), World())
+    texts = [text for _, (text,) in training(plan.recipe.data)]
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no fused attention
+        proposer(texts)
+    assert augment.flops(plan) == pytest.approx(counter.get_total_flops(), rel=0.05)
+    monkeypatch.setattr(augment, "SAMPLE", 10)
+    assert augment.flops(plan) == pytest.approx(counter.get_total_flops(), rel=0.3)
+    lines = limbeck.check(table_)
+    (time,) = [number for number, line in enumerate(lines) if line.startswith("time ")]
+    assert lines[time + 1].endswith("seconds of it for copies of rows, once")
+    table_["data"]["task"].pop("augment")
+    assert not [line for line in limbeck.check(table_) if "copies" in line]
 
 
 @pytest.mark.usefixtures("shards")
