@@ -134,7 +134,7 @@ def _train(asked: arms.Asked, compared: list[arms.Arm], world: World, tell: Call
             chain.train(arm.tables, world, tell, force=force)
     facts: dict[str, Any] = {}
     failed: list[str] = []
-    with at_once(), progress.doing("arranging the arms"):
+    with at_once(), progress.doing("counting what the settings cost"):
         if trials:
             compared, facts["tuned"] = studies.tuned(asked, trials)
         compared = studies.resolved(asked.words, compared, folder, world, tell, key, facts)

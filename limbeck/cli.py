@@ -66,8 +66,9 @@ def run(
             done = api.run(recipe, overrides or [], resume=resume, force=force)
         finally:
             World.leave()
+        table = done.table()
     if os.environ.get("RANK", "0") == "0":
-        print(f"{done.table()}\nreport: {done.report}")
+        print(f"{table}\nreport: {done.report}")
 
 
 @app.command()

@@ -121,10 +121,10 @@ class _Bar:
         from rich.console import Console
         from rich.live import Live
 
-        self.doing = [Doing("at work")]
+        self.doing, self._console = [Doing("at work")], Console(stderr=True)
         self._live = Live(
             get_renderable=self._line,
-            console=Console(stderr=True),
+            console=self._console,
             refresh_per_second=2,
             transient=True,
             redirect_stdout=sys.stdout.isatty(),  # what is piped goes where it was to go
@@ -140,7 +140,7 @@ class _Bar:
     def tell(self, line: str) -> None:
         from rich.text import Text
 
-        self._live.console.print(Text(printable(line)), soft_wrap=True)
+        self._console.print(Text(printable(line)), soft_wrap=True)
 
     def _line(self) -> RenderableType:
         """In one line, however narrow."""
@@ -148,7 +148,7 @@ class _Bar:
         from rich.table import Table
         from rich.text import Text
 
-        now, width = self.doing[-1], self._live.console.width
+        now, width = self.doing[-1], self._console.width
         text = Text(printable(str(now)), no_wrap=True, overflow="ellipsis")
         if now.share is None:
             return text
