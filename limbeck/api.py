@@ -109,9 +109,9 @@ def run(
         raise UserError(f"{folder}: nothing has begun there that could go on; leave --resume out, or set out=DIR")
     alone = compared == [first] and not asked.words.resolves and not (folder / rundir.STUDY).is_file()
     if alone and chain.are_done(first.tables, force)[-1]:
-        chain.train(first.tables, World(), tell, quiet, asked.words.shown)  # says so
+        chain.train(first.tables, World(), tell, asked.words.shown)  # says so
         return Run(folder)
-    with interruptible():
+    with progress.shown(quiet), interruptible():
         with at_once():
             chain.prepare_libraries(first.last)
             world = World.join(first.last.train.device)
@@ -123,7 +123,7 @@ def run(
                 for table in arm.tables:
                     chain.divides(table, world)
         with chain.alone(folder, world):
-            _train(asked, compared, world, tell if world.is_main else (lambda line: None), quiet, force)
+            _train(asked, compared, world, tell if world.is_main else (lambda line: None), force)
     return Run(folder)
 
 
@@ -135,9 +135,7 @@ def _has_begun(asked: arms.Asked, compared: Sequence[arms.Arm]) -> bool:
     return study.is_file() or any((place / rundir.MANIFEST).is_file() for place in places)
 
 
-def _train(
-    asked: arms.Asked, compared: list[arms.Arm], world: World, tell: Callable[[str], None], quiet: bool, force: bool
-) -> None:
+def _train(asked: arms.Asked, compared: list[arms.Arm], world: World, tell: Callable[[str], None], force: bool) -> None:
     """All arms of what was asked for, one after another."""
     folder = Path(compared[0].last.run_dir)
     with at_once():
@@ -149,10 +147,10 @@ def _train(
     for number, (_, arm) in enumerate(trials, start=1):
         tell(f"trial {number} of {len(trials)}: {arm.name}")
         with suppress(Failed):  # the worst of all
-            chain.train(arm.tables, world, tell, quiet, force=force)
+            chain.train(arm.tables, world, tell, force=force)
     facts: dict[str, Any] = {"precision": asked.precision}
     failed: list[str] = []
-    with at_once():
+    with at_once(), progress.doing("counting what the settings cost"):
         if trials:
             compared, facts["tuned"] = studies.tuned(asked, trials)
         compared = studies.resolved(asked.words, compared, folder, world, tell, key, facts)
@@ -160,7 +158,7 @@ def _train(
         if len(compared) > 1:
             tell(f"arm {number} of {len(compared)}: {', '.join(arm.shown.values())}")
         try:
-            chain.train(arm.tables, world, tell, quiet, asked.words.shown, force)
+            chain.train(arm.tables, world, tell, asked.words.shown, force)
         except Failed as failure:
             failed += failure.lines
     if (len(compared) > 1 or trials) and world.is_main:

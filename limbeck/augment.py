@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
+import torch
 from torch import nn
 
-from limbeck import models, recipe
+from limbeck import costs, models, recipe, students
 from limbeck.anatomy import family
 from limbeck.designs import Design
 from limbeck.errors import UserError
@@ -22,6 +24,7 @@ from limbeck.stages import stage_of
 from limbeck.world import World
 
 FOLDER = "candidates"
+SAMPLE = 256  # rows by which the cost of all is estimated
 WORD = "data.task.augment.model"
 REMEDY = f"name the masked language model in {WORD}"
 
@@ -33,7 +36,7 @@ def augmented(plan: Design, world: World, corpus: TaskCorpus, tell: Callable[[st
         plan: the study, whose task asks for copies.
         world: the processes, each of which makes a share.
         corpus: the task as it is.
-        tell: receives progress, and one line for each thing that the user should know.
+        tell: receives one line for each thing that the user should know.
 
     Raises:
         UserError: no masked language model to ask, no word vectors, or the cache cannot be written.
@@ -44,7 +47,7 @@ def augmented(plan: Design, world: World, corpus: TaskCorpus, tell: Callable[[st
     shelf = Shelf(cache_folder(data.cache) / FOLDER / key, proposer, tell)
     folder = entry(data, corpus, encoder, [proposer.identity, how.copies, how.probability, how.draw])
     if not folder.exists():
-        shelf.write(training(data), world.rank, world.size)
+        shelf.write(training(data), world.rank, world.size, len(corpus.train))
     world.wait()
     if not world.is_main:
         world.wait()
@@ -52,6 +55,23 @@ def augmented(plan: Design, world: World, corpus: TaskCorpus, tell: Callable[[st
     if world.is_main:
         world.wait()
     return made
+
+
+def flops(plan: Design) -> float:
+    """What the masked language model multiplies for all training rows, counted on the first `SAMPLE` of them."""
+    source, rest = masked_model(plan), training(plan.recipe.data)
+    texts = [row for _, row in islice(rest, SAMPLE)]
+    config = models.config_of(source)
+    with torch.device("meta"):
+        model = students.build(config, seed=0)
+    queries, tokens = Proposer(model, models.tokenizer_of(source), _how(plan)).reads(
+        [it for row in texts for it in row]
+    )
+    if not queries:
+        return 0.0
+    cost = costs.of_model(config, round(tokens / queries))
+    of_sample = tokens * cost.backbone_flops + queries * cost.head_flops
+    return of_sample * (len(texts) + sum(1 for _ in rest)) / len(texts)
 
 
 def _how(plan: Design) -> Augment:

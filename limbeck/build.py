@@ -23,6 +23,7 @@ from limbeck.feeds.taskfeed import TaskFeed
 from limbeck.feeds.tasks import TaskCorpus, prepare_task
 from limbeck.keeping import Best
 from limbeck.library import Library
+from limbeck.progress import Done, doing
 from limbeck.seeds import derive_seed
 from limbeck.still import Still
 from limbeck.world import World
@@ -179,18 +180,20 @@ def first_stages(made: Study, stopped: Callable[[], bool], tell: Callable[[str],
                     module = learner.bridges[pair.lens]
                     assert isinstance(module, factors.Paraphraser) and isinstance(pair.teacher, str)
                     teacher = made.teachers[learner.name][term.teacher]
-                    read = _features(made, teacher, pair.teacher, seed, module.steps)
-                    first, last = module.fit(read, stopped)
+                    with doing(f"{learner.name}: paraphraser of {pair.teacher}", "updates") as done:
+                        read = _features(made, teacher, pair.teacher, seed, module.steps, done)
+                        first, last = module.fit(read, stopped)
                     tell(
                         f"{learner.name}: paraphraser of {pair.teacher}: error {first:.4g} to {last:.4g} in {module.steps} updates"
                     )
 
 
 def _features(
-    made: Study, teacher: Frozen | Ensemble, tap: str, seed: int, steps: int
+    made: Study, teacher: Frozen | Ensemble, tap: str, seed: int, steps: int, done: Done
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """A teacher's states at a tap `[B, T, H]` and what is no padding, batch by batch."""
     for step in range(steps):
+        done(step, steps)
         batch = to_device(made.feeds[seed].batch(step), made.world.device)
         yield teacher.read(batch)[tap], batch["attention_mask"].bool()
 

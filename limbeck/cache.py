@@ -7,7 +7,6 @@ the answers are a function of; a row whose tokens are not those that the teacher
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +26,12 @@ from limbeck.feeds.feed import Repeatable
 from limbeck.feeds.store import Facts, Tell, json_sha256, open_or_make
 from limbeck.losses.sparse import TopK
 from limbeck.packing import Packing, grow, logits_of, shrink
+from limbeck.progress import Done, doing, uncounted
 from limbeck.reduce import Batch
 from limbeck.shards import LOGITS, Answered, Shard
 
 LAYOUT = 1  # of the files; a new number leaves older entries unread
 SHARD, ROWS = 256, 16  # blocks of a shard; blocks that a teacher reads at a time
-EVERY = 10.0  # seconds between lines of progress
 
 
 @dataclass(frozen=True)
@@ -125,16 +124,8 @@ class Shelf:
             Interrupted: `stopped` said so; finished shards stay.
             UserError: the disk cannot hold them, or a shard holds something else.
         """
-        mine, begin, made, total = range(rank, self.count, size), time.monotonic(), 0, 0
-        told = begin
-        for number in mine:
-            new = not self._place(number).exists()
-            total += self._opened(number, stopped, tell).bytes
-            made, now = made + new, time.monotonic()
-            if new and now - told > EVERY:
-                told, left = now, (now - begin) / made * (len(mine) - 1 - mine.index(number))
-                tell(f"answers of {self.teacher.name}: shard {number + 1} of {self.count}, {left:,.0f} seconds left")
-        return total
+        with doing(f"answers of {self.teacher.name}", "blocks") as done:
+            return sum(self._opened(number, stopped, tell, done).bytes for number in range(rank, self.count, size))
 
     def answers(self, batch: Batch) -> Answers:
         """What the teacher said to the rows of a batch.
@@ -191,20 +182,24 @@ class Shelf:
     # what is written
 
     def _opened(
-        self, number: int, stopped: Callable[[], bool] = lambda: False, tell: Tell = lambda line: None
+        self,
+        number: int,
+        stopped: Callable[[], bool] = lambda: False,
+        tell: Tell = lambda line: None,
+        done: Done = uncounted,
     ) -> Shard:
         """A shard, whole: checked when it is opened, made when it is missing or damaged."""
         if number not in self._open:
             place = self._place(number)
-            facts = open_or_make(place, partial(self._write, number, stopped), tell)
+            facts = open_or_make(place, partial(self._write, number, stopped, done), tell)
             if [facts.get("of"), facts.get("shard")] != [self.of, number]:
                 raise UserError(f"{place}: holds other answers than its name says; remove the folder")
             self._open[number] = Shard(place, self.kept.dtypes, facts["widths"])
         return self._open[number]
 
-    def _write(self, number: int, stopped: Callable[[], bool], folder: Path) -> Facts:
+    def _write(self, number: int, stopped: Callable[[], bool], done: Done, folder: Path) -> Facts:
         try:
-            widths = shards.write(folder, self._read(number, stopped))
+            widths = shards.write(folder, self._read(number, stopped, done))
         except OSError as error:
             raise UserError(
                 f"{folder.parent}: {error.strerror}; make room, or name another disk with data.cache"
@@ -212,10 +207,11 @@ class Shelf:
         return {"of": self.of, "shard": number, "widths": widths}
 
     @torch.no_grad()
-    def _read(self, number: int, stopped: Callable[[], bool]) -> Iterator[Answered]:
+    def _read(self, number: int, stopped: Callable[[], bool], done: Done) -> Iterator[Answered]:
         """The teacher reads the rows of a shard, some at a time."""
         blocks = np.arange(number * SHARD, min((number + 1) * SHARD, len(self.feed)))
         for start in range(0, len(blocks), ROWS):
+            done(int(blocks[start]), len(self.feed))
             if stopped():
                 raise Interrupted("stopped while answers of the teacher were written; run it again to go on")
             batch = self.feed.again(blocks[start : start + ROWS])

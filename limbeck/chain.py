@@ -14,6 +14,7 @@ from limbeck import build, designs, environment, locks, manifest, room, rundir, 
 from limbeck.errors import Failed, UserError
 from limbeck.feeds.corpora import each, find_files
 from limbeck.lab import report
+from limbeck.progress import doing
 from limbeck.recipe import Recipe
 from limbeck.session import Session
 from limbeck.signals import at_once, interruptible
@@ -48,7 +49,6 @@ def train(
     tables: Sequence[Recipe],
     world: World,
     tell: Tell,
-    quiet: bool,
     baselines: Sequence[str] = (),
     force: bool = False,
 ) -> None:
@@ -58,7 +58,6 @@ def train(
         tables: the recipes of the stages.
         world: the processes.
         tell: receives lines for the user.
-        quiet: no progress.
         baselines: are shown beside the settings.
         force: a run of a changed recipe goes on all the same.
 
@@ -77,7 +76,8 @@ def train(
         _require_whole(folder)
         return
     with at_once():
-        plans, note = plans_of(tables, world), _once(tell)
+        with doing("reading configurations and tokenizers"):
+            plans, note = plans_of(tables, world), _once(tell)
         missing = [plan for plan, over in zip(plans.values(), done, strict=True) if not over]
         texts = {plan.recipe.stage: text(plan, world, note) for plan in missing}
     for number, plan in enumerate(plans.values()):
@@ -89,7 +89,7 @@ def train(
             tell(f"stage {number + 1} of {len(tables)}: {plan.recipe.stage}")
         said = manifest.text(tables[: number + 1])
         with alone(Path(plan.recipe.run_dir), world):
-            _train(plan, world, texts.pop(plan.recipe.stage), tell, said, quiet, baselines, force)
+            _train(plan, world, texts.pop(plan.recipe.stage), tell, said, baselines, force)
 
 
 def _require_whole(folder: Path) -> None:
@@ -104,17 +104,18 @@ def _train(
     material: build.Material,
     tell: Callable[[str], None],
     said: str,
-    quiet: bool,
     baselines: Sequence[str],
     force: bool,
 ) -> None:
     """One stage; when it returns, nothing holds its models any more."""
     with interruptible() as stopped:
         with at_once():
-            study = build.study(plan, world, material, stopped, tell)
-            session = Session(study, Path(plan.recipe.run_dir), tell, said, baselines, force)
+            with doing("making the models"):
+                study = build.study(plan, world, material, stopped, tell)
+            with doing("choosing what is measured"):
+                session = Session(study, Path(plan.recipe.run_dir), tell, said, baselines, force)
         try:
-            session.go(stopped, quiet=quiet or not world.is_main)
+            session.go(stopped)
         except Exception as error:
             if (why := rundir.full(error)) is None:
                 raise

@@ -12,6 +12,7 @@ import typer
 
 from limbeck.environment import wait_briefly
 from limbeck.errors import Failed, Interrupted, UserError, printable
+from limbeck.progress import doing, shown, tell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +50,8 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
+HEAVY = "loading torch and transformers"  # takes seconds, and is said
+
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe's name, or a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
@@ -70,16 +73,19 @@ def run(
     from limbeck.signals import at_once, interruptible
 
     asked(recipe, overrides or []).arms()  # what is wrong with the words is said before anything heavy is imported
-    with interruptible():
-        with at_once():
+    with shown(), interruptible():
+        if "torch" not in sys.modules:
+            tell(HEAVY)
+        with at_once(), doing(HEAVY):
             from limbeck import api
             from limbeck.world import World
         try:
             done = api.run(recipe, overrides or [], resume=resume, force=force)
         finally:
             World.leave()
+        table = done.table()
     if os.environ.get("RANK", "0") == "0":
-        print(f"{done.table()}\nreport: {done.report}")
+        print(f"{table}\nreport: {done.report}")
 
 
 @app.command()
@@ -88,9 +94,11 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     from limbeck.arms import asked
 
     asked(recipe, overrides or []).arms()  # what is wrong with the words is said before anything heavy is imported
-    from limbeck import api
-
-    for line in api.check(recipe, overrides or []):
+    with shown():
+        with doing(HEAVY):
+            from limbeck import api
+        found = api.check(recipe, overrides or [])
+    for line in found:
         print(printable(line))
 
 
@@ -98,12 +106,11 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 def cache(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Write teachers' answers to disk, for recipes that say `cache`. `run` does it where they are missing."""
     from limbeck.arms import asked
-
-    asked(recipe, overrides or []).arms()
     from limbeck.signals import at_once, interruptible
 
-    with interruptible():
-        with at_once():
+    asked(recipe, overrides or []).arms()
+    with shown(), interruptible():
+        with at_once(), doing(HEAVY):
             from limbeck import api
             from limbeck.world import World
         try:
@@ -170,15 +177,15 @@ def profile(
     from limbeck.lab import profiles
 
     path = _file("--json", json_file)
-    from limbeck.profile import of_sources
-    from limbeck.progress import tell
-
     how: dict[str, Any] = {"length": length, "batches": batch or [1, 32], "rounds": rounds, "threads": threads}
-    if task is not None:
-        from limbeck.arms import asked
+    with shown():
+        if task is not None:
+            from limbeck.arms import asked
 
-        how["data"] = asked(task, []).arms()[0].last.data
-    found = of_sources(models, precision=precision.value, tell=tell, **how)
+            how["data"] = asked(task, []).arms()[0].last.data
+        with doing(HEAVY):
+            from limbeck.profile import of_sources
+        found = of_sources(models, precision=precision.value, tell=tell, **how)
     profiles.show(found)
     if path is not None:
         rundir.write_json(path, found)
@@ -205,9 +212,10 @@ def evaluate(
     data = asked(task, overrides or []).arms()[0].last.data
     if precision not in ("fp32", "bf16", "fp64"):
         raise UserError(f"--precision: {precision} is none; give fp32, bf16 or fp64")
-    from limbeck import examine
-
-    found = examine.examine(model, data, precision=precision, device=device, answering=path is not None)
+    with shown():
+        with doing(HEAVY):
+            from limbeck import examine
+        found = examine.examine(model, data, precision=precision, device=device, answering=path is not None)
     if path is not None:
         examine.write_answers(found, path)
     noun = "rows" if data.task else "tokens"

@@ -22,6 +22,7 @@ from limbeck.actors import Frozen, Learner, gradients, norm
 from limbeck.ensemble import Ensemble
 from limbeck.lessons import Lesson
 from limbeck.losses import cross_entropy, squared_error
+from limbeck.progress import Done, uncounted
 from limbeck.reduce import Batch, Counts
 from limbeck.shortage import Parts, cut, say
 from limbeck.still import COMMON, Still, Voice, common_loss
@@ -107,15 +108,18 @@ class Evaluation:
         rows = max(len(batch["input_ids"]) for several in batches.values() for batch in several)
         self.parts = Parts("evaluation", rows, tell)
 
-    def __call__(self, learners: Sequence[Learner]) -> dict[tuple[str, str], dict[str, Any]]:
-        """(learner, split) -> its means, its `documents` and its `logit_grad_norm_layers`."""
-        found = {}
+    def __call__(self, learners: Sequence[Learner], done: Done = uncounted) -> dict[tuple[str, str], dict[str, Any]]:
+        """(learner, split) -> its means, its `documents` and its `logit_grad_norm_layers`.
+
+        Every learner reads all blocks, or rows, and those of one batch of a split twice; `done` receives how many were read.
+        """
+        found, read = {}, self._counter(len(learners), done)
         with evaluating(learners):
             for split, batches in self.batches.items():
                 sums = {}
                 for teacher in dict.fromkeys(self.teachers[learner.name] for learner in learners):
                     group = [learner for learner in learners if self.teachers[learner.name] is teacher]
-                    sums |= self.parts.fitting(partial(self._sums, teacher, group, batches))
+                    sums |= self.parts.fitting(partial(self._sums, teacher, group, batches, read))
                 for learner in learners:
                     mine, taught = sums[learner.name, "logits"], self.teachers[learner.name] is not None
                     theirs = sums[learner.name, TEACHER]
@@ -130,13 +134,29 @@ class Evaluation:
                         ),
                         "documents": mine.of,
                     }
+                    read(len(batches[0]["select"]))
         return found
 
     def _of_exit(self, sums: Sums, taught: bool) -> dict[str, Any]:
         return {**sums.means(taught), **({"metrics": sums.metrics(self.task)["metrics"]} if self.task else {})}
 
+    def _counter(self, learners: int, done: Done) -> Callable[[int], None]:
+        """Tells `done` of so many rows more, of all that the learners read."""
+        sizes = [[len(batch["select"]) for batch in batches] for batches in self.batches.values()]
+        count, of = 0, learners * sum(sum(rows) + rows[0] for rows in sizes)
+
+        def read(rows: int) -> None:
+            nonlocal count
+            count = min(count + rows, of)  # more are read where memory was short
+            done(count, of)
+
+        read(0)
+        return read
+
     @torch.no_grad()
-    def _sums(self, teacher: Teacher, learners: Sequence[Learner], batches: Sequence[Batch]) -> dict[Voice, Sums]:
+    def _sums(
+        self, teacher: Teacher, learners: Sequence[Learner], batches: Sequence[Batch], read: Callable[[int], None]
+    ) -> dict[Voice, Sums]:
         """Every model reads every batch once; the teacher's logits of a chunk serve all learners and their exits.
 
         Under the tap `TEACHER` stands how the teacher itself does on the labels, nothing where there is none.
@@ -169,6 +189,7 @@ class Evaluation:
                             here.answers.append(
                                 (_array(mine), _array(labels[rows]), None if target is None else _array(target))
                             )
+            read(len(learners) * len(batch["select"]))
         return sums | {(learner.name, TEACHER): theirs for learner in learners}
 
     def _cut(self, batches: Sequence[Batch]) -> list[Batch]:

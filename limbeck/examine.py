@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from limbeck import metrics, models, recipe, rundir, tasks
 from limbeck.anatomy import family, reserved_positions
 from limbeck.errors import UserError
-from limbeck.feeds.blocks import prepare
+from limbeck.feeds.blocks import counted, prepare
 from limbeck.feeds.corpora import each, heldout_source, without_text
 from limbeck.feeds.feed import Batches, Feed
 from limbeck.feeds.taskfeed import TaskFeed
@@ -24,6 +24,7 @@ from limbeck.feeds.tasks import TaskCorpus, prepare_task
 from limbeck.losses import cross_entropy, squared_error
 from limbeck.material import Data
 from limbeck.precision import DTYPES
+from limbeck.progress import doing
 from limbeck.taps import Tapped
 from limbeck.world import usable
 
@@ -80,7 +81,8 @@ def examine(
     heldout, names = _batches(data, config, tokenizer, folder, batch_size)
     dtype, where = DTYPES[precision], usable(device, f"--device: {device}", "take cpu")
     tapped = Tapped(models.model_of(source, dtype, config=config).to(where).eval())  # pyright: ignore
-    found = [answered for batch in heldout for answered in _answered(tapped, batch, where)]
+    with doing("evaluation", "rows" if data.task else "blocks") as done:
+        found = [each for batch in counted(heldout, done, batch_size) for each in _answered(tapped, batch, where)]
     logits, labels = (np.concatenate([some[place] for some in found]) for place in (0, 1))
     kept = labels != IGNORED
     if not kept.any() and not (answering and data.task):

@@ -38,7 +38,7 @@ class Library:
         world: the processes, each of which writes its share.
         facts: of the text, as the manifest has them.
         stopped: whether to stop between two batches.
-        tell: receives a line for every teacher, and progress.
+        tell: receives a line for every teacher.
     """
 
     def __init__(

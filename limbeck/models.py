@@ -31,6 +31,7 @@ from limbeck import hub
 from limbeck.anatomy import family
 from limbeck.errors import Interrupted, UserError
 from limbeck.kinds import path_of
+from limbeck.progress import doing
 from limbeck.recipe import Source
 
 EMBEDDED = "embedded"
@@ -213,7 +214,7 @@ def _fetch(kind: Any, source: Source, offline: bool = False, **how: Any) -> Any:
     commit = None if local or offline else hub.model(where, source.revision).commit
     how |= {"revision": commit or source.revision or "main", "local_files_only": commit is None}
     try:
-        with _quiet():
+        with _quiet(), doing(f"loading {source.source}"):
             return kind.from_pretrained(where, trust_remote_code=False, **how)
     except Interrupted:
         raise

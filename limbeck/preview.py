@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from limbeck import build, casting, costs, designs, library, models, precision, stages, tasks, terms
+from limbeck import augment, build, casting, costs, designs, library, models, precision, stages, tasks, terms
 from limbeck.arms import Arm, Words
 from limbeck.feeds.corpora import each, find_files
 from limbeck.feeds.readers import unasked
@@ -74,7 +74,7 @@ def _stage(table: Recipe, plans: dict[str, designs.Design], several: bool, world
     plans[table.stage] = plan
     Encoder(plan.teacher_tokenizer, plan.student_tokenizer)
     text = [] if away else _text(plan)
-    body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan, world)]
+    body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan, world, bool(away))]
     return [*body, *(_downloads(away) if away else _aligned([*text, ("ok", "")]))]
 
 
@@ -215,9 +215,12 @@ def _kind(aid: torch.nn.Module) -> str:
     )
 
 
-def _cost(plan: designs.Design, world: World) -> list[str]:
-    how, cost = plan.recipe.train, costs.of_study(plan)
-    seconds = cost.total_flops / (precision.matrix_rate(how.precision) * costs.EFFICIENCY)
+def _cost(plan: designs.Design, world: World, away: bool) -> list[str]:
+    how, cost, task = plan.recipe.train, costs.of_study(plan), plan.recipe.data.task
+    copies = augment.flops(plan) if task and task.augment and not away else 0.0
+    rate = precision.matrix_rate(how.precision) * costs.EFFICIENCY
+    seconds = (cost.total_flops + copies) / rate
+    included: list[Row] = [("", f"{_scaled(copies / rate, TIMES)} of it for copies of rows, once")] if copies else []
     cast = f"settings {len(plan.terms)} x seeds {len(plan.recipe.seeds)}"
     alone = ", ".join(f"{name} {flops / 1e9:,.1f}" for name, flops in cost.flops_per_step.items())
     short = "; shorter rows take less" if plan.recipe.data.task else ""
@@ -229,6 +232,7 @@ def _cost(plan: designs.Design, world: World) -> list[str]:
             *([("note", note)] if note else []),
             ("compute", f"GFLOP of an update alone: {alone}"),
             ("time", f"about {_scaled(seconds, TIMES)} on this processor, evaluations apart{short}"),
+            *included,
             ("memory", f"about {_scaled(cost.memory, SIZES)}"),
             ("disk", f"about {_scaled(cost.disk, SIZES)}"),
             *_cache(plan),

@@ -10,6 +10,7 @@ import math
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
@@ -31,6 +32,7 @@ from limbeck.errors import UserError
 from limbeck.evaluate import evaluating
 from limbeck.feeds.tasks import prepare_task
 from limbeck.material import Data
+from limbeck.progress import doing
 from limbeck.recipe import Source, source_of
 
 PERCENTILES = (50, 90, 99)
@@ -42,6 +44,7 @@ Facts = dict[str, Any]
 Pass = Callable[[], Any]
 Tell = Callable[[str], None]
 Around = Callable[[], AbstractContextManager[Any]]
+Turn = Callable[[int, int], None]  # receives the number of a model, and the rows that it reads now
 
 
 def of_sources(
@@ -82,7 +85,9 @@ def of_sources(
             raise UserError(f"{name}: rows of {max(mine)} tokens are more than its {room} positions; lower {remedy}")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     loaded = [models.model_of(source, dtype, config=it).eval() for source, it in zip(said, configs, strict=True)]
-    found = measure(loaded, length=length, batches=batches, rounds=rounds, lengths=lengths if data else None, tell=tell)
+    how: dict[str, Any] = {"length": length, "batches": batches, "rounds": rounds, "lengths": lengths if data else None}
+    with doing("profile") as now:
+        found = measure(loaded, tell=tell, turn=lambda number, rows: now.at(f"{sources[number]}, rows: {rows}"), **how)
     rows = [
         {"name": name, **facts, "bytes_on_disk": on_disk(model)}
         for name, model, facts in zip(sources, loaded, found["models"], strict=True)
@@ -101,10 +106,11 @@ def _lengths(source: Source, data: Data) -> list[int]:
     return rows.heldout.lengths.tolist()
 
 
-def of_study(made: Study, seconds: float) -> Facts:
+def of_study(made: Study, seconds: float, turn: Callable[[str], None] = lambda what: None) -> Facts:
     """Profiles of the students and teachers of a study as it holds them, at its precision: what profile.json holds.
 
     One student stands for all settings whose students have its shape, and one teacher for all that play its role in this shape.
+    `turn` receives whose turn it is.
     """
     plan, kinds = made.design, {}
     for learner in made.learners:
@@ -120,7 +126,10 @@ def of_study(made: Study, seconds: float) -> Facts:
     said, length = list(kinds.values()), plan.recipe.data.max_length
     with evaluating(made.learners):
         loaded = [model for _, model, _ in said]
-        found = measure(loaded, length=length, batches=BATCHES, rounds=ROUNDS, seconds=seconds, around=around)
+        how: dict[str, Any] = {"length": length, "batches": BATCHES, "rounds": ROUNDS, "seconds": seconds}
+        found = measure(
+            loaded, around=around, turn=lambda number, rows: turn(f"{said[number][0]}, rows: {rows}"), **how
+        )
     rows = [
         {"name": name, "settings": list(settings), **facts}
         for (name, _, settings), facts in zip(said, found["models"], strict=True)
@@ -142,6 +151,7 @@ def measure(
     around: Around = nullcontext,
     lengths: Sequence[Sequence[int]] | None = None,
     tell: Tell = lambda line: None,
+    turn: Turn = lambda number, rows: None,
 ) -> Facts:
     """The profiles of models in memory, in their order.
 
@@ -154,6 +164,7 @@ def measure(
         lengths: of each model the tokens of the rows that its passes read one after another, padded to the longest of a pass;
             then a row has their mean, in place of `length`.
         tell: takes a line before a batch size is begun.
+        turn: is called before every pass.
     """
     device = loaded[0].device
     rows_of = lengths or [[length]] * len(loaded)
@@ -162,7 +173,10 @@ def measure(
     begin, pace = perf_counter(), 0.0
     for rows in batches:
         tell(f"batch {rows}: {rounds} passes of each model")
-        passes = [_pass(model, rows, mine, around) for model, mine in zip(loaded, rows_of, strict=True)]
+        passes = [
+            _pass(model, rows, mine, around, partial(turn, number, rows))
+            for number, (model, mine) in enumerate(zip(loaded, rows_of, strict=True))
+        ]
         left = seconds - (perf_counter() - begin)
         times = latencies(passes, rounds, left, device) if pace * rows * LEAST < left else None
         pace = sum(min(each) for each in times) / rows if times else pace  # seconds of a row of every model
@@ -281,13 +295,16 @@ class _Held(TorchDispatchMode):
         self.now -= count
 
 
-def _pass(model: PreTrainedModel, rows: int, lengths: Sequence[int], around: Around) -> Pass:
+def _pass(
+    model: PreTrainedModel, rows: int, lengths: Sequence[int], around: Around, turn: Callable[[], None] = lambda: None
+) -> Pass:
     """A forward pass over random tokens: each call over the next `rows` rows of these lengths, from the first again at the end."""
     coming = cycle(lengths)
     count = min(MOST, max(1, len(lengths) // rows))
     batches = cycle([_tokens(model, list(islice(coming, rows))) for _ in range(count)])
 
     def go() -> Any:
+        turn()
         batch = next(batches)
         with torch.no_grad(), around():
             return model(**batch).logits

@@ -28,6 +28,7 @@ from limbeck.feeds.store import json_sha256
 from limbeck.feeds.tokenise import serialised
 from limbeck.kinds import path_of
 from limbeck.material import Augment
+from limbeck.progress import Done, uncounted
 from limbeck.taps import Tapped
 
 LAYOUT = 1  # of what is said; a new number leaves older candidates unread
@@ -86,14 +87,15 @@ class Proposer:
         said = [self.how.candidates, self.how.as_published, file, QUERIES, json_sha256(sorted(STOP)), LAYOUT]
         return [students.digest(tensors), json_sha256(config), self.hash, str(self.autocast), *said]
 
-    def __call__(self, texts: Sequence[str]) -> list[list[Place]]:
-        """The replaceable words of every text, in their order, each with its candidates, the best first."""
-        encodings = self.backend.encode_batch([(text, text) for text in texts])
-        words = [[w for w in self._words(*pair) if self._valid(w)] for pair in zip(texts, encodings, strict=True)]
-        asked = [(row, w) for row, some in enumerate(words) for w in some if len(w.ids) == 1]
-        asked.sort(key=lambda one: len(encodings[one[0]].ids))
+    def __call__(self, texts: Sequence[str], done: Done = uncounted) -> list[list[Place]]:
+        """The replaceable words of every text, in their order, each with its candidates, the best first.
+
+        `done` receives how many of the words that the model is asked for it has answered.
+        """
+        encodings, words, asked = self._asked(texts)
         said: dict[tuple[int, int], tuple[str, ...]] = {}
         for start in range(0, len(asked), QUERIES):
+            done(start, len(asked))
             some = asked[start : start + QUERIES]
             for (row, w), found in zip(some, self._predicted([(encodings[row], w) for row, w in some]), strict=True):
                 said[row, w.start] = found
@@ -108,6 +110,20 @@ class Proposer:
             ]
             for row, (text, some) in enumerate(zip(texts, words, strict=True))
         ]
+
+    def _asked(self, texts: Sequence[str]) -> tuple[list[Encoding], list[list[Word]], list[tuple[int, Word]]]:
+        """Every text twice as tokens, its replaceable words, and of which the model is asked: (text, word), short texts first."""
+        encodings = self.backend.encode_batch([(text, text) for text in texts])
+        words = [[w for w in self._words(*pair) if self._valid(w)] for pair in zip(texts, encodings, strict=True)]
+        asked = [(row, w) for row, some in enumerate(words) for w in some if len(w.ids) == 1]
+        return encodings, words, sorted(asked, key=lambda one: len(encodings[one[0]].ids))
+
+    def reads(self, texts: Sequence[str]) -> tuple[int, int]:
+        """How many masked texts the model reads for some texts, and how many tokens, padding included."""
+        encodings, _, asked = self._asked(texts)
+        lengths = [min(len(encodings[row].ids), self.room) for row, _ in asked]
+        parts = [lengths[start : start + QUERIES] for start in range(0, len(lengths), QUERIES)]
+        return len(lengths), sum(len(part) * max(part) for part in parts)
 
     def _words(self, text: str, encoding: Encoding) -> Iterator[Word]:
         """The words of the first of two texts."""

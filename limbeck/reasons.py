@@ -25,6 +25,7 @@ from limbeck.evaluate import Teacher, evaluating
 from limbeck.findings import Layer, Numbers, binned, calibration, cka_grid, frequency_edges, plain
 from limbeck.losses import cross_entropy, squared_error, symmetric_kl
 from limbeck.losses.tensors import wide
+from limbeck.progress import Done, uncounted
 from limbeck.reduce import Batch
 from limbeck.shortage import Parts, cut, say
 from limbeck.still import common_loss
@@ -123,17 +124,23 @@ class Reasons:
         self.parts = Parts("reasons", max(len(batch["select"]) for batch in batches), tell)
 
     @torch.no_grad()
-    def __call__(self, learners: Sequence[Learner], pairs: bool = True) -> Found:
-        """Measures some learners, and unless told otherwise every pair of those of one seed."""
-        return self.parts.fitting(lambda: self._found(learners, pairs))
+    def __call__(self, learners: Sequence[Learner], pairs: bool = True, done: Done = uncounted) -> Found:
+        """Measures some learners, and unless told otherwise every pair of those of one seed.
 
-    def _found(self, learners: Sequence[Learner], pairs: bool) -> Found:
+        `done` receives how many blocks, or rows, all models have read.
+        """
+        return self.parts.fitting(lambda: self._found(learners, pairs, done))
+
+    def _found(self, learners: Sequence[Learner], pairs: bool, done: Done) -> Found:
         theirs = dict.fromkeys(teacher for one in learners if (teacher := self.teachers[one.name]) is not None)
         companies = [[one for one in learners if one.seed == seed] for seed in dict.fromkeys(o.seed for o in learners)]
         couples = [list(combinations(company, 2)) if pairs else [] for company in companies]
         states, heard = defaultdict(list), defaultdict(list)
+        count, of = 0, sum(len(fixed.batch["select"]) for fixed in self.fixed)
         with evaluating(learners):
             for fixed in self._cut():
+                done(count, of)
+                count += len(fixed.batch["select"])
                 with self._precision(fixed):
                     features = {one: self._read(one, fixed, states[one]) for one in (*theirs, *learners)}
                     for rows in self._chunks(fixed):
@@ -141,6 +148,7 @@ class Reasons:
                         for company, its in zip(companies, couples, strict=True):
                             mine = self._speak(company, features, rows, fixed.labels, heard)
                             self._compare(mine, said, its, heard)
+        done(count, of)
         layers = {
             one: [Layer.of(torch.cat(parts)) for parts in zip(*read, strict=True)] for one, read in states.items()
         }

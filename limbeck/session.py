@@ -4,31 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from limbeck import build, checkpoint, clock, costs, export, manifest, measuring, profile, progress, room, rundir
+from limbeck import build, checkpoint, clock, costs, export, hooks, manifest, measuring, profile, room, rundir
 from limbeck.actors import Learner
 from limbeck.engine import Course, Record, Way, fit, untaken
 from limbeck.errors import Failed, Interrupted, UserError
 from limbeck.evaluate import document_rows
 from limbeck.keeping import Keeper
 from limbeck.lab import report
-from limbeck.paths import barrier
+from limbeck.progress import Done, doing
 from limbeck.signals import at_once
 from limbeck.trackers import Trackers
 
 Evaluated = Mapping[tuple[str, str], dict[str, Any]]  # (learner, split) -> what was found
 
-BARRIERS = 12  # pairs of students up to which the way between them is followed
 PROFILING, PROFILED = 10.0, 0.02  # seconds, or the share of the run's time where that is more, for profile.json
-SILENT = 0.01  # share of the gradient below which a term is named
 
 
 class Session:
@@ -55,10 +51,9 @@ class Session:
         self.tokens: dict[str, int] = {}
         self.way = Way()
         self.keeper = Keeper(study.bests, self.table.measure, self.how.patience) if self.table.measure else None
-        self.silent: set[str] = set()
         self.trackers: list[Trackers] = []
 
-    def go(self, stopped: Callable[[], bool], quiet: bool) -> None:
+    def go(self, stopped: Callable[[], bool]) -> None:
         """Begins or resumes, trains, and finishes.
 
         Raises:
@@ -68,17 +63,20 @@ class Session:
         """
         begin = perf_counter()
         with at_once():
-            room.require(self.study, self.folder)
-            start = self._resume() if self._exists() else self._begin()
-            self._track()
+            with doing(f"beginning in {self.folder}"):
+                room.require(self.study, self.folder)
+                start = self._resume() if self._exists() else self._begin()
+                self._track()
             if start == 0:
                 build.first_stages(self.study, stopped, self.tell)
         if start == 0:
             self._evaluate(0, None)
-        with progress.shown(self.how.steps, start, quiet) as bar:
-            hooks = [self._record, self._tell_failures, self._silent_terms, self._evaluate_now, self._save_now, bar]
+        with doing("training", "steps") as now:
+            now(start, self.how.steps)
+            first = [self._record, self._tell_failures, hooks.silent_terms(self.tell)]
+            then = [self._evaluate_now, self._save_now, hooks.shows(now, self.how.steps, self.tell)]
             course = self._course(start)
-            done = fit(course, [*hooks, *self.trackers], stopped)
+            done = fit(course, [*first, *then, *self.trackers], stopped)
         ended = done < self.how.steps and bool(self._left) and not self._training
         if ended:
             with at_once():
@@ -202,18 +200,6 @@ class Session:
             now = rundir.read_json(self.folder / rundir.MANIFEST)
             rundir.write_json(self.folder / rundir.MANIFEST, now | {"failed": self.way.failed})
 
-    def _silent_terms(self, record: Record) -> None:
-        """Names each term, once, whose share of the gradient is below 1 % at a probe."""
-        for row in record.rows:
-            shares = row["gradient_share"] if record.step > 1 else None  # at first, an average teaches nothing yet
-            for term, share in (shares or {}).items():
-                who = f"{row['setting']}: the term {term}"
-                if share < SILENT and row["weights"][term] and who not in self.silent:
-                    self.silent.add(who)
-                    self.tell(
-                        f"{who} has {share:.1%} of the gradient at step {record.step}; raise its weight, or set balance"
-                    )
-
     def _evaluates(self, step: int) -> bool:
         return step % self.how.eval_every == 0 or step == self.how.steps
 
@@ -239,14 +225,19 @@ class Session:
         """Measures the learners that are trained; at the end all that have not failed, with the weights that are kept."""
         if not self.study.world.is_main or not self._left:
             return
-        found = self.evaluation(self._training)
+        found = self._measured(step, self._training)
         if self.keeper:
             self.keeper.see(step, {name: said for (name, split), said in found.items() if split == "test"}, self.way)
         if self.keeper is None or step < self.how.steps:
             self._write_evaluation(step, record, self._training, found)
             return
         with self.keeper.worn(self._left):
-            self._write_evaluation(step, record, self._left, self.evaluation(self._left))
+            self._write_evaluation(step, record, self._left, self._measured(step, self._left))
+
+    def _measured(self, step: int, learners: Sequence[Learner]) -> Evaluated:
+        what, noun = f"evaluation at step {step}" if step else "first evaluation", measuring.noun(self.study)
+        with doing(what, noun) as done:
+            return self.evaluation(learners, done)
 
     def _write_evaluation(
         self, step: int, record: Record | None, learners: Sequence[Learner], evaluated: Evaluated
@@ -269,28 +260,10 @@ class Session:
 
     def _look_for_reasons(self, step: int, who: Sequence[Learner]) -> None:
         """Appends what the reasons found to reasons.jsonl; at the end also the way from student to student."""
-        if self.reasons is None:
-            return
-        begin, learners = perf_counter(), {learner.name: learner for learner in who}
-        found = self.reasons(list(learners.values()))
-        at, rows = {"step": step, "stage": self.table.stage}, []
-        for name, said in found.learners.items():
-            role = self._describe(name)
-            rows.append(
-                {**at, "kind": "learner", "setting": role["setting"], "seed": role["seed"], "learner": name, **said}
-            )
-        for pair in found.pairs:
-            one, other = (learners[name] for name in pair["learners"])
-            named = [self._describe(name)["setting"] for name in pair["learners"]]
-            ends = step == self.how.steps and len(found.pairs) <= BARRIERS and named[0] != named[1]  # one beginning
-            way = {"barrier": barrier(one.model, other.model, partial(self._loss_on_the_way, one))} if ends else {}
-            rows.append({**at, "kind": "pair", **pair, "settings": named, **way})
-        spent = clock.since(begin)
-        rundir.append_lines(self.folder / rundir.REASONS, [row | {"seconds": spent / len(rows)} for row in rows])
-
-    def _loss_on_the_way(self, learner: Learner, model: torch.nn.Module) -> float:
-        assert self.reasons is not None and model is learner.model
-        return self.reasons.label_loss(learner)
+        if self.reasons is not None:
+            at = {"step": step, "stage": self.table.stage}
+            rows = measuring.reason_rows(self.reasons, who, self._describe, at, last=step == self.how.steps)
+            rundir.append_lines(self.folder / rundir.REASONS, rows)
 
     def _save_now(self, record: Record) -> None:
         if record.step % self.how.checkpoint_every == 0 and record.step < self.how.steps:
@@ -302,26 +275,33 @@ class Session:
                 if (self.folder / name).exists():
                     rundir.sync(self.folder / name)
             facts = {"recipe_sha256": manifest.identity(self.table), "tokens": self.tokens, "way": vars(self.way)}
-            checkpoint.save(self.folder / rundir.CHECKPOINTS, step, self.study.changing, facts)
+            with doing(f"saving step {step}"):
+                checkpoint.save(self.folder / rundir.CHECKPOINTS, step, self.study.changing, facts)
         self.study.world.wait()
 
     def _finish(self, begin: float) -> None:
         """Exports the students, profiles them, draws the figures, writes the report."""
         if self.study.world.is_main:
             facts = rundir.read_json(self.folder / rundir.MANIFEST)
-            last = [row for row in rundir.read_lines(self.folder / rundir.EVALS)[0] if row["step"] == self.how.steps]
-            for learner in self._left:
-                rows = [row for row in last if row["learner"] == learner.name]
-                card = export.model_card(facts, self.recipe, self.study.settings[learner.name], learner.name, rows)
-                with self.keeper.worn([learner]) if self.keeper else nullcontext():
-                    export.export(self.folder, learner, self.study.design.student_tokenizer, card)
+            with doing("export", "students") as done:
+                self._export(facts, done)
             spent = facts["seconds"] + clock.since(begin)
-            told = profile.of_study(self.study, seconds=max(PROFILING, PROFILED * spent))
+            with doing("profile") as now:
+                told = profile.of_study(self.study, seconds=max(PROFILING, PROFILED * spent), turn=now.at)
             rundir.write_json(self.folder / rundir.PROFILE, told)
         self._status("done" if self._left else "failed", begin)
         if self.study.world.is_main:
             report.write(self.folder)
         self.study.world.wait()
+
+    def _export(self, facts: dict[str, Any], done: Done) -> None:
+        last = [row for row in rundir.read_lines(self.folder / rundir.EVALS)[0] if row["step"] == self.how.steps]
+        for number, learner in enumerate(self._left):
+            done(number, len(self._left))
+            rows = [row for row in last if row["learner"] == learner.name]
+            card = export.model_card(facts, self.recipe, self.study.settings[learner.name], learner.name, rows)
+            with self.keeper.worn([learner]) if self.keeper else nullcontext():
+                export.export(self.folder, learner, self.study.design.student_tokenizer, card)
 
     def _status(self, status: str, begin: float) -> None:
         if self.study.world.is_main:

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from limbeck.errors import Interrupted, UserError
+from limbeck.progress import doing
 
 PATIENCE = timedelta(days=7)  # the others wait while the first process tokenises or evaluates
 GONE = ("closed by peer", "reset by peer", "broken pipe")  # what a process hears of one that has ended
@@ -103,7 +104,7 @@ class World:
     def wait(self) -> None:
         """Waits for all processes."""
         if self.size > 1:
-            with _heard():
+            with _heard(), doing("waiting for the other processes"):
                 dist.barrier()
 
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from limbeck import progress
+
 BLANK = {
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 547 288" width="547pt" height="288pt"></svg>',
     "png": b"\x89PNG\r\n\x1a\n",
@@ -34,3 +36,9 @@ def undrawn(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def _blank(figure: Figure, place: Path, *, format: str, **_: Any) -> None:
     place.write_bytes(BLANK[format])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def told_alone() -> None:
+    """What a test reads on standard error must not depend on how long a machine takes."""
+    progress.EVERY = 1e6

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from limbeck.feeds.blocks import Part, dtype_of
+from limbeck.feeds.blocks import Part, counted, dtype_of
 from limbeck.feeds.copies import Texts
 from limbeck.feeds.corpora import separate_rows
 from limbeck.feeds.masking import IGNORED
 from limbeck.feeds.store import Facts, Tell, cache_folder, json_sha256, open_or_make
 from limbeck.feeds.tasks import Rows, TaskCorpus
 from limbeck.feeds.tokenise import Encoder
+from limbeck.progress import doing
 
 if TYPE_CHECKING:
     from limbeck.material import Data
@@ -85,10 +86,14 @@ def open_augmented(
 
 def _write(folder: Path, data: Data, encoder: Encoder, copies: Copies) -> Facts:
     """Tokenise rows and copies into a folder; memory grows by 16 bytes a row, and by 32 for each held-out one."""
-    held = {_digest(_texts(row)) for part, _, row in separate_rows(data) if part != "train"}
     source, cut, dtype = array("q"), 0, dtype_of(encoder.special)
-    rows = _kept(copies(training(data)), held)
-    with Part(folder, "train", dtype) as part, open(folder / "train.types.bin", "wb") as types:
+    with (
+        doing(f"tokenising copies of the rows of {data.corpus}", "rows") as done,
+        Part(folder, "train", dtype) as part,
+        open(folder / "train.types.bin", "wb") as types,
+    ):
+        held = {_digest(_texts(row)) for side, _, row in separate_rows(data) if side != "train"}
+        rows = counted(_kept(copies(training(data)), held), done)
         while some := list(islice(rows, BATCH)):
             names, texts = [name for _, name, _ in some], [texts for _, _, texts in some]
             firsts, pairs = [one[0] for one in texts], [one[1] for one in texts if len(one) > 1]

@@ -21,6 +21,7 @@ from limbeck.errors import UserError
 from limbeck.feeds.corpora import each, fingerprint, heldout_source, separate
 from limbeck.feeds.store import Facts, Tell, cache_folder, json_sha256, open_or_make
 from limbeck.feeds.tokenise import Encoder, Special
+from limbeck.progress import Doing, doing
 
 if TYPE_CHECKING:
     from limbeck.material import Data
@@ -116,9 +117,11 @@ def _key(data: Data, encoder: Encoder) -> str:
 
 def content_of(data: Data, encoder: Encoder) -> Facts:
     """What every tokenised text is a function of, packed or not: as JSON, for the key of an entry of the cache."""
+    with doing(f"reading {data.corpus}"):
+        corpora = [[fingerprint(one.corpus), _heldout_key(one)] for one in each(data)]
     return {
         **({"train_share": data.train_share} if data.train_share < 1 else {}),
-        "corpora": [[fingerprint(one.corpus), _heldout_key(one)] for one in each(data)],
+        "corpora": corpora,
         "tokenizers": encoder.hashes,
         "special": asdict(encoder.special),
         "library": tokenizers.__version__,
@@ -189,7 +192,8 @@ def _write(folder: Path, data: Data, encoder: Encoder, tell: Tell) -> Facts:
     both = 0
     with ExitStack() as stack:
         parts = {part: stack.enter_context(Part(folder, part, dtype)) for part in PARTS}
-        for batch in batches(separate(data), len):
+        items = counted(separate(data), stack.enter_context(doing(f"tokenising {data.corpus}", "documents")))
+        for batch in batches(items, len):
             kept = [document for document in batch if document[0] in parts]
             both += sum(row[0] == "both" for row in batch)
             encoded = encoder([name for _, name, _ in kept], [text for _, _, text in kept])
@@ -224,6 +228,13 @@ def _one_sided(data: Data, part: str, both: int, noun: str) -> str:
     use, change = ("train on", "lower") if part == "train" else ("hold out", "raise")
     remedy = f"{change} it, give more {noun}s, or name a corpus in it"
     return f"{data.corpus}: no {noun} to {use} with data.heldout at {data.heldout}; {remedy}"
+
+
+def counted(items: Iterable[T], done: Doing, size: int = 1) -> Iterator[T]:
+    """The same items, each of some `size`; how many were taken is told."""
+    for number, item in enumerate(items):
+        done(number * size)
+        yield item
 
 
 def batches(

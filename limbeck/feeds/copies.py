@@ -7,7 +7,6 @@ written whole or not at all, so that a writer that was killed goes on where it s
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count, islice
@@ -19,10 +18,10 @@ import numpy as np
 from limbeck.feeds.order import uniform
 from limbeck.feeds.store import Facts, Tell, open_or_make
 from limbeck.material import Augment
+from limbeck.progress import Done, doing, uncounted
 from limbeck.seeds import derive_seed
 
 SHARD = 256  # rows
-EVERY = 10.0  # seconds between lines of progress
 
 Texts = tuple[str, ...]  # one text, or the two of a pair
 
@@ -35,7 +34,7 @@ class Place(NamedTuple):
     candidates: Sequence[str]
 
 
-Propose = Callable[[Sequence[str]], list[list[Place]]]
+Propose = Callable[[Sequence[str], Done], list[list[Place]]]
 
 
 def copies(texts: Texts, places: Sequence[Sequence[Place]], number: int, how: Augment) -> list[Texts]:
@@ -81,29 +80,29 @@ def _variants(text: str, places: Sequence[Place], number: int, first: int, how: 
     return ["".join([*piece, text[done:]]) for piece in pieces]
 
 
+def _in_rows(done: Done, before: int, rows: int, all_rows: int, count: int, of: int) -> None:
+    """Tells how many rows are done, where of some of them `count` of `of` words are."""
+    done(before + rows * count // of, all_rows)
+
+
 class Shelf:
     """The candidates of the rows of a task.
 
     Args:
         folder: named by a key of the rows and of all that candidates are a function of.
         propose: says of texts which words may be replaced, and by what; asked for what is missing.
-        tell: receives progress.
+        tell: receives a line where a shard is damaged.
     """
 
     def __init__(self, folder: Path, propose: Propose, tell: Tell) -> None:
         self.folder, self.propose, self.tell = folder, propose, tell
 
-    def write(self, rows: Iterable[tuple[str, Texts]], rank: int = 0, size: int = 1) -> None:
-        """Makes the shards rank, rank + size, ... that are missing: the share of one of `size` processes."""
-        begin = said = time.monotonic()
-        done = 0
-        for number, some in self._shards(rows):
-            if number % size == rank:
-                self._open(number, some)
-                done += len(some)
-            if (now := time.monotonic()) - said > EVERY:
-                said = now
-                self.tell(f"words to put in place of others: {done:,} rows, {done / (now - begin):,.0f} a second")
+    def write(self, rows: Iterable[tuple[str, Texts]], rank: int = 0, size: int = 1, count: int = 0) -> None:
+        """Makes the shards rank, rank + size, ... that are missing: the share of one of `size` processes, of `count` rows."""
+        with doing("words to put in place of others", "rows") as done:
+            for number, some in self._shards(rows):
+                if number % size == rank:
+                    self._open(number, some, partial(_in_rows, done, number * SHARD, len(some), count))
 
     def augmented(self, rows: Iterable[tuple[str, Texts]], how: Augment) -> Iterator[tuple[str, list[Texts]]]:
         """(name of a row, the row and its copies)."""
@@ -119,15 +118,15 @@ class Shelf:
                 return
             yield number, some
 
-    def _open(self, number: int, rows: Sequence[tuple[str, Texts]]) -> list[list[list[Place]]]:
+    def _open(self, number: int, rows: Sequence[tuple[str, Texts]], done: Done = uncounted) -> list[list[list[Place]]]:
         """The candidates of a shard, made first where they are missing: row -> text -> word."""
         folder = self.folder / f"{number:05}"
-        open_or_make(folder, partial(self._write, texts=[texts for _, texts in rows]), self.tell)
+        open_or_make(folder, partial(self._write, texts=[texts for _, texts in rows], done=done), self.tell)
         found = json.loads((folder / "places.json").read_text(encoding="utf-8"))
         return [[[Place(*place) for place in text] for text in row] for row in found]
 
-    def _write(self, folder: Path, texts: Sequence[Texts]) -> Facts:
-        said = iter(self.propose([text for row in texts for text in row]))
+    def _write(self, folder: Path, texts: Sequence[Texts], done: Done) -> Facts:
+        said = iter(self.propose([text for row in texts for text in row], done))
         places = [[next(said) for _ in row] for row in texts]
         (folder / "places.json").write_text(json.dumps(places, ensure_ascii=False), encoding="utf-8")
         return {"rows": len(texts)}

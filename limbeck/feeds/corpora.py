@@ -31,6 +31,7 @@ from limbeck.feeds.readers import (
 )
 from limbeck.feeds.tables import LONGEST, Column, Wanted
 from limbeck.kinds import path_of
+from limbeck.progress import doing
 
 if TYPE_CHECKING:
     from limbeck.material import Data
@@ -210,7 +211,9 @@ def _all_documents(spec: str, wanted: Wanted, separator: str, split: Split) -> I
     if spec == "docs":
         from limbeck.feeds import docs
 
-        yield from docs.documents()
+        with doing("gathering the texts of docs"):
+            found = docs.documents()
+        yield from found
     elif spec.startswith("hub:"):
         yield from read_hub(spec, wanted)
     for path in find_files(spec, split):

@@ -16,6 +16,7 @@ from limbeck.errors import UserError
 from limbeck.feeds.corpora import file_sha256
 from limbeck.feeds.leftovers import filling
 from limbeck.kinds import path_of
+from limbeck.progress import doing
 
 Tell = Callable[[str], None]
 Facts = dict[str, Any]
@@ -56,7 +57,8 @@ def _open(folder: Path, tell: Tell) -> Facts | None:
         return None
     try:
         table = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        damaged = [name for name, file in table["files"].items() if file != _describe(folder / name)]
+        with doing(f"checking what is kept in {folder.parent}"):
+            damaged = [name for name, file in table["files"].items() if file != _describe(folder / name)]
         if table.pop("sha256") != json_sha256(table):
             damaged.append("facts.json")
         mine = table["entry"] == folder.name

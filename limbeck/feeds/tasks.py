@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from limbeck.errors import UserError
-from limbeck.feeds.blocks import PARTS, Part, batches, both_parts, content_of, dtype_of, facts_of
+from limbeck.feeds.blocks import PARTS, Part, batches, both_parts, content_of, counted, dtype_of, facts_of
 from limbeck.feeds.corpora import column_names, each, row_text, separate_rows
 from limbeck.feeds.labels import MOST, choose, class_name, numbers, score
 from limbeck.feeds.masking import IGNORED
@@ -26,6 +26,7 @@ from limbeck.feeds.readers import Row
 from limbeck.feeds.store import Facts, Tell, cache_folder, json_sha256, open_or_make
 from limbeck.feeds.tables import listed
 from limbeck.feeds.tokenise import Encoded, Encoder, Special
+from limbeck.progress import doing
 
 if TYPE_CHECKING:
     from limbeck.material import Data, Task
@@ -177,7 +178,8 @@ def _write(folder: Path, data: Data, encoder: Encoder, tell: Tell) -> Facts:
     dtype, both = dtype_of(encoder.special), 0
     with ExitStack() as stack:
         parts = {part: stack.enter_context(_RowPart(folder, part, dtype, _task(data).kind)) for part in PARTS}
-        for batch in batches(separate_rows(data), lambda row: len(row_text(row))):
+        items = counted(separate_rows(data), stack.enter_context(doing(f"tokenising {data.corpus}", "rows")))
+        for batch in batches(items, lambda row: len(row_text(row))):
             kept = [row for row in batch if row[0] in parts]
             both += sum(row[0] == "both" for row in batch)
             for (part, name, row), encoded in zip(kept, _encoded(encoder, data, kept), strict=True):

@@ -25,6 +25,7 @@ from limbeck.lab.judged import HEADINGS, judged, rows_of
 from limbeck.lab.read import Run
 from limbeck.lab.summary import findings, question
 from limbeck.lab.table import Column, best, cells, rows, title
+from limbeck.progress import doing
 from limbeck.rundir import REPORT, shared, shared_recipe, write_text
 
 TEMPLATE, SCRIPT = "report.html.j2", "sort.js"
@@ -55,11 +56,12 @@ def write(folder: str | Path) -> Path:
 
 def page(run: Run) -> Path:
     """Draw the figures of what was gathered, and write report.html, whole or not at all; returns its path."""
-    why = reasons.of(run)
-    if why is not None:
-        run = replace(run, notes=(*run.notes, *why.notes))
-    path = run.folder / REPORT
-    write_text(path, render(run, figures(run), section(why) if why is not None and why.learners else None))
+    with doing("drawing the figures and writing the report"):
+        why = reasons.of(run)
+        if why is not None:
+            run = replace(run, notes=(*run.notes, *why.notes))
+        path = run.folder / REPORT
+        write_text(path, render(run, figures(run), section(why) if why is not None and why.learners else None))
     return path
 
 

@@ -20,15 +20,19 @@ import transformers as tf
 from kernel import bert
 from rows import recipe, small, table
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import limbeck
 from limbeck import augment, build, designs, proposals, vectors
 from limbeck.errors import UserError
 from limbeck.feeds import copies as kept
+from limbeck.feeds.augmented import training
 from limbeck.feeds.copies import Place, Shelf, copies
 from limbeck.feeds.order import uniform
 from limbeck.load import load
 from limbeck.material import Augment, Task
+from limbeck.progress import Done
 from limbeck.proposals import STOP, Proposer
 from limbeck.seeds import derive_seed
 from limbeck.stages import expand
@@ -371,6 +375,24 @@ def test_the_same_bytes_from_another_batch_size(world: Path, tmp_path: Path, mon
         assert files(tmp_path / "a" / part) == files(tmp_path / "b" / part) != {}
 
 
+def test_check_counts_the_copies_into_the_time(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model multiplies, as torch counts it while it does; on a sample, about that."""
+    table_ = said(world, tmp_path / "a", HOW)
+    plan = designs.design(load(table_))
+    proposer = augment._proposer(plan, augment._how(plan), World())
+    texts = [text for _, (text,) in training(plan.recipe.data)]
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no fused attention
+        proposer(texts)
+    assert augment.flops(plan) == pytest.approx(counter.get_total_flops(), rel=0.05)
+    monkeypatch.setattr(augment, "SAMPLE", 10)
+    assert augment.flops(plan) == pytest.approx(counter.get_total_flops(), rel=0.3)
+    lines = limbeck.check(table_)
+    (time,) = [number for number, line in enumerate(lines) if line.startswith("time ")]
+    assert lines[time + 1].endswith("seconds of it for copies of rows, once")
+    table_["data"]["task"].pop("augment")
+    assert not [line for line in limbeck.check(table_) if "copies" in line]
+
+
 @pytest.mark.usefixtures("shards")
 def test_processes_make_disjoint_shares_of_the_same_bytes(tmp_path: Path) -> None:
     """Each process asks the model for its own shards alone; together they are those of one process."""
@@ -378,9 +400,9 @@ def test_processes_make_disjoint_shares_of_the_same_bytes(tmp_path: Path) -> Non
     asked: list[str] = []
     proposer = Proposer(small(layers=1), words(), Augment(**HOW))
 
-    def propose(texts: Sequence[str]) -> list[list[Place]]:
+    def propose(texts: Sequence[str], done: Done) -> list[list[Place]]:
         asked.extend(texts)
-        return proposer(texts)
+        return proposer(texts, done)
 
     Shelf(tmp_path / "one", propose, print).write(rows)
     alone, asked[:] = list(asked), []
@@ -401,10 +423,10 @@ from limbeck.feeds import copies
 from limbeck.load import load
 from limbeck.world import World
 copies.SHARD, count, write = 4, 0, copies.Shelf._write
-def late(self, folder, texts):
+def late(self, folder, **given):
     global count
     count += 1
-    done = write(self, folder, texts)
+    done = write(self, folder, **given)
     if count == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return done
@@ -426,7 +448,7 @@ def test_a_writer_that_was_killed_goes_on(world: Path, tmp_path: Path, monkeypat
     assert len(list(folder.glob("?????"))) == 3 and not (tmp_path / "cache" / "augmented").exists()
     asked: list[int] = []
     plain = Proposer.__call__
-    monkeypatch.setattr(Proposer, "__call__", lambda self, texts: asked.append(len(texts)) or plain(self, texts))
+    monkeypatch.setattr(Proposer, "__call__", lambda self, texts, done: asked.append(len(texts)) or plain(self, texts))
     made(table_)
     assert sum(asked) == 30 - 3 * 4
     table_["data"]["cache"] = str(tmp_path / "other")
@@ -439,7 +461,7 @@ def test_what_is_kept_is_found_again(world: Path, tmp_path: Path, monkeypatch: p
     first = made(said(world, tmp_path / "a", HOW)).corpus
     plain = Proposer.__call__
     asked: list[int] = []
-    monkeypatch.setattr(Proposer, "__call__", lambda self, texts: asked.append(len(texts)) or plain(self, texts))
+    monkeypatch.setattr(Proposer, "__call__", lambda self, texts, done: asked.append(len(texts)) or plain(self, texts))
     assert texts_of(made(said(world, tmp_path / "a", HOW)).corpus.train) == texts_of(first.train)
     assert len(made(said(world, tmp_path / "a", HOW | {"copies": 12})).corpus.train) > len(first.train)
     assert texts_of(made(said(world, tmp_path / "a", HOW | {"draw": 1})).corpus.train) != texts_of(first.train)

@@ -14,7 +14,7 @@ import limbeck
 ROOT = Path(limbeck.__file__).parent
 FLOORS = [
     # 0: words, tensors, files, the machine
-    "errors words kinds settings material training recipe plain load stages arms hub layers schedules anatomy rundir metrics losses reduce seeds precision environment signals locks clock vectors",
+    "errors words kinds settings material training recipe plain load stages arms hub layers schedules anatomy rundir metrics losses reduce seeds precision environment signals locks clock vectors progress",
     # 1: models, and the processes
     "attention taps quantised recall packing blockwise bridges students cuts inherit models exits world balance memory factors custom",
     # 2: who answers, and who learns from whom
@@ -26,9 +26,9 @@ FLOORS = [
     # 5: the loop, what is kept of it, what is asked of it
     "paths probe engine keeping checkpoint evaluate findings reasons export cache proposals",
     # 6: where words become objects, and what they cost
-    "tasks terms designs casting augment library build costs examine profile preview manifest room measuring trim",
+    "tasks terms designs casting augment library build costs examine profile preview manifest room measuring trim hooks",
     # 7: what people touch
-    "progress trackers session chain studies api cli __main__",
+    "trackers session chain studies api cli __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 TORCH_FREE = {
@@ -55,6 +55,7 @@ TORCH_FREE = {
     "lab",
     "__main__",
     "vectors",
+    "progress",
 }
 TORCH_FREE_OF_FEEDS = {
     *("corpora", "readers", "docs", "store", "blocks", "tokenise", "masking"),
