@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limbeck import augment, bridges, factors, schemes, tasks
 from limbeck.actors import Ema, Frozen, Learner
-from limbeck.casting import Company
+from limbeck.casting import Company, trained_head
 from limbeck.designs import Design
 from limbeck.engine import to_device
 from limbeck.ensemble import Ensemble
@@ -141,7 +141,7 @@ def study(
         averages += [actor for cast in casts for actor in cast.actors if isinstance(actor, Ema)]
         stills[seed] = schemes.together(casts, chunk=plan.chunk, autocast=plan.autocast, world=world)
     learners = [learner for still in stills.values() for learner in still.learners]
-    bests = [Best(learner) for learner in learners] if table.measure else []
+    bests = [Best(it, trained_head(plan, settings[it.name])) for it in learners] if table.measure else []
     return Study(plan, world, material, teachers, stills, feeds, settings, averages, bests)
 
 

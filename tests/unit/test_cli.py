@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from kernel import answer, lay_out, recipe
 
@@ -181,6 +182,9 @@ MISTAKES = [
     (["out=a-file"], "a-file: is there and is no run, or a damaged one; choose another folder"),
     (["out=a-file/run"], "a-file/run: no folder can be made in"),
     (["out=taken"], "taken: is there and is no run, or a damaged one; choose another folder"),
+    # the machine
+    (["train.device=cuda:99"], "train.device: cuda:99 cannot be used here ("),
+    *([] if torch.cuda.is_available() else [(["train.device=cuda"], "train.device: cuda cannot be used here (")]),
 ]
 
 
