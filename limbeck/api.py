@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbeck import arms, chain, models, preview, progress, rundir, stages, studies, trackers
+from limbeck import arms, chain, designs, models, preview, progress, rundir, stages, studies, trackers
 from limbeck.errors import Failed, UserError
 from limbeck.lab import report
 from limbeck.recipe import Recipe
@@ -97,7 +97,7 @@ def run(
         raise UserError(f"{folder}: nothing has begun there that could go on; leave --resume out, or set out=DIR")
     alone = compared == [first] and not asked.words.resolves and not (folder / rundir.STUDY).is_file()
     if alone and chain.are_done(first.tables, force)[-1]:
-        chain.train(first.tables, World(), tell, quiet, asked.words.shown)  # says so
+        chain.train(first.tables, World(), tell, quiet, asked.words.shown, force)  # says so
         return Run(folder)
     with interruptible():
         with at_once():
@@ -129,7 +129,7 @@ def _train(
         if trials or len(compared) > 1:
             studies.free(folder, key)
         if trials or len(compared) > 1 or asked.words.resolves:
-            _hold_together([*compared, *(arm for _, arm in trials)], folder, world)
+            _hold_together([*compared, *(arm for _, arm in trials)], asked.words, folder, world, force=force)
     for number, (_, arm) in enumerate(trials, start=1):
         tell(f"trial {number} of {len(trials)}: {arm.name}")
         with suppress(Failed):  # the worst of all
@@ -159,11 +159,20 @@ def _asked(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str
     return arms.asked(plain, overrides)
 
 
-def _hold_together(several: Sequence[arms.Arm], folder: Path, world: World, offline: bool = False) -> None:
+def _hold_together(
+    several: Sequence[arms.Arm],
+    words: arms.Words,
+    folder: Path,
+    world: World,
+    offline: bool = False,
+    force: bool = False,
+) -> None:
     """Whether all arms of a study can be run, asked before the first one trains; what has begun was asked then."""
     for arm in several if not (folder / rundir.STUDY).is_file() else ():
         with suppress(*([models.NotDownloaded] if offline else [])):
-            chain.plans_of(arm.tables, world, offline)
+            for plan in chain.plans_of(arm.tables, world, offline).values():
+                if not force:
+                    studies.require(words, plan, world, whole=plan.recipe.stage != arm.last.stage)
 
 
 def cache(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> dict[Path, int]:
@@ -194,17 +203,24 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
     asked = _asked(recipe, overrides)
     compared = asked.arms()
     first, folder, trials = compared[0], Path(compared[0].last.run_dir), asked.trials()
-    world = World.join(first.last.train.device)
+    world, done = World.join(first.last.train.device), [False] * len(first.tables)
     if len(compared) == 1 and not asked.words.resolves and not (folder / rundir.STUDY).is_file():
-        chain.are_done(first.tables)
+        done = chain.are_done(first.tables)
+        chain.same(first.tables, done, False, progress.tell)
     for table in first.tables:
         trackers.require(table.report_to)
         chain.divides(table, world)
     if trials or len(compared) > 1:
         others = [*compared[1:], *(arm for _, arm in trials)]
         studies.free(folder, studies.key(asked.words, compared))
-        _hold_together(others, folder, world, offline=True)
-    found = preview.lines(first.tables)
+        _hold_together(others, asked.words, folder, world, offline=True)
+
+    def require(plan: designs.Design) -> None:
+        begun = (Path(plan.recipe.run_dir) / rundir.MANIFEST).is_file()  # and stays as it is
+        if not done[[table.stage for table in first.tables].index(plan.recipe.stage)]:
+            studies.require(asked.words, plan, world, whole=begun or plan.recipe.stage != first.last.stage)
+
+    found = preview.lines(first.tables, require)
     if asked.words.asks:
         found += ["", *preview.study(asked.words, compared, len(trials))]
     return found

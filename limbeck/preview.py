@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,13 @@ TIMES = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 SIZES = {"TiB": 2.0**40, "GiB": 2.0**30, "MiB": 2.0**20}
 
 
-def lines(tables: Sequence[Recipe]) -> list[str]:
+def lines(tables: Sequence[Recipe], require: Callable[[designs.Design], None]) -> list[str]:
     """The study on a page, or on one for each stage. What is on the Hub is not downloaded; what is on this disk is read and
     held together.
+
+    Args:
+        tables: the recipes of the stages.
+        require: raises where the machine does not hold a stage; asked before its text is read.
 
     Raises:
         UserError: what a run would stop with.
@@ -42,7 +46,7 @@ def lines(tables: Sequence[Recipe]) -> list[str]:
             else title,
             "",
         ]
-        found += _stage(table, plans, len(tables) > 1)
+        found += _stage(table, plans, len(tables) > 1, require)
         if table.stage not in plans:  # not downloaded: nothing can be known of what follows
             break
     return found
@@ -59,7 +63,9 @@ def study(words: Words, arms: Sequence[Arm], trials: int) -> list[str]:
     return _aligned(rows)
 
 
-def _stage(table: Recipe, plans: dict[str, designs.Design], several: bool) -> list[str]:
+def _stage(
+    table: Recipe, plans: dict[str, designs.Design], several: bool, require: Callable[[designs.Design], None]
+) -> list[str]:
     """One stage on a page; its design is put to those before it."""
     away = _far_corpora(table)
     try:
@@ -70,9 +76,10 @@ def _stage(table: Recipe, plans: dict[str, designs.Design], several: bool) -> li
         teachers = [f"hub: {source.source}" for source in designs.sources(table.models).values()]
         return [*_settings(table, None), "", *_downloads([*teachers, *away])]
     plans[table.stage] = plan
+    require(plan)
     Encoder(plan.teacher_tokenizer, plan.student_tokenizer)
-    text = [] if away else _text(plan)
-    body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan)]
+    text, load = ([], None) if away else _text(plan)
+    body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan, load)]
     return [*body, *(_downloads(away) if away else _aligned([*text, ("ok", "")]))]
 
 
@@ -91,10 +98,11 @@ def _downloads(names: list[str]) -> list[str]:
     return _aligned([*rows, ("ok", "checked up to the download")])
 
 
-def _text(plan: designs.Design) -> list[Row]:
+def _text(plan: designs.Design) -> tuple[list[Row], costs.Load]:
+    """What is read, and the mean load of an update."""
     notes: list[str] = []
     material = build.text(plan, notes.append)
-    build.feed(plan, material, seed=0)
+    load = costs.mean(plan, build.feed(plan, material, plan.recipe.seeds[0]))
     facts, noun = material.facts, "rows" if plan.recipe.data.task else "documents"
     rows = [
         ("text", f"{facts['corpus']}: {facts['documents']:,} {noun}, {facts['tokens']:,} tokens"),
@@ -106,7 +114,7 @@ def _text(plan: designs.Design) -> list[Row]:
         rows.append(("augmented", f"up to {how.copies} copies of each row, made when the run begins"))
     if more := facts.get("unlabelled"):
         rows.append(("unlabelled", f"{more['corpus']}: {more['documents']:,} {noun}, {more['tokens']:,} tokens"))
-    return [*rows, *(("" if i else "note", note) for i, note in enumerate(facts["notes"]))]
+    return [*rows, *(("" if i else "note", note) for i, note in enumerate(facts["notes"]))], load
 
 
 def _models(plan: designs.Design, inherited: Sequence[str]) -> list[str]:
@@ -197,17 +205,20 @@ def _kind(aid: torch.nn.Module) -> str:
     )
 
 
-def _cost(plan: designs.Design) -> list[str]:
-    how, cost = plan.recipe.train, costs.of_study(plan)
+def _cost(plan: designs.Design, load: costs.Load | None) -> list[str]:
+    """What training costs; where no text is there yet, with rows of full length."""
+    how, cost = plan.recipe.train, costs.of_study(plan, load)
     seconds = cost.total_flops / (costs.matrix_rate(how.precision) * costs.EFFICIENCY)
     cast = f"settings {len(plan.terms)} x seeds {len(plan.recipe.seeds)}"
     alone = ", ".join(f"{name} {flops / 1e9:,.1f}" for name, flops in cost.flops_per_step.items())
-    short = "; shorter rows take less" if plan.recipe.data.task else ""
+    size = f"{how.batch_size} x {plan.recipe.data.max_length} tokens"
+    if plan.recipe.data.task and load:
+        size = f"{how.batch_size} rows, on average {load.tokens:,.0f} tokens with padding"
     return _aligned(
         [
-            ("training", f"{cast}, {how.steps:,} updates of {how.batch_size} x {plan.recipe.data.max_length} tokens"),
+            ("training", f"{cast}, {how.steps:,} updates of {size}"),
             ("compute", f"GFLOP of an update alone: {alone}"),
-            ("time", f"about {_scaled(seconds, TIMES)} on this processor, evaluations apart{short}"),
+            ("time", f"about {_scaled(seconds, TIMES)} on this processor, evaluations apart"),
             ("memory", f"about {_scaled(cost.memory, SIZES)}"),
             ("disk", f"about {_scaled(cost.disk, SIZES)}"),
             *_cache(plan),
