@@ -105,10 +105,8 @@ class Repeated:
 def limbeck(turns: Turns, shape: Shape, precision: str | None = None, students: int = 1) -> None:
     """limbeck's own loop: `engine.fit` with the hooks that every run has, and lines of metrics on the disk."""
     prepare(shape)
-    still, said = (
-        still_of(shape, precision or shape.precision, students),
-        {"stage": "train", "seed": 0, "flops_per_step": 0.0},
-    )
+    still = still_of(shape, precision or shape.precision, students)
+    said = {"stage": "train", "seed": 0}
     with TemporaryDirectory() as folder:
 
         def record(record: Record) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from limbeck import (
     arms,
     chain,
+    designs,
     environment,
     models,
     precision,
@@ -109,7 +110,7 @@ def run(
         raise UserError(f"{folder}: nothing has begun there that could go on; leave --resume out, or set out=DIR")
     alone = compared == [first] and not asked.words.resolves and not (folder / rundir.STUDY).is_file()
     if alone and chain.are_done(first.tables, force)[-1]:
-        chain.train(first.tables, World(), tell, asked.words.shown)  # says so
+        chain.train(first.tables, World(), tell, asked.words.shown, force)  # says so
         return Run(folder)
     with progress.shown(quiet), interruptible():
         with at_once():
@@ -143,7 +144,7 @@ def _train(asked: arms.Asked, compared: list[arms.Arm], world: World, tell: Call
         if trials or len(compared) > 1:
             studies.free(folder, key)
         if trials or len(compared) > 1 or asked.words.resolves:
-            _hold_together([*compared, *(arm for _, arm in trials)], folder, world)
+            _hold_together([*compared, *(arm for _, arm in trials)], asked.words, folder, world, force=force)
     for number, (_, arm) in enumerate(trials, start=1):
         tell(f"trial {number} of {len(trials)}: {arm.name}")
         with suppress(Failed):  # the worst of all
@@ -189,11 +190,20 @@ def _arithmetic(asked: arms.Asked, world: World) -> list[str]:
     return [f"precision {' and '.join(words)} on {world.device}{threads}", *(line for line in slow if line)]
 
 
-def _hold_together(several: Sequence[arms.Arm], folder: Path, world: World, offline: bool = False) -> None:
+def _hold_together(
+    several: Sequence[arms.Arm],
+    words: arms.Words,
+    folder: Path,
+    world: World,
+    offline: bool = False,
+    force: bool = False,
+) -> None:
     """Whether all arms of a study can be run, asked before the first one trains; what has begun was asked then."""
     for arm in several if not (folder / rundir.STUDY).is_file() else ():
         with suppress(*([models.NotDownloaded] if offline else [])):
-            chain.plans_of(arm.tables, world, offline)
+            for plan in chain.plans_of(arm.tables, world, offline).values():
+                if not force:
+                    studies.require(words, plan, world, whole=plan.recipe.stage != arm.last.stage)
 
 
 def cache(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> dict[Path, int]:
@@ -226,16 +236,24 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
     asked = _settled(asked, world)
     compared = asked.arms()
     first, folder, trials = compared[0], Path(compared[0].last.run_dir), asked.trials()
+    done = [False] * len(first.tables)
     if len(compared) == 1 and not asked.words.resolves and not (folder / rundir.STUDY).is_file():
-        chain.are_done(first.tables)
+        done = chain.are_done(first.tables)
+        chain.same(first.tables, done, False, progress.tell)
     for table in first.tables:
         trackers.require(table.report_to)
         chain.divides(table, world)
     if trials or len(compared) > 1:
         others = [*compared[1:], *(arm for _, arm in trials)]
         studies.free(folder, studies.key(asked.words, compared))
-        _hold_together(others, folder, world, offline=True)
-    found = preview.lines(first.tables, world)
+        _hold_together(others, asked.words, folder, world, offline=True)
+
+    def require(plan: designs.Design) -> None:
+        begun = (Path(plan.recipe.run_dir) / rundir.MANIFEST).is_file()  # and stays as it is
+        if not done[[table.stage for table in first.tables].index(plan.recipe.stage)]:
+            studies.require(asked.words, plan, world, whole=begun or plan.recipe.stage != first.last.stage)
+
+    found = preview.lines(first.tables, world, require)
     if asked.words.asks:
         found += ["", *preview.study(asked.words, compared, len(trials))]
     return found

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from limbeck import augment, bridges, factors, schemes, tasks
 from limbeck.actors import Ema, Frozen, Learner
-from limbeck.casting import Company
+from limbeck.casting import Company, trained_head
 from limbeck.designs import Design
 from limbeck.engine import to_device
 from limbeck.ensemble import Ensemble
 from limbeck.feeds.blocks import Corpus, prepare
-from limbeck.feeds.corpora import each, heldout_source
-from limbeck.feeds.feed import Batches, Feed, Repeatable
+from limbeck.feeds.corpora import beside
+from limbeck.feeds.feed import Feed, Repeatable
 from limbeck.feeds.mixed import Mixed
 from limbeck.feeds.taskfeed import TaskFeed
 from limbeck.feeds.tasks import TaskCorpus, prepare_task
@@ -59,7 +59,7 @@ class Study:
     material: Material
     teachers: dict[str, schemes.Fixed]  # learner -> role -> who plays it
     stills: dict[int, Still]
-    feeds: Mapping[int, Batches]
+    feeds: Mapping[int, Repeatable]
     settings: dict[str, str]  # learner -> setting
     averages: list[Ema]
     bests: list[Best]  # of every learner, where the best weights are kept
@@ -90,11 +90,7 @@ def text(plan: Design, tell: Callable[[str], None]) -> Material:
     tasks.measurable(plan.recipe, corpus.facts.get("heldout_labelled", 0))
     if data.unlabelled is None:
         return Material(corpus, None)
-    task = data.task and data.task.model_copy(update={"label": None, "classes": tuple(plan.classes) or None})
-    apart = {source[0] for one in each(data) if (source := heldout_source(one))}
-    heldout = apart.pop() if len(apart) == 1 else data.heldout  # what the corpus holds out is not read here either
-    words = {"corpus": data.unlabelled.corpus, "heldout": heldout, "task": task, "unlabelled": None, "max_bytes": None}
-    more = plan.recipe.model_copy(update={"data": data.model_copy(update=words)})
+    more = plan.recipe.model_copy(update={"data": beside(data, plan.classes)})
     return Material(corpus, _prepared(plan.with_recipe(more), tell))
 
 
@@ -142,7 +138,7 @@ def study(
         averages += [actor for cast in casts for actor in cast.actors if isinstance(actor, Ema)]
         stills[seed] = schemes.together(casts, chunk=plan.chunk, autocast=plan.autocast, world=world)
     learners = [learner for still in stills.values() for learner in still.learners]
-    bests = [Best(learner) for learner in learners] if table.measure else []
+    bests = [Best(it, trained_head(plan, settings[it.name])) for it in learners] if table.measure else []
     return Study(plan, world, material, teachers, stills, feeds, settings, averages, bests)
 
 

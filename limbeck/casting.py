@@ -32,7 +32,7 @@ from limbeck.designs import Design, sources
 from limbeck.ensemble import Ensemble
 from limbeck.precision import DTYPES
 from limbeck.reduce import Batch
-from limbeck.stages import folder_of, stage_of
+from limbeck.stages import folder_of, stage_of, student_of
 from limbeck.taps import Tapped
 from limbeck.world import World
 
@@ -162,6 +162,30 @@ class Company:
             average = Ema(f"{peers[0].name}-ema", peers[0], read_of("ema", terms), setting.ema)
             return schemes.averaged(peers[0], average, teachers, terms)
         return schemes.offline(peers[0], teachers, terms)
+
+
+def trained_head(plan: Design, setting: str) -> bool:
+    """Whether the head with which the students of a setting begin was trained before, for what this recipe trains it for.
+
+    A student of an earlier stage has such a head where a term of that stage looked at its logits, or it began with one.
+    """
+    said, student, shape = plan.recipe.models, plan.student, plan.origin
+    source = said.student.origin or (said.members[0] if said.student.init == "teacher" else None)
+    if source is None or shape is None or shape.problem_type != student.problem_type:
+        return False
+    one, other = (family(it.model_type).classifier[-1] for it in (student, shape))
+    if student.problem_type and (shape.num_labels != student.num_labels or one != other):  # such a head is not taken
+        return False
+    if (stage := stage_of(source.source)) is None:
+        return True
+    earlier = plan.earlier[stage]
+    learner = student_of(earlier.recipe, source.source, setting, plan.recipe.seeds[0])
+    taken = next(
+        name
+        for name in earlier.terms
+        if learner in {earlier.recipe.learner(name, seed) for seed in earlier.recipe.seeds}
+    )
+    return any("logits" in term.taps("student") for term in earlier.terms[taken]) or trained_head(earlier, taken)
 
 
 def read_of(role: str, terms: Sequence[lessons.Term]) -> list[str]:

@@ -67,6 +67,7 @@ def train(
         Failed: settings of a stage did not end; later stages do not begin.
     """
     done, folder = are_done(tables, force), Path(tables[-1].run_dir)
+    same(tables, done, force, tell)
     if done[-1]:
         tell(f"{folder}: this run is done; its report is {folder / rundir.REPORT}")
         if world.is_main:
@@ -79,6 +80,8 @@ def train(
         with doing("reading configurations and tokenizers"):
             plans, note = plans_of(tables, world), _once(tell)
         missing = [plan for plan, over in zip(plans.values(), done, strict=True) if not over]
+        for plan in missing if not force else ():
+            room.fits(plan, world)
         texts = {plan.recipe.stage: text(plan, world, note) for plan in missing}
     for number, plan in enumerate(plans.values()):
         if done[number]:
@@ -217,6 +220,19 @@ def are_done(tables: Sequence[Recipe], force: bool = False) -> list[bool]:
         if table.stage not in finished and not done[-1]:
             taken(table, finished)
     return done
+
+
+def same(tables: Sequence[Recipe], done: Sequence[bool], force: bool, tell: Tell) -> None:
+    """Whether text and models of the stages that are done are still those that they were trained with.
+
+    Raises:
+        UserError: something is another, or gone, and nobody said `force`.
+    """
+    for folder, table in [(Path(table.run_dir), table) for table, over in zip(tables, done, strict=True) if over]:
+        if (found := manifest.finished(folder, table)) and not force:
+            raise manifest.other_facts(folder, found)
+        for what in found:
+            tell(f"{folder}: {what} changed since this run began; what stands there is of before")
 
 
 def _is_done(folder: Path, table: Recipe, before: Sequence[Recipe], force: bool) -> bool:

@@ -65,7 +65,7 @@ def run(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Only go on with a run that has begun.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Go on although the recipe, data or models changed; the manifest says so.")
+        bool, typer.Option("--force", help="Go on although recipe, data or models changed, or room may be short.")
     ] = False,
 ) -> None:
     """Train, evaluate, draw and export. Run it again to go on after an interruption."""

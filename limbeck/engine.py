@@ -48,6 +48,7 @@ class Way:
     )  # learner -> `step` and `score` of its best evaluation
     waited: dict[str, int] = field(default_factory=dict)  # learner -> evaluations since then
     ended: dict[str, int] = field(default_factory=dict)  # learner that has waited long enough -> its last update
+    flops: dict[str, float] = field(default_factory=dict)  # learner -> FLOPs so far
 
     @property
     def out(self) -> set[str]:
@@ -62,11 +63,12 @@ class Course:
     Args:
         stills: for each seed its still.
         feeds: for each seed its batches.
-        describe: learner -> what every line of its metrics says of it (stage, setting, seed, cost of a step).
+        describe: learner -> what every line of its metrics says of it (stage, setting, seed).
         measure: the steps after which the update ratios are wanted.
         tokens: learner -> tokens seen so far; kept up to date.
         probes: the steps (updates done) before which every term is probed for itself.
         way: what else is to be remembered; kept up to date.
+        price: the FLOPs of an update of a learner, by the counts of all processes.
         skips: updates in a row that are skipped before a learner stops.
         tell: where a line for people goes.
     """
@@ -82,6 +84,7 @@ class Course:
     tokens: dict[str, int] = field(default_factory=dict)
     probes: Callable[[int], bool] = lambda step: False
     way: Way = field(default_factory=Way)
+    price: Callable[[str, Counts], float] = lambda learner, counts: 0.0
     skips: int = 10
     tell: Callable[[str], None] = shortage.say
 
@@ -260,6 +263,7 @@ def _row(
     assert norms is not None
     teachers = {lesson.teacher for lesson in lessons if lesson.teacher} - {name}
     course.tokens[name] = course.tokens.get(name, 0) + counts.tokens
+    course.way.flops[name] = course.way.flops.get(name, 0.0) + course.price(name, counts)
     said = course.describe(name)
     return {
         "step": step + 1,
@@ -279,5 +283,5 @@ def _row(
         "tokens": course.tokens[name],
         "tokens_per_second": speed,
         "seconds": still.seconds[name] + sum(still.seconds[teacher] for teacher in teachers),
-        "flops": said["flops_per_step"] * (step + 1),
+        "flops": course.way.flops[name],
     }

@@ -16,10 +16,13 @@ from limbeck.words import BEST
 
 
 class Best:
-    """The weights that a learner had at its best evaluation; in the beginning those that it begins with."""
+    """The weights that a learner had at its best evaluation; in the beginning those that it begins with.
 
-    def __init__(self, learner: Learner) -> None:
-        self.name, self.learner = f"{learner.name}.best", learner
+    `trained` says whether the head that it begins with was trained before: if not, its answers at the beginning are luck.
+    """
+
+    def __init__(self, learner: Learner, trained: bool = True) -> None:
+        self.name, self.learner, self.trained = f"{learner.name}.best", learner, trained
         self.model = copy.deepcopy(learner.model).requires_grad_(False)
 
     @torch.no_grad()
@@ -46,7 +49,8 @@ class Keeper:
     """Which evaluation of each learner was the best, and who has stopped since.
 
     An evaluation is better than those before it where its measure is strictly so; of equal ones the first is kept, and one
-    whose measure is not defined is never better. What must outlast an interruption is in the run's `way`.
+    whose measure is not defined is never better. That of the beginning counts only where the head was trained before. What must
+    outlast an interruption is in the run's `way`.
 
     Args:
         bests: of every learner.
@@ -61,6 +65,8 @@ class Keeper:
     def see(self, step: int, rows: Mapping[str, Mapping[str, Any]], way: Way) -> None:
         """Takes the weights of the learners whose evaluation on held-out data, after `step` updates, is their best."""
         for name, row in rows.items():
+            if step == 0 and not self.bests[name].trained:
+                continue
             value = (row.get("metrics") or {}).get(self.measure, row.get(self.measure))
             score, best = None if value is None else BEST[self.measure] * value, way.best.get(name)
             if best is None or (score is not None and (best["score"] is None or score > best["score"])):

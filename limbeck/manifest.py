@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from limbeck import build, custom, designs, environment, rundir, stages, students
+from limbeck import build, custom, designs, environment, models, rundir, stages, students
 from limbeck.actors import Frozen
 from limbeck.ensemble import Ensemble
 from limbeck.errors import UserError
+from limbeck.feeds import unchanged
 from limbeck.recipe import Recipe
 
 Facts = dict[str, Any]
@@ -29,6 +30,7 @@ HARMFUL = {
     "the initial students": ("initial",),
     "the code of a loss": ("losses",),
 }
+MODELS = {"models.teacher": "the teacher", "models.student.init": "the initial students"}  # by their place in a recipe
 HARMLESS = {  # the same run, to rounding
     "versions": ("versions",),
     "processes": ("processes",),
@@ -89,7 +91,7 @@ def show(folder: Path, baselines: Sequence[str]) -> bool:
 
 
 def of(study: build.Study, flops: Mapping[str, float]) -> Facts:
-    """The manifest of a study that has not trained yet; `flops` are those of an update of each setting."""
+    """The manifest of a study that has not trained yet; `flops` are those of a mean update of each setting."""
     table, (first, *others) = study.design.recipe, _teachers(study) or [None]
     return {
         "name": table.name,
@@ -109,6 +111,7 @@ def of(study: build.Study, flops: Mapping[str, float]) -> Facts:
         "device": str(study.world.device),
         "teacher": first,
         "teachers": others,
+        "weights": models.files_of(source.source for _, source in stages.sources(table)),
         "data": study.material.facts,
         "layers": designs.facts(study.design),
         "losses": _losses(table),
@@ -186,6 +189,26 @@ def compared(
     for several, end in zip(found, ends, strict=True):
         for what in several:
             tell(f"{folder}: {what} changed since this run began: it goes on, {end}")
+    return found
+
+
+def finished(folder: Path, table: Recipe) -> list[str]:
+    """What a run that is done was made of and finds no more, in the words of `changes`, with the reason where it is gone.
+
+    No model is built and the Hub is not asked: weights are held together as files.
+    """
+    began, found = rundir.read_json(folder / rundir.MANIFEST), []
+    texts = unchanged.changed(table.data, began["data"])
+    for what, path in HARMFUL.items():
+        if path[0] == "data" and path[1] in texts:
+            found.append(f"{what} ({why})" if (why := texts[path[1]]) else what)
+    known = began.get("weights", {})  # runs of earlier versions have none
+    for place, source in stages.sources(table):
+        folder, what = Path(source.source).expanduser(), MODELS.get(place, "another teacher")
+        if source.source in known and not folder.is_dir():
+            found.append(f"{what} ({folder}: no such folder)")
+        elif not all(rundir.is_same(folder / name, file) for name, file in known.get(source.source, {}).items()):
+            found.append(what)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from limbeck import build, clock
+from limbeck import build, clock, costs
 from limbeck.actors import Learner
 from limbeck.build import Study
 from limbeck.engine import to_device
@@ -105,3 +105,9 @@ def _occurrences(tokens: np.ndarray, vocabulary: int) -> np.ndarray:
     """How often each token stands in a stream: int64 `[V]`; a piece at a time, for the stream is on disk."""
     pieces = (tokens[start : start + PIECE] for start in range(0, len(tokens), PIECE))
     return sum((np.bincount(piece, minlength=vocabulary) for piece in pieces), np.zeros(vocabulary, np.int64))
+
+
+def cost(study: Study) -> costs.StudyCost:
+    """What its training costs, by the lengths of its rows."""
+    feed = study.feeds[study.design.recipe.seeds[0]]
+    return costs.of_study(study.design, costs.mean(study.design, feed, study.world.size))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from limbeck import hub
+from limbeck import hub, rundir
 from limbeck.anatomy import family
 from limbeck.errors import Interrupted, UserError
 from limbeck.kinds import path_of
@@ -73,6 +73,16 @@ def place(source: str) -> str:
             f"{source}: no such model folder; give a folder, 'embedded', or a Hub id such as google-bert/bert-base-uncased"
         )
     return source
+
+
+def files_of(sources: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Folder of every model that is on this disk -> its files of weights, as `rundir.identity` says them."""
+    folders = {source: Path(source).expanduser() for source in sources}
+    return {
+        source: {path.name: rundir.identity(path) for path in sorted(folder.glob("*.safetensors"))}
+        for source, folder in folders.items()
+        if folder.is_dir()
+    }
 
 
 def config_of(source: Source, offline: bool = False) -> PretrainedConfig:

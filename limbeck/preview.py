@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,13 @@ TIMES = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 SIZES = {"TiB": 2.0**40, "GiB": 2.0**30, "MiB": 2.0**20}
 
 
-def lines(tables: Sequence[Recipe], world: World) -> list[str]:
+def lines(tables: Sequence[Recipe], world: World, require: Callable[[designs.Design], None]) -> list[str]:
     """The study on a page, or on one for each stage. The Hub is only asked whether it has a name; what is on this disk is read and
     held together.
+
+    Args:
+        tables: the recipes of the stages.
+        require: raises where the machine does not hold a stage; asked before its text is read.
 
     Raises:
         UserError: what a run would stop with.
@@ -43,7 +47,7 @@ def lines(tables: Sequence[Recipe], world: World) -> list[str]:
             else title,
             "",
         ]
-        found += _stage(table, plans, len(tables) > 1, world)
+        found += _stage(table, plans, len(tables) > 1, world, require)
         if table.stage not in plans:  # not downloaded: nothing can be known of what follows, but whether the Hub has it
             for later in tables[number + 1 :]:
                 _far_models(later), _far_corpora(later)
@@ -62,7 +66,13 @@ def study(words: Words, arms: Sequence[Arm], trials: int) -> list[str]:
     return _aligned(rows)
 
 
-def _stage(table: Recipe, plans: dict[str, designs.Design], several: bool, world: World) -> list[str]:
+def _stage(
+    table: Recipe,
+    plans: dict[str, designs.Design],
+    several: bool,
+    world: World,
+    require: Callable[[designs.Design], None],
+) -> list[str]:
     """One stage on a page; its design is put to those before it."""
     away = _far_corpora(table)
     try:
@@ -72,9 +82,10 @@ def _stage(table: Recipe, plans: dict[str, designs.Design], several: bool, world
     except models.NotDownloaded as notice:
         return [*_settings(table, None), "", *_downloads({**notice.far, **_far_models(table), **away})]
     plans[table.stage] = plan
+    require(plan)
     Encoder(plan.teacher_tokenizer, plan.student_tokenizer)
-    text = [] if away else _text(plan)
-    body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan, world, bool(away))]
+    text, load = ([], None) if away else _text(plan)
+    body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan, world, load)]
     return [*body, *(_downloads(away) if away else _aligned([*text, ("ok", "")]))]
 
 
@@ -109,10 +120,11 @@ def _downloads(far: Mapping[str, str | None]) -> list[str]:
     return _aligned([*rows, ("ok", "checked up to the download")])
 
 
-def _text(plan: designs.Design) -> list[Row]:
+def _text(plan: designs.Design) -> tuple[list[Row], costs.Load]:
+    """What is read, and the mean load of an update."""
     notes: list[str] = []
     material = build.text(plan, notes.append)
-    build.feed(plan, material, seed=0)
+    load = costs.mean(plan, build.feed(plan, material, plan.recipe.seeds[0]))
     facts, noun = material.facts, "rows" if plan.recipe.data.task else "documents"
     rows = [
         ("text", f"{facts['corpus']}: {facts['documents']:,} {noun}, {facts['tokens']:,} tokens"),
@@ -124,7 +136,7 @@ def _text(plan: designs.Design) -> list[Row]:
         rows.append(("augmented", f"up to {how.copies} copies of each row, made when the run begins"))
     if more := facts.get("unlabelled"):
         rows.append(("unlabelled", f"{more['corpus']}: {more['documents']:,} {noun}, {more['tokens']:,} tokens"))
-    return [*rows, *(("" if i else "note", note) for i, note in enumerate(facts["notes"]))]
+    return [*rows, *(("" if i else "note", note) for i, note in enumerate(facts["notes"]))], load
 
 
 def _models(plan: designs.Design, inherited: Sequence[str]) -> list[str]:
@@ -215,23 +227,28 @@ def _kind(aid: torch.nn.Module) -> str:
     )
 
 
-def _cost(plan: designs.Design, world: World, away: bool) -> list[str]:
-    how, cost, task = plan.recipe.train, costs.of_study(plan), plan.recipe.data.task
-    copies = augment.flops(plan) if task and task.augment and not away else 0.0
+def _cost(plan: designs.Design, world: World, load: costs.Load | None) -> list[str]:
+    """What training costs; where no text is there yet, with rows of full length and without copies."""
+    how, cost, task = plan.recipe.train, costs.of_study(plan, load), plan.recipe.data.task
+    copies = augment.flops(plan) if task and task.augment and load else 0.0
     rate = precision.matrix_rate(how.precision) * costs.EFFICIENCY
-    seconds = (cost.total_flops + copies) / rate
     included: list[Row] = [("", f"{_scaled(copies / rate, TIMES)} of it for copies of rows, once")] if copies else []
     cast = f"settings {len(plan.terms)} x seeds {len(plan.recipe.seeds)}"
     alone = ", ".join(f"{name} {flops / 1e9:,.1f}" for name, flops in cost.flops_per_step.items())
-    short = "; shorter rows take less" if plan.recipe.data.task else ""
+    size = f"{how.batch_size} x {plan.recipe.data.max_length} tokens"
+    if task and load:
+        size = f"{how.batch_size} rows, on average {load.tokens:,.0f} tokens with padding"
     note = precision.emulated(how.precision, world.device)
     return _aligned(
         [
-            ("training", f"{cast}, {how.steps:,} updates of {how.batch_size} x {plan.recipe.data.max_length} tokens"),
+            ("training", f"{cast}, {how.steps:,} updates of {size}"),
             ("precision", how.precision),
             *([("note", note)] if note else []),
             ("compute", f"GFLOP of an update alone: {alone}"),
-            ("time", f"about {_scaled(seconds, TIMES)} on this processor, evaluations apart{short}"),
+            (
+                "time",
+                f"about {_scaled((cost.total_flops + copies) / rate, TIMES)} on this processor, evaluations apart",
+            ),
             *included,
             ("memory", f"about {_scaled(cost.memory, SIZES)}"),
             ("disk", f"about {_scaled(cost.disk, SIZES)}"),

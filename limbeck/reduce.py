@@ -25,20 +25,24 @@ class Counts:
     rows: int = 0  # rows with an attended token
     batches: int = 0  # micro-batches, of all processes, with an attended token
     spoken: int = 0  # those with a selected token
+    padded: int = 0  # tokens, padding included
+    pairs: int = 0  # positions that attention compares: of a row of T tokens, padding included, T T
 
     @staticmethod
     def of(batches: Iterable[Batch]) -> Counts:
         """The counts of some micro-batches."""
-        tokens = selected = labels = rows = micro = spoken = 0
+        tokens = selected = labels = rows = micro = spoken = padded = pairs = 0
         for batch in batches:
             lengths = batch["attention_mask"].sum(1)
+            padded += batch["attention_mask"].numel()
+            pairs += batch["attention_mask"].numel() * batch["attention_mask"].shape[1]
             tokens += int(lengths.sum())
             selected += int(batch["select"].sum())
             labels += int((batch["labels"] != -100).sum())
             rows += int((lengths > 0).sum())
             micro += int((lengths > 0).any())
             spoken += int(batch["select"].any())
-        return Counts(tokens, selected, labels, rows, micro, spoken)
+        return Counts(tokens, selected, labels, rows, micro, spoken, padded, pairs)
 
 
 def share_of_mean(values: Tensor, mask: Tensor | None, count: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -144,6 +145,22 @@ def free(folder: Path) -> int:
     """Bytes that can still be written there, whether the folder is there already or not."""
     place = next(it for it in (folder.absolute(), *folder.absolute().parents) if it.exists())
     return shutil.disk_usage(place).free
+
+
+def identity(path: Path) -> dict[str, Any]:
+    """What tells a file from another one: its size, its sha256, and when it was changed."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "changed": path.stat().st_mtime_ns, "sha256": sha256}
+
+
+def is_same(path: Path, known: dict[str, Any]) -> bool:
+    """Whether a file is there and is the one of an `identity`; one that nobody has touched since is not read."""
+    if not path.is_file():
+        return False
+    now = path.stat()
+    same = now.st_size == known["size"]
+    return same and (now.st_mtime_ns == known["changed"] or identity(path)["sha256"] == known["sha256"])
 
 
 def size(folder: Path) -> int:

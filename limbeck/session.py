@@ -47,7 +47,7 @@ class Session:
         self.study, self.folder, self.tell, self.recipe, self.baselines = study, folder, tell, recipe, baselines
         self.table, self.how = study.design.recipe, study.design.recipe.train
         self.evaluation, self.reasons = measuring.evaluation(study, tell), measuring.reasons(study, tell)
-        self.flops = costs.of_study(study.design).flops_per_step
+        self.cost = measuring.cost(study)
         self.tokens: dict[str, int] = {}
         self.way = Way()
         self.keeper = Keeper(study.bests, self.table.measure, self.how.patience) if self.table.measure else None
@@ -64,7 +64,8 @@ class Session:
         begin = perf_counter()
         with at_once():
             with doing(f"beginning in {self.folder}"):
-                room.require(self.study, self.folder)
+                if not self.force:
+                    room.require(self.study, self.folder)
                 start = self._resume() if self._exists() else self._begin()
                 self._track()
             if start == 0:
@@ -116,6 +117,7 @@ class Session:
             start=start,
             tokens=self.tokens,
             way=self.way,
+            price=lambda learner, counts: self.cost.flops(self.study.settings[learner], costs.Load.of(counts)),
             skips=self.how.skips,
             tell=self.tell,
         )
@@ -133,7 +135,7 @@ class Session:
     def _describe(self, learner: str) -> dict[str, Any]:
         setting = self.study.settings[learner]
         seed = int(learner.removeprefix(f"{setting}-seed").split("-")[0])
-        return {"stage": self.table.stage, "setting": setting, "seed": seed, "flops_per_step": self.flops[setting]}
+        return {"stage": self.table.stage, "setting": setting, "seed": seed}
 
     # what is written
 
@@ -145,7 +147,7 @@ class Session:
     def _begin(self) -> int:
         """Writes recipe and manifest of a new run."""
         if self.study.world.is_main:
-            begun = manifest.of(self.study, self.flops)
+            begun = manifest.of(self.study, self.cost.flops_per_step)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -164,7 +166,10 @@ class Session:
         Raises:
             UserError: the recipe, the text, the teacher or the initial students are others than when the run began.
         """
-        began, goes_on = rundir.read_json(self.folder / rundir.MANIFEST), manifest.of(self.study, self.flops)
+        began, goes_on = (
+            rundir.read_json(self.folder / rundir.MANIFEST),
+            manifest.of(self.study, self.cost.flops_per_step),
+        )
         found = manifest.compared(self.folder, began, goes_on, self.table, self.force, self.tell)
         taken = checkpoint.newest(self.folder / rundir.CHECKPOINTS, self.tell, manifest.recipes(began))
         start = taken[1]["step"] if taken else 0
@@ -173,7 +178,8 @@ class Session:
         if taken:
             checkpoint.restore(taken[0], self.study.changing)
             self.tokens.update(taken[1]["tokens"])
-            self.way = Way(**taken[1]["way"])
+            before = {name: said["flops_per_step"] * start for name, said in began["students"].items()}
+            self.way = Way(**{"flops": before, **taken[1]["way"]})  # earlier versions kept no sum
         self.tell(f"{self.folder}: goes on after step {start}")
         self.study.world.wait()  # all have read what is now taken away
         if self.study.world.is_main:

@@ -13,9 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from limbeck import build, chain, costs, designs, locks, manifest, rundir
+from limbeck import build, chain, costs, designs, locks, manifest, room, rundir
 from limbeck.arms import FOLDER, TUNING, Arm, Asked, Words, placed_all, restricted
 from limbeck.engine import Course, Record, fit
 from limbeck.errors import UserError
@@ -154,7 +152,7 @@ def _parts(words: Words, arms: Sequence[Arm], world: World, tell: Tell) -> list[
     for number, arm in enumerate(arms):
         plan, names, steps = designs.chain(arm.tables)[arm.last.stage], list(arm.last.chosen), arm.last.train.steps
         if words.equal:
-            price = _seconds(plan, world, tell) if words.equal == "seconds" else costs.of_study(plan).flops_per_step
+            price = (_seconds if words.equal == "seconds" else _flops)(plan, world, tell)
             one = one or price[names[0]]
             count = {name: max(1, round(steps * one / price[name])) for name in names}
             tell(f"equal {words.equal}: " + ", ".join(f"{name} {count[name]:,} updates" for name in names))
@@ -170,7 +168,7 @@ def _parts(words: Words, arms: Sequence[Arm], world: World, tell: Tell) -> list[
 def _groups(plan: designs.Design, names: list[str], together: int | None, world: World, tell: Tell) -> list[list[str]]:
     """The settings in groups of `together`, or of as many as the memory holds."""
     size = together or len(names)
-    free = world.total([_free_memory(world) if world.is_main else 0.0])[0]  # all processes make the same groups
+    free = world.total([room.free_memory(world) if world.is_main else 0.0])[0]  # all processes make the same groups
     while together is None and size > 1 and free and costs.of_study(_of(plan, names[:size])).memory > ROOM * free:
         size -= 1
     if together is None and size < len(names):
@@ -178,20 +176,29 @@ def _groups(plan: designs.Design, names: list[str], together: int | None, world:
     return [names[start : start + size] for start in range(0, len(names), size)]
 
 
+def require(words: Words, plan: designs.Design, world: World, whole: bool) -> None:
+    """Whether the machine holds an arm, by estimates: as a `whole`, or split into as small groups as the words of the study allow.
+
+    Raises:
+        UserError: it does not.
+    """
+    names = list(plan.recipe.chosen)
+    size = len(names) if whole else words.together or 1
+    for start in range(0, len(names), size):
+        room.fits(_of(plan, names[start : start + size]), world)
+
+
 def _of(plan: designs.Design, names: Sequence[str]) -> designs.Design:
     """The design of some of the settings."""
     return plan.with_recipe(plan.recipe.model_copy(update={"only": tuple(names)}))
 
 
-def _free_memory(world: World) -> float:
-    """Bytes of the device that are free now, 0 where nobody says."""
-    if world.device.type == "cuda":
-        return torch.cuda.mem_get_info(world.device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0.0
-    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0.0)
+def _flops(plan: designs.Design, world: World, tell: Tell) -> dict[str, float]:
+    """The FLOPs of a mean update of each setting alone; of a task its rows are looked at."""
+    if plan.recipe.data.task is None:
+        return costs.of_study(plan).flops_per_step
+    feed = build.feed(plan, chain.text(plan, world, tell), plan.recipe.seeds[0])
+    return costs.of_study(plan, costs.mean(plan, feed, world.size)).flops_per_step
 
 
 def _seconds(plan: designs.Design, world: World, tell: Tell) -> dict[str, float]:
@@ -205,7 +212,7 @@ def _seconds(plan: designs.Design, world: World, tell: Tell) -> dict[str, float]
             for row in record.rows:
                 spent[row["setting"]] += row["seconds"]
 
-    said = {"stage": plan.recipe.stage, "seed": first.recipe.seeds[0], "flops_per_step": 0.0}
+    said = {"stage": plan.recipe.stage, "seed": first.recipe.seeds[0]}
     course = Course(
         study.stills,
         study.feeds,

@@ -29,7 +29,7 @@ def usable(name: str, said: str, remedy: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"{said} cannot be used here ({str(error).splitlines()[0]}); {remedy}") from None
+        raise UserError(f"{said} cannot be used here ({str(error).splitlines()[0].split('. ')[0]}); {remedy}") from None
     return device
 
 
@@ -50,7 +50,7 @@ class World:
         """
         wanted = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         state = PartialState(cpu=wanted == "cpu", timeout=PATIENCE)
-        if wanted == "cuda" and state.device is not None:
+        if wanted == "cuda" and state.device is not None and state.device.type == "cuda":  # cpu where there is no GPU
             wanted = str(state.device)
         where = usable(wanted, f"train.device: {device}", "set it to auto or cpu")
         return World(state.process_index, state.num_processes, where)

@@ -101,24 +101,25 @@ def prepare(data: Data, teacher_tokenizer: Any, student_tokenizer: Any = None, *
         UserError: no such text, text that cannot be read, tokenizers that disagree, less text than one block.
     """
     encoder = Encoder(teacher_tokenizer, student_tokenizer)
-    folder = cache_folder(data.cache) / "tokens" / _key(data, encoder)
+    content = content_of(data, encoder)
+    folder = cache_folder(data.cache) / "tokens" / _key(data, content)
     entry = open_or_make(folder, partial(_write, data=data, encoder=encoder, tell=tell), tell)
     tell(encoder.note)
     train, heldout = (_blocks(folder, part, data, entry, encoder.special) for part in PARTS)
-    facts = facts_of(data, encoder, entry) | {"blocks": len(train), "heldout_blocks": len(heldout)}
+    facts = facts_of(data, content, encoder, entry) | {"blocks": len(train), "heldout_blocks": len(heldout)}
     return Corpus(train, heldout, encoder.special, facts)
 
 
-def _key(data: Data, encoder: Encoder) -> str:
+def _key(data: Data, content: Facts) -> str:
     """SHA-256 over all that the files are a function of; not the block length, for blocks are cut later."""
     settings = [data.field, data.separator, data.max_bytes]
-    return json_sha256({"layout": LAYOUT, "settings": settings, **content_of(data, encoder)})
+    return json_sha256({"layout": LAYOUT, "settings": settings, **content})
 
 
 def content_of(data: Data, encoder: Encoder) -> Facts:
     """What every tokenised text is a function of, packed or not: as JSON, for the key of an entry of the cache."""
     with doing(f"reading {data.corpus}"):
-        corpora = [[fingerprint(one.corpus), _heldout_key(one)] for one in each(data)]
+        corpora = corpora_of(data)
     return {
         **({"train_share": data.train_share} if data.train_share < 1 else {}),
         "corpora": corpora,
@@ -126,6 +127,11 @@ def content_of(data: Data, encoder: Encoder) -> Facts:
         "special": asdict(encoder.special),
         "library": tokenizers.__version__,
     }
+
+
+def corpora_of(data: Data) -> list[Any]:
+    """What the documents of both parts are a function of, beside the words of the recipe: as JSON."""
+    return [[fingerprint(one.corpus), _heldout_key(one)] for one in each(data)]
 
 
 def _heldout_key(data: Data) -> float | list[str]:
@@ -150,11 +156,12 @@ def _blocks(folder: Path, part: str, data: Data, entry: Facts, special: Special)
     return blocks
 
 
-def facts_of(data: Data, encoder: Encoder, entry: Facts, noun: str = "documents") -> Facts:
+def facts_of(data: Data, content: Facts, encoder: Encoder, entry: Facts, noun: str = "documents") -> Facts:
     """An entry's facts under the manifest's names, and those of this use of it.
 
     Args:
         data: the recipe's table `data`.
+        content: what the entry is a function of.
         encoder: with which the entry was tokenised.
         entry: `both`, and for each part its facts.
         noun: what the parts consist of.
@@ -178,6 +185,7 @@ def facts_of(data: Data, encoder: Encoder, entry: Facts, noun: str = "documents"
         "max_length": data.max_length,
         **entry["train"],
         **{f"heldout_{name}": value for name, value in entry["heldout"].items()},
+        "corpora_sha256": json_sha256(content["corpora"]),
         "tokenizer_sha256": encoder.hashes[0],
         "sources": sources,
         "notes": notes,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -260,6 +260,16 @@ def heldout_source(data: Data) -> tuple[str, Split] | None:
     if find_files(spec, "heldout"):
         return spec, "heldout"
     return (spec, "train") if isinstance(data.heldout, str) else None
+
+
+def beside(data: Data, classes: Sequence[str] = ()) -> Data:
+    """The unlabelled text beside a corpus as a table of its own."""
+    assert data.unlabelled is not None
+    task = data.task and data.task.model_copy(update={"label": None, "classes": tuple(classes) or None})
+    apart = {source[0] for one in each(data) if (source := heldout_source(one))}
+    heldout = apart.pop() if len(apart) == 1 else data.heldout  # what the corpus holds out is not read here either
+    words = {"corpus": data.unlabelled.corpus, "heldout": heldout, "task": task, "unlabelled": None, "max_bytes": None}
+    return data.model_copy(update=words)
 
 
 def each(data: Data) -> list[Data]:

@@ -33,7 +33,7 @@ class Batches(Protocol):
 
 
 class Repeatable(Batches, Protocol):
-    """A feed that can give the same rows in every epoch, which a cache of answers needs."""
+    """A feed that knows its rows: it can give the same ones in every epoch, which a cache of answers needs, and tells how long they are."""
 
     def __len__(self) -> int:
         """How many different rows there are."""
@@ -42,6 +42,10 @@ class Repeatable(Batches, Protocol):
     @property
     def masks(self) -> Any:
         """What a row that is the same in every epoch is a function of, beside its block: as JSON."""
+        ...
+
+    def lengths(self, step: int) -> np.ndarray:
+        """The tokens of every row of the whole batch `step`, to the longest of which a micro-batch is filled up: int64 [batch_size]."""
         ...
 
     def again(self, indices: np.ndarray) -> Batch:
@@ -98,6 +102,10 @@ class Feed:
     def indices(self, step: int) -> np.ndarray:
         """The blocks of the whole batch `step`: int64 [batch_size]."""
         return block_indices(self.seed, step, self.batch_size, len(self.blocks))
+
+    def lengths(self, step: int) -> np.ndarray:
+        """The tokens of every row of the whole batch `step`: those of a block."""
+        return np.full(self.batch_size, self.blocks.max_length)
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Batch `step` (from 0), or only the given rows of it: the same bits as in the whole."""

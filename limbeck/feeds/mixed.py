@@ -55,6 +55,12 @@ class Mixed(Generic[Source]):
         indices[self._bare] = self._without.indices(step) + len(self.labelled.blocks)
         return indices
 
+    def lengths(self, step: int) -> np.ndarray:
+        """The tokens of every row of the whole batch `step`: int64 [batch_size]."""
+        lengths = np.empty(self.batch_size, np.int64)
+        lengths[~self._bare], lengths[self._bare] = self._with.lengths(step), self._without.lengths(step)
+        return lengths
+
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Batch `step` (from 0), or only the given rows of it: as in the whole, but for padding."""
         chosen = np.arange(self.batch_size)[rows]

@@ -66,6 +66,11 @@ class TaskFeed:
     def _by_length(self, rows: np.ndarray) -> np.ndarray:
         return rows[np.argsort(self.blocks.lengths[rows], kind="stable")]
 
+    def lengths(self, step: int) -> np.ndarray:
+        """The tokens of every row of the whole batch `step`, to the longest of which a micro-batch is filled up: int64 [batch_size]."""
+        own = self.blocks.lengths[self.indices(step)]
+        return own if self.length is None else np.full_like(own, self.length)
+
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Batch `step` (from 0), or only the given rows of it: as in the whole, but for padding."""
         return self.sample(self.indices(step)[rows])

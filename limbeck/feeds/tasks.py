@@ -126,13 +126,14 @@ def prepare_task(
     """
     task = _task(data)
     encoder = Encoder(teacher_tokenizer, student_tokenizer)
-    folder = cache_folder(data.cache) / "tasks" / _key(data, encoder)
+    content = content_of(data, encoder)
+    folder = cache_folder(data.cache) / "tasks" / _key(data, encoder, content)
     entry = open_or_make(folder, partial(_write, data=data, encoder=encoder, tell=tell), tell)
     tell(encoder.note)
     found = entry["classes"]["train"] or entry["classes"]["heldout"]
     names = () if task.kind == "regression" else choose(task, classes, found)
     train, heldout = (_rows(folder, part, data, entry, encoder.special, names) for part in PARTS)
-    facts = facts_of(data, encoder, entry, "rows")
+    facts = facts_of(data, content, encoder, entry, "rows")
     facts["notes"] += _notes(data, entry)
     facts |= {"blocks": len(train), "heldout_blocks": len(heldout), "classes": list(names)}
     return TaskCorpus(train, heldout, encoder.special, facts, names)
@@ -143,10 +144,10 @@ def _task(data: Data) -> Task:
     return data.task
 
 
-def _key(data: Data, encoder: Encoder) -> str:
+def _key(data: Data, encoder: Encoder, content: Facts) -> str:
     """SHA-256 over all that the files are a function of; not the classes, for labels are numbered later."""
     settings = [_task(data).kind, _task(data).columns, data.max_bytes, data.max_length, encoder.side]
-    return json_sha256({"task": LAYOUT, "settings": settings, **content_of(data, encoder)})
+    return json_sha256({"task": LAYOUT, "settings": settings, **content})
 
 
 def _rows(folder: Path, part: str, data: Data, entry: Facts, special: Special, classes: Sequence[str]) -> Rows:
@@ -203,6 +204,19 @@ def _no_label(data: Data) -> UserError:
     return UserError(f"{data.corpus}: no row has a label in the column '{task.label}'; {remedy}")
 
 
+def label_of(row: Row, name: str, kind: str) -> str | float | None:
+    """The class or the score that stands in a row, None where there is none."""
+    label = row["label"]
+    if label is None:
+        return None
+    return class_name(label, name) if kind == "classification" else score(label, name)
+
+
+def as_text(row: Row, label: str | float | None) -> str:
+    """All of a row, as it is hashed."""
+    return json.dumps([row["text"], row["pair"], label])
+
+
 class _RowPart:
     """A part while it is written: as `Part`, and the segments and labels of its rows."""
 
@@ -228,10 +242,8 @@ class _RowPart:
     def add(self, name: str, row: Row, encoded: Encoded) -> None:
         if not encoded.ids:
             raise UserError(f"{name}: the tokenizer leaves nothing of this row's text; remove the row")
-        label = row["label"]
-        if label is not None:
-            label = class_name(label, name) if self.kind == "classification" else score(label, name)
-        self.part.add(json.dumps([row["text"], row["pair"], label]), encoded.ids)
+        label = label_of(row, name, self.kind)
+        self.part.add(as_text(row, label), encoded.ids)
         self.types.write(bytes(encoded.types))
         self.labels.append(self._number(label, name))
         self.labelled += label is not None

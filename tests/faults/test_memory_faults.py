@@ -99,7 +99,7 @@ def short(
 
 
 def course(feed: Rows, still: Still, *, steps: int = 3, **more: Any) -> Course:
-    said = {"stage": "train", "seed": 0, "flops_per_step": 10.0}
+    said = {"stage": "train", "seed": 0}
     plain = {
         "stills": {0: still},
         "feeds": {0: feed},

@@ -78,7 +78,7 @@ def broken(feed: Rows, term: Term, steps: Sequence[int], bad: float | None = mat
 
 
 def course(feed: Rows, still: Still, *, steps: int = 4, **more: Any) -> Course:
-    said = {"stage": "train", "seed": 0, "flops_per_step": 10.0}
+    said = {"stage": "train", "seed": 0}
     plain = {
         "stills": {0: still},
         "feeds": {0: feed},

@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -187,6 +188,9 @@ MISTAKES = [
     (["out=a-file"], "a-file: is there and is no run, or a damaged one; choose another folder"),
     (["out=a-file/run"], "a-file/run: no folder can be made in"),
     (["out=taken"], "taken: is there and is no run, or a damaged one; choose another folder"),
+    # the machine
+    (["train.device=cuda:99"], "train.device: cuda:99 cannot be used here ("),
+    *([] if torch.cuda.is_available() else [(["train.device=cuda"], "train.device: cuda cannot be used here (")]),
 ]
 
 

@@ -37,7 +37,9 @@ def test_flops_of_a_bert() -> None:
     cost = costs.of_model(bert(), T)
     products = 4 * H * H + 2 * H * M  # of one token in one layer, multiply-adds
     attention = 2 * T * H  # scores, and their use
-    assert cost.backbone_flops == 2 * L * (products + attention)
+    assert cost.backbone_flops == pytest.approx(2 * L * (products + attention), rel=1e-12)
+    longer = costs.Load(rows=1, tokens=2 * T, pairs=4 * T * T, selected=1)
+    assert cost.forward @ longer == pytest.approx(2 * T * 2 * L * (products + 2 * attention) + cost.head_flops)
     assert cost.head_flops == 2 * (H * H + H * V)
 
 

@@ -35,7 +35,7 @@ class Rows:
 
 def course(cast: Sequence[tuple[Learner, Terms]], *, steps: int = 4, feed: Any = None, **more: Any) -> Course:
     still = still_of(frozen(), cast, chunk=16)
-    said = {"stage": "train", "seed": 0, "flops_per_step": 10.0}
+    said = {"stage": "train", "seed": 0}
     plain = {
         "stills": {0: still},
         "feeds": {0: feed or Rows()},
@@ -64,7 +64,7 @@ def by_layer(named: dict[str, torch.Tensor | None]) -> list[list[torch.Tensor | 
 
 def test_a_row_says_what_happened() -> None:
     cast = [(learner("logit-seed0", (LOGIT,)), (LOGIT,)), (learner("multi-seed0", MULTI), MULTI)]
-    records = trained(course(cast, accumulate=2))
+    records = trained(course(cast, accumulate=2, price=lambda name, counts: 10.0 * counts.padded))
     assert [record.step for record in records] == [1, 2, 3, 4]
     tokens = 0
     for record in records:
@@ -78,7 +78,7 @@ def test_a_row_says_what_happened() -> None:
             assert row["loss"] == pytest.approx(sum(row["weights"][n] * v for n, v in row["terms"].items()), rel=1e-12)
             assert row["grad_norm_mean"] == pytest.approx(sum(row["grad_norm_layers"]) / 2, rel=1e-12)
             assert row["logit_loss"] == pytest.approx(row["terms"]["logit"], rel=1e-12)  # temperature 1 in both
-            assert row["tokens"] == tokens and row["flops"] == 10.0 * record.step
+            assert row["tokens"] == tokens and row["flops"] == 10.0 * 8 * 20 * record.step, "padding costs as well"
             assert row["tokens_per_second"] > 0 and row["seconds"] > 0
     assert records[0].rows[0]["loss"] > records[-1].rows[0]["loss"]
 

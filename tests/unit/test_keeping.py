@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 from kernel import recipe
-from rows import framed, small, table
+from rows import CLASSES, framed, small, table
 from runfiles import same_run, tensors, untimed, weights
 from test_task_runs import likenesses, of_task, opinions, stopped
 
 import limbeck
-from limbeck import checkpoint, manifest
+from limbeck import checkpoint, designs, manifest
+from limbeck.casting import trained_head
 from limbeck.errors import UserError
 from limbeck.keeping import Keeper
 from limbeck.lab import report
 from limbeck.load import load
+from limbeck.stages import expand
 from limbeck.tasks import measurable
 
 Change = Callable[..., dict[str, Any]]
@@ -63,20 +65,85 @@ def test_the_best_weights_are_exported_and_measured(tasks: Path, tmp_path: Path,
     found = set()
     for name in run.students:
         scores = curve(plain, name, measure)
-        best = (min if measure == "label_loss" else max)(scores)
-        step = scores.index(best)  # the first of equal ones; evaluations stand after 0, 1, ... updates
+        best = (min if measure == "label_loss" else max)(scores[1:])  # at the beginning its head is new
+        step = scores.index(best, 1)  # the first of equal ones; evaluations stand after 0, 1, ... updates
         last = [row for row in run.evals if row["learner"] == name][-2:]
         assert [row["kept_step"] for row in last] == [step, step] and last[0]["step"] == STEPS
         assert curve(run, name, measure) == [*scores[:-1], best]
         for split in ("train", "test"):
             assert curve(run, name, "label_loss", split)[-1] == curve(plain, name, "label_loss", split)[step]
-        if step:
-            short = said(tasks, tmp_path / f"short-{name}", steps=step) | {"only": [name.split("-")[0]]}
-            assert weights(limbeck.run(short, quiet=True), name) == weights(run, name)
+        short = said(tasks, tmp_path / f"short-{name}", steps=step) | {"only": [name.split("-")[0]]}
+        assert weights(limbeck.run(short, quiet=True), name) == weights(run, name)
         assert f"weights: of update {step}, " in (run.students[name] / "README.md").read_text()
         found.add(step)
     assert len(found) > 1 and found != {STEPS}, "else little is shown"
     assert all(tensors(run, name).keys() == tensors(plain, name).keys() for name in run.students)
+
+
+HINTS = {"terms": [{"loss": "mse", "tap": "hidden"}]}
+LOGITS = {"terms": [{"loss": "forward_kl"}]}
+
+
+@pytest.mark.parametrize(
+    ("begins", "first", "trained"),
+    [
+        ("teacher", None, True),
+        ("classifier", None, True),
+        ("bert", None, False),
+        ("random", None, False),
+        ("$first", ("bert", HINTS), False),  # its classifier is whole and nobody has trained it
+        ("$first", ("bert", LOGITS), True),
+        ("$first", ("teacher", HINTS), True),
+    ],
+)
+def test_the_beginning_counts_where_the_head_was_trained(
+    tasks: Path, tmp_path: Path, begins: str, first: tuple[str, Any] | None, trained: bool
+) -> None:
+    teacher = small(layers=2, classes=3)
+    teacher.config.id2label = dict(enumerate(CLASSES))
+    for name in ("classifier", "bert"):
+        (teacher if name == "classifier" else small(layers=2)).save_pretrained(tmp_path / name)
+        framed().save_pretrained(tmp_path / name)
+    made = said(tasks, tmp_path / "run", keep="best")
+
+    def models(init: str) -> dict[str, Any]:
+        init = str(tmp_path / init) if init in ("classifier", "bert") else init
+        return {"teacher": str(tmp_path / "classifier"), "student": {"init": init}}
+
+    stages = [{"stage": "first", "models": models(first[0]), "settings": {"one": first[1]}}] if first else []
+    last = {"stage": "last", "models": models(begins), "settings": {"a": LOGITS}}
+    plain = {word: value for word, value in made.items() if word not in ("models", "settings")}
+    plans = designs.chain(expand(plain | {"stages": [*stages, last]}))
+    assert trained_head(plans["last"], "a") is trained
+
+
+@pytest.mark.parametrize(("init", "trained"), [("random", False), ("teacher", True)])
+def test_the_beginning_of_a_language_model(world: Path, tmp_path: Path, init: str, trained: bool) -> None:
+    text = recipe(world, tmp_path / "run")
+    text["models"]["student"] = {"layers": 2, "init": init}
+    assert trained_head(designs.design(load(text)), "logit") is trained
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize(("init", "kept"), [("$first", 0), ("bert", 1)])
+def test_a_lucky_beginning_is_kept_where_it_is_no_luck(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str, kept: int
+) -> None:
+    """Every evaluation is worse than the one before it."""
+    fall = iter(range(99, 0, -1))
+    monkeypatch.setattr("limbeck.evaluate.metrics.scores", lambda *_: {"accuracy": next(fall) / 100})
+    made = said(tasks, tmp_path / "run", keep="best", steps=2) | {"seeds": [0]}
+    student, settings = made.pop("models"), {"a": made.pop("settings")["a"]}
+    begins = {"student": {"init": init}} if init == "$first" else student
+    run = limbeck.run(
+        made
+        | {
+            "settings": settings,
+            "stages": [{"stage": "first", "models": student}, {"stage": "last", "models": begins}],
+        },
+        quiet=True,
+    )
+    assert run.evals[-1]["kept_step"] == kept
 
 
 def test_what_best_means(tasks: Path, world: Path, tmp_path: Path) -> None:
@@ -209,7 +276,9 @@ def test_an_undefined_measure_is_never_better() -> None:
     taken: list[int] = []
     values = [None, None, 0.4, None, 0.5, 0.5, None]
     for step, value in enumerate(values):
-        held: Any = SimpleNamespace(learner=SimpleNamespace(name="a"), take=lambda step=step: taken.append(step))
+        held: Any = SimpleNamespace(
+            learner=SimpleNamespace(name="a"), trained=True, take=lambda step=step: taken.append(step)
+        )
         Keeper([held], "pearson").see(step, {"a": {"metrics": {"pearson": value}}}, way)
     assert taken == [0, 2, 4], "the first is taken, whatever it is worth"
     assert way.best == {"a": {"step": 4, "score": 0.5}} and way.waited == {"a": 2}

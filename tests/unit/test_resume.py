@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel import answer, recipe, with_dropout
+from kernel import WORDS, answer, lay_out, recipe, with_dropout
 from runfiles import hashes, same_run, same_state, untimed, weights
 
 import limbeck
@@ -319,6 +319,78 @@ def test_a_finished_run_is_not_forced_into_another(finished: limbeck.Run, world:
     with pytest.raises(UserError, match=r"train\.lr"):
         limbeck.run(recipe(world, finished.folder, seeds=[0, 1], train={"lr": 1.0}), quiet=True, force=True)
     assert hashes(finished.folder) == before
+
+
+@pytest.fixture
+def own(tmp_path: Path, fast: None) -> tuple[Path, dict[str, Any]]:
+    """A world of its own, and the recipe of a finished run there."""
+    said = recipe(lay_out(tmp_path), tmp_path / "run", only=["logit"], train={"steps": 1})
+    limbeck.run(said, quiet=True)
+    return tmp_path, said
+
+
+def test_a_finished_run_whose_text_is_another(
+    own: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named as for a run that is gone on with; what is the same is neither read twice nor tokenised."""
+    world, said = own
+    (world / "tiny.yaml").write_text(json.dumps(said))
+    corpus, files = world / "corpus.txt", hashes(world / "run")
+
+    def run(*words: str, command: str = "run") -> tuple[int, str]:
+        status, _, err = answer(monkeypatch, capsys, command, str(world / "tiny.yaml"), *words)
+        return status, err.strip().splitlines()[-1]
+
+    with monkeypatch.context() as patch:
+        for place in ("feeds.unchanged._hashes", "designs.design", "world.World.join"):
+            patch.setattr(f"limbeck.{place}", lambda *_: pytest.fail("more than a look at the files"))
+        os.utime(corpus)
+        status, line = run()
+        assert status == 0 and "this run is done" in line
+    text = corpus.read_text()
+    corpus.write_text(f"{text}\n\n\n")
+    assert run()[0] == 0, "the documents are the same"
+    corpus.write_text(f"{text}\n\n{WORDS[0]} {WORDS[1]} {WORDS[2]}")
+    changed = (
+        "the text changed since this run began; put it back, choose another folder with out=DIR, or go on all the same"
+    )
+    for command in ("run", "check"):
+        status, line = run(command=command)
+        assert status == 2 and f"run: {changed} with --force" in line
+    assert run("--force") == (0, f"{world / 'run'}: this run is done; its report is {world / 'run' / 'report.html'}")
+    corpus.unlink()
+    status, line = run()
+    assert status == 2 and f"the text ({corpus}: no such file or folder) changed since this run began" in line
+    corpus.write_text(text)
+    assert run()[0] == 0 and hashes(world / "run") == files
+
+
+def test_a_finished_run_whose_teacher_is_another(own: tuple[Path, dict[str, Any]]) -> None:
+    world, said = own
+    weights, teacher = world / "teacher" / "model.safetensors", world / "teacher"
+    content = weights.read_bytes()
+    weights.write_bytes(content)
+    limbeck.run(said, quiet=True)
+    weights.write_bytes(content[:-4] + b"\0\0\0\0")
+    with pytest.raises(UserError, match="run: the teacher changed since this run began; put it back"):
+        limbeck.run(said, quiet=True)
+    shutil.rmtree(teacher)
+    with pytest.raises(UserError, match=rf"the teacher \({teacher}: no such folder\) changed since"):
+        limbeck.run(said, quiet=True)
+    limbeck.run(said, quiet=True, force=True)
+
+
+def test_a_finished_run_of_an_earlier_version(own: tuple[Path, dict[str, Any]]) -> None:
+    """Its manifest tells the text by its documents alone."""
+    world, said = own
+    path = world / "run" / "manifest.json"
+    began = rundir.read_json(path)
+    del began["weights"], began["data"]["corpora_sha256"]
+    rundir.write_json(path, began)
+    limbeck.run(said, quiet=True)
+    (world / "corpus.txt").write_text((world / "corpus.txt").read_text()[:-60])
+    with pytest.raises(UserError, match="the text, the held-out text changed since this run began"):
+        limbeck.run(said, quiet=True)
 
 
 def test_a_longer_run_goes_on_from_a_finished_one(train: Callable[..., limbeck.Run]) -> None:

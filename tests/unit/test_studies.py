@@ -12,7 +12,7 @@ from kernel import recipe
 from runfiles import hashes, untimed, weights
 
 import limbeck
-from limbeck import arms, chain, studies
+from limbeck import arms, chain, costs, designs, room, studies
 from limbeck.errors import UserError
 from limbeck.feeds.corpora import separate
 from limbeck.load import load
@@ -85,11 +85,16 @@ def test_together_changes_no_bit(train: Train, through: limbeck.Run, monkeypatch
     assert not both.arms and exported(both) == exported(through), "all at once is a run like any other"
 
 
-def test_what_does_not_fit_into_memory_is_trained_apart(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(studies, "_free_memory", lambda world: 1.0)
+def test_what_does_not_fit_into_memory_is_trained_apart(
+    train: Train, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = max(
+        costs.of_study(designs.design(load(recipe(world, tmp_path, only=[name])))).memory for name in ("logit", "multi")
+    )
+    monkeypatch.setattr(room, "free_memory", lambda world: 1.01 * alone)
     run = train("small", train=SHORT)
     assert list(run.arms) == ["arms/01", "arms/02"]
-    monkeypatch.setattr(studies, "_free_memory", lambda world: 0.0)
+    monkeypatch.setattr(room, "free_memory", lambda world: 0.0)
     before = hashes(run.folder / "arms")
     assert list(train("small", train=SHORT).arms) == ["arms/01", "arms/02"], "once split, it stays so"
     assert hashes(run.folder / "arms") == before

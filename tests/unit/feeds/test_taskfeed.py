@@ -177,7 +177,9 @@ def test_counts_of_the_training_step() -> None:
     from limbeck.reduce import Counts
 
     batches = [feed().sample(np.array([4, 0])), feed().sample(np.array([1]))]
-    assert Counts.of(batches) == Counts(tokens=14, selected=3, labels=2, rows=3, batches=2, spoken=2)
+    assert Counts.of(batches) == Counts(
+        tokens=14, selected=3, labels=2, rows=3, batches=2, spoken=2, padded=15, pairs=81
+    )
 
 
 def test_batches_of_a_corpus(tmp_path: Path, word_piece: Build) -> None:
