@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from limbeck import build, designs, environment, locks, manifest, room, rundir, trackers
+from limbeck import build, changes, designs, environment, locks, manifest, room, rundir, trackers
 from limbeck.errors import Failed, UserError
 from limbeck.feeds.corpora import each, find_files
 from limbeck.lab import report
@@ -229,8 +229,8 @@ def same(tables: Sequence[Recipe], done: Sequence[bool], force: bool, tell: Tell
         UserError: something is another, or gone, and nobody said `force`.
     """
     for folder, table in [(Path(table.run_dir), table) for table, over in zip(tables, done, strict=True) if over]:
-        if (found := manifest.finished(folder, table)) and not force:
-            raise manifest.other_facts(folder, found)
+        if (found := changes.finished(folder, table)) and not force:
+            raise changes.other_facts(folder, found)
         for what in found:
             tell(f"{folder}: {what} changed since this run began; what stands there is of before")
 
@@ -251,14 +251,14 @@ def _is_done(folder: Path, table: Recipe, before: Sequence[Recipe], force: bool)
     try:
         began = rundir.read_json(folder / rundir.MANIFEST)
         status, earlier = began["status"], began.get("earlier", {})
-        harmful = manifest.changed_words(folder, began, table).harmful
+        harmful = changes.changed_words(folder, began, table).harmful
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{folder}: is there and is no run, or a damaged one; choose another folder with out=DIR"
         ) from None
-    longer = manifest.longer(folder, began, table)
+    longer = changes.longer(folder, began, table)
     if harmful and not (force and (status != "done" or longer)):
-        raise manifest.other_recipe(folder, harmful)
+        raise changes.other_recipe(folder, harmful)
     for stage in before:
         if earlier.get(stage.stage, {}).get("recipe_sha256") != manifest.identity(stage):
             raise UserError(

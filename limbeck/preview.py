@@ -50,7 +50,8 @@ def lines(tables: Sequence[Recipe], world: World, require: Callable[[designs.Des
         found += _stage(table, plans, len(tables) > 1, world, require)
         if table.stage not in plans:  # not downloaded: nothing can be known of what follows, but whether the Hub has it
             for later in tables[number + 1 :]:
-                _far_models(later), _far_corpora(later)
+                _far_models(later)
+                _far_corpora(later)
             break
     return found
 

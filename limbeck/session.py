@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limbeck import build, checkpoint, clock, costs, export, hooks, manifest, measuring, profile, room, rundir
+from limbeck import build, changes, checkpoint, clock, costs, export, hooks, manifest, measuring, profile, room, rundir
 from limbeck.actors import Learner
 from limbeck.engine import Course, Record, Way, fit, untaken
 from limbeck.errors import Failed, Interrupted, UserError
@@ -170,8 +170,8 @@ class Session:
             rundir.read_json(self.folder / rundir.MANIFEST),
             manifest.of(self.study, self.cost.flops_per_step),
         )
-        found = manifest.compared(self.folder, began, goes_on, self.table, self.force, self.tell)
-        taken = checkpoint.newest(self.folder / rundir.CHECKPOINTS, self.tell, manifest.recipes(began))
+        found = changes.compared(self.folder, began, goes_on, self.table, self.force, self.tell)
+        taken = checkpoint.newest(self.folder / rundir.CHECKPOINTS, self.tell, changes.recipes(began))
         start = taken[1]["step"] if taken else 0
         if start > self.how.steps:
             raise UserError(f"{self.folder}: has {start} updates already; set train.steps to that, or to more")
@@ -183,7 +183,7 @@ class Session:
         self.tell(f"{self.folder}: goes on after step {start}")
         self.study.world.wait()  # all have read what is now taken away
         if self.study.world.is_main:
-            told = manifest.gone_on(began, goes_on, found) if any(found) else began
+            told = changes.gone_on(began, goes_on, found) if any(found) else began
             rundir.write_json(self.folder / rundir.MANIFEST, told | {"baselines": list(self.baselines)})
             rundir.write_text(self.folder / rundir.RECIPE, self.recipe)
             rundir.remove_left(self.folder)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck import build, chain, costs, designs, locks, manifest, room, rundir
+from limbeck import build, chain, changes, costs, designs, locks, manifest, room, rundir
 from limbeck.arms import FOLDER, TUNING, Arm, Asked, Words, placed_all, restricted
 from limbeck.engine import Course, Record, fit
 from limbeck.errors import UserError
@@ -70,7 +70,7 @@ def precision(asked: Asked) -> str | None:
         known, folders = None, []
     autos = [table for arm in arms for table in arm.tables if table.train.precision == "auto"]
     folders += [Path(table.run_dir) for table in autos]
-    return known or next(filter(None, map(manifest.precision, dict.fromkeys(folders))), None)
+    return known or next(filter(None, map(changes.precision, dict.fromkeys(folders))), None)
 
 
 def free(folder: Path, key: str) -> None:

@@ -202,7 +202,7 @@ def _topk(teacher: Teacher, k: int, student: Tensor) -> TopK:
     if isinstance(teacher, Tensor):
         same("student and teacher", student.shape, teacher.shape)
         return TopK.of(teacher.detach(), k)
-    listed = TopK(*teacher)
+    listed = teacher if isinstance(teacher, TopK) else TopK(*teacher)
     same("the teacher's indices and log-probabilities", listed.indices.shape, listed.logprobs.shape)
     of_each = (listed.indices.shape[:-1], *([] if listed.rest is None else [listed.rest.shape]))
     for shape in of_each:

@@ -14,7 +14,7 @@ from runfiles import same_run, tensors, untimed, weights
 from test_task_runs import likenesses, of_task, opinions, stopped
 
 import limbeck
-from limbeck import checkpoint, designs, manifest
+from limbeck import changes, checkpoint, designs, manifest
 from limbeck.casting import trained_head
 from limbeck.errors import UserError
 from limbeck.keeping import Keeper
@@ -175,7 +175,7 @@ def test_words_that_do_not_fit(tasks: Path, tmp_path: Path, train: dict[str, Any
 def test_evaluations_that_choose_the_weights_stay_where_they_are(tasks: Path, tmp_path: Path, keep: str) -> None:
     before, after = (load(said(tasks, tmp_path, keep=keep, eval_every=every)) for every in (1, 2))
     (tmp_path / "recipe.yaml").write_text(manifest.text([before]))
-    found = manifest.changed_words(tmp_path, {"recipe_sha256": manifest.identity(before)}, after)
+    found = changes.changed_words(tmp_path, {"recipe_sha256": manifest.identity(before)}, after)
     line = ["train.eval_every (1 then, 2 now)"]
     assert (found.harmful, found.free) == ((line, []) if keep == "best" else ([], line))
 

@@ -18,7 +18,7 @@ from kernel import WORDS, answer, lay_out, recipe, with_dropout
 from runfiles import hashes, same_run, same_state, untimed, weights
 
 import limbeck
-from limbeck import api, chain, checkpoint, manifest, rundir, session
+from limbeck import api, chain, changes, checkpoint, rundir, session
 from limbeck.errors import Failed, Interrupted, UserError
 
 # stopping and going on
@@ -157,7 +157,7 @@ def test_changed_inputs_are_not_gone_on_with(
         rundir.write_json(run.folder / "manifest.json", began | {table: began[table] | {name: "0"}})
         with pytest.raises(UserError, match=f"{what} changed since this run began"):
             train("changed")
-    found = manifest.changes(began, began | {"versions": {"torch": "1.0"}, "processes": 7})
+    found = changes.changes(began, began | {"versions": {"torch": "1.0"}, "processes": 7})
     assert found == ([], ["versions", "processes"], [])
 
 
