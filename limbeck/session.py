@@ -166,10 +166,8 @@ class Session:
         Raises:
             UserError: the recipe, the text, the teacher or the initial students are others than when the run began.
         """
-        began, goes_on = (
-            rundir.read_json(self.folder / rundir.MANIFEST),
-            manifest.of(self.study, self.cost.flops_per_step),
-        )
+        began = rundir.read_json(self.folder / rundir.MANIFEST)
+        goes_on = manifest.of(self.study, self.cost.flops_per_step)
         found = changes.compared(self.folder, began, goes_on, self.table, self.force, self.tell)
         taken = checkpoint.newest(self.folder / rundir.CHECKPOINTS, self.tell, changes.recipes(began))
         start = taken[1]["step"] if taken else 0
