@@ -410,7 +410,7 @@ def test_usage(limbeck: Command) -> None:
 
 def test_the_help_is_whole(limbeck: Command) -> None:
     out = limbeck("--help")[1]
-    assert "..." not in out, "a line of the list of commands is cut short"
+    assert not any(line.startswith("  ") and line.endswith("...") for line in out.splitlines()), "cut short"
     assert "[KEY=VALUE]..." in " ".join(limbeck("run", "--help")[1].split())
 
 
