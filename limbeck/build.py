@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from limbeck import augment, bridges, factors, schemes, tasks
+from limbeck import augment, bare, bridges, factors, schemes, tasks
 from limbeck.actors import Ema, Frozen, Learner
 from limbeck.casting import Company, trained_head
 from limbeck.designs import Design
@@ -66,8 +66,9 @@ class Study:
 
     @property
     def measures(self) -> dict[str, Frozen | Ensemble | None]:
-        """Learner -> whose predictions are its measure."""
-        return {name: roles.get("teacher") for name, roles in self.teachers.items()}
+        """Learner -> whose predictions are its measure; None where there is no teacher, or one without a head."""
+        silent = "teacher" in bare.names(self.design)
+        return {name: None if silent else roles.get("teacher") for name, roles in self.teachers.items()}
 
     @property
     def learners(self) -> list[Learner]:
@@ -134,7 +135,8 @@ def study(
             teachers |= {peer.name: fixed for peer in peers}
             taught = library.of(fixed, feeds[seed]) if table.cache else schemes.teaching(fixed, seed)
             cast = company.cast(setting, plan.terms[name], peers, taught)
-            casts.append(schemes.unmeasured(cast) if plan.top_k or "teacher" in table.models.noisy else cast)
+            apart = plan.top_k or "teacher" in [*table.models.noisy, *bare.names(plan)]
+            casts.append(schemes.unmeasured(cast) if apart else cast)
         averages += [actor for cast in casts for actor in cast.actors if isinstance(actor, Ema)]
         stills[seed] = schemes.together(casts, chunk=plan.chunk, autocast=plan.autocast, world=world)
     learners = [learner for still in stills.values() for learner in still.learners]

@@ -69,7 +69,7 @@ class Company:
             where = recipe.Source(source=str(trained)) if trained else source
             config = models.config_of(where) if trained else self.plan.teachers[role]
             config = _dropping(config, source.dropout) if source.dropout else config
-            model = models.model_of(where, DTYPES[self.plan.recipe.train.precision], config=config)
+            model = models.model_of(where, DTYPES[self.plan.recipe.train.precision], config=config, bare=True)
             torch.nn.Module.to(model, self.world.device)
             effect = self._quantise(name, model)
             self._frozen[name] = Frozen(name, model, read_of(role, self.learned), self.plan.columns)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from limbeck import bridges, inherit, layers, lessons, models, quantised, recipe, students, tasks, terms
+from limbeck import bare, bridges, inherit, layers, lessons, models, quantised, recipe, students, tasks, terms
 from limbeck.anatomy import family, reserved_positions
 from limbeck.errors import UserError
 from limbeck.stages import stage_of
@@ -139,6 +139,7 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
         quantised.require()
     _sees_enough(table)
     _can_be_cached(plan)
+    bare.require_states_alone(plan)
     if not plan.causal and table.data.task is None and table.data.masking.mode != "none":
         _can_mask(plan.teacher_tokenizer)
     return plan
@@ -273,7 +274,7 @@ def _on_meta(plan: Design, source: recipe.Source, config: PretrainedConfig, offl
     if stage_of(source.source):
         with torch.device("meta"):
             return students.build(config, seed=0)
-    return models.model_of(source, torch.float32, offline=offline, config=config, device_map="meta")
+    return models.model_of(source, torch.float32, offline=offline, config=config, bare=True, device_map="meta")
 
 
 def _sees_enough(table: recipe.Recipe) -> None:

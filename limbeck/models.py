@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -135,8 +135,18 @@ def has_task(config: PretrainedConfig) -> bool:
     return any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
+def is_bare(config: PretrainedConfig) -> bool:
+    """Whether the weights that come with a config are those of a model without a head, such as a `BertModel`."""
+    return bool(config.architectures) and all(str(name).endswith("Model") for name in config.architectures)
+
+
 def model_of(
-    source: Source, dtype: torch.dtype, offline: bool = False, config: PretrainedConfig | None = None, **how: Any
+    source: Source,
+    dtype: torch.dtype,
+    offline: bool = False,
+    config: PretrainedConfig | None = None,
+    bare: bool = False,
+    **how: Any,
 ) -> PreTrainedModel:
     """The model with the head that it comes with: of a language model, or of a sequence classifier.
 
@@ -145,6 +155,7 @@ def model_of(
         dtype: of its parameters.
         offline: do not ask the Hub.
         config: its configuration, where it is known.
+        bare: whether its head may be missing, as where only its states are read; it is zeros then.
         how: further words of `from_pretrained`, such as `device_map="meta"` to check the weights without reading them.
 
     Raises:
@@ -160,16 +171,27 @@ def model_of(
             f"{source.source}: the weights of {name} are {tuple(there)}, but {tuple(here)} by the config; mend the config"
         )
     missing = sorted(report["missing_keys"])
+    if bare and is_bare(config):
+        head = {name for name in missing if not name.startswith(f"{row.base}.")}
+        _without_head(model, head)
+        missing = [name for name in missing if name not in head]
     if missing:
-        bare = [str(name) for name in config.architectures or () if str(name).endswith("Model")]
-        whole = (
-            f"it was saved as {bare[0]}, without a head; take the model that predicts" if bare else "take a whole model"
-        )
+        saved = (config.architectures or [""])[0]
+        whole = f"it was saved as {saved}, without a head; take the model that predicts"
+        whole = whole if is_bare(config) else "take a whole model"
         raise UserError(f"{source.source}: the weights of {missing[0]} are missing ({len(missing)} in all); {whole}")
     surplus = [name for name in sorted(report["unexpected_keys"]) if f"{row.base}.{row.layers}." in name]
     if surplus:
         raise UserError(f"{source.source}: the config has no place for the weights of {surplus[0]}; mend the config")
     return model
+
+
+@torch.no_grad()
+def _without_head(model: PreTrainedModel, names: Collection[str]) -> None:
+    """Zeros for what no file gave: the same in every process and at every start."""
+    for name, parameter in model.named_parameters():
+        if name in names and not parameter.is_meta:
+            parameter.zero_()
 
 
 def _require_weights(folder: Path) -> None:

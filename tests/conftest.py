@@ -10,7 +10,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from limbeck import progress
+from limbeck import progress, session
+from limbeck.lab import heat, report
 
 BLANK = {
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 547 288" width="547pt" height="288pt"></svg>',
@@ -25,13 +26,29 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def undrawn(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Figures are drawn where a module says `DRAWN = True`: a page takes seconds to draw, and most tests look at none of it."""
+def brief(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What takes seconds at the end of a run is done where it is looked at.
+
+    Figures are drawn in a module that says `DRAWN = True`, or `DRAWN = {...}` for its fixtures and the tests of these names. Other
+    modules of the lab make them and write blank files; elsewhere no figure is made. Latency is measured for a moment.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        if not getattr(request.module, "DRAWN", False):
-            patch.setattr(Figure, "savefig", _blank)
-            patch.setattr(Figure, "draw_without_rendering", lambda figure: None)
+        patch.setattr(session, "PROFILING", 0.1)
+        if not hasattr(request.module, "DRAWN"):
+            if request.path.parent.name == "lab":
+                patch.setattr(Figure, "savefig", _blank)
+            else:
+                patch.setattr(report, "draw", lambda run: [])
+                patch.setattr(heat, "draw", lambda why: [])
         yield
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a module that draws for some of its tests: blank files for the others."""
+    drawn = getattr(request.module, "DRAWN", True)
+    if drawn is not True and request.function.__name__ not in drawn:
+        monkeypatch.setattr(Figure, "savefig", _blank)
 
 
 def _blank(figure: Figure, place: Path, *, format: str, **_: Any) -> None:

@@ -154,7 +154,7 @@ def small(name: str = "bert", layers: int = 1, classes: int | None = None, seed:
 def recipe(data: dict[str, Any], models: dict[str, Any], out: Path, loss: str, **train: Any) -> dict[str, Any]:
     """A recipe of one setting of one loss on the logits."""
     how: dict[str, Any] = {"steps": 4, "batch_size": 8, "lr": 1e-2, "warmup": 0, "eval_every": 4, "chunk": 5}
-    how |= {"threads": 1, "device": "cpu", "checkpoint_every": 2}
+    how |= {"precision": "fp32", "threads": 1, "device": "cpu", "checkpoint_every": 2}
     setting = {"terms": [{"loss": loss}]}
     return {
         "name": "task",

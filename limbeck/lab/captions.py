@@ -31,14 +31,6 @@ CAPTIONS: dict[str, Caption] = {  # braces: words of the run
         LINES + "Higher is better; the axes equal those of the figure before. A curve far above the one there means "
         "that the student has memorised its training rows. {dashed}",
     ),
-    "multi-loss-terms": Caption(
-        "Components of the multi-loss",
-        "Lines of weight times value of each loss term against the step, beside stacked shares of the terms.",
-        "Left, what each term adds to the loss that is minimised (its value times its weight; a "
-        "running mean over steps, mean and range over seeds). Right, the same as shares of their sum. "
-        "A term that fills most of the right panel drives the training at that time, and the others "
-        "hardly count; terms in different units can be weighed against each other only here.",
-    ),
     "logit-loss-train": Caption(
         "{logit_loss} on {train}",
         "Line chart of the {logit_loss} on {train} against the step, one line per setting.",
@@ -72,6 +64,14 @@ CAPTIONS: dict[str, Caption] = {  # braces: words of the run
         "Label accuracy on {heldout}",
         "Line chart of the label accuracy on {heldout} against the step, one line per setting.",
         LINES + "The share of the labels that the student puts first. {never} Higher is better.",
+    ),
+    "multi-loss-terms": Caption(
+        "Components of the multi-loss",
+        "Lines of weight times value of each loss term against the step, beside stacked shares of the terms.",
+        "Left, what each term adds to the loss that is minimised (its value times its weight; a "
+        "running mean over steps, mean and range over seeds). Right, the same as shares of their sum. "
+        "A term that fills most of the right panel drives the training at that time, and the others "
+        "hardly count; terms in different units can be weighed against each other only here.",
     ),
     "gradient-norm": Caption(
         "Average gradient norm",

@@ -56,8 +56,6 @@ def save(chart: Chart, folder: Path, name: str) -> list[Path]:
         "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
         "png": {"Software": None},
     }
-    chart.draw_without_rendering()  # finds a place for everything, once for both files
-    chart.set_layout_engine("none")
     paths = []
     for kind, metadata in nothing.items():
         path = folder / f"{name}.{kind}"

@@ -25,6 +25,7 @@ PEERS = {"textbrewer_fp32", "textbrewer_bf16", "memory", "shared"}  # need TextB
 BF16 = {"textbrewer_bf16", "loop_bf16"}  # mean nothing where bf16 is not the faster one
 
 
+@pytest.mark.slow
 def test_a_quick_run_writes_every_row_as_promised(tmp_path: Path) -> None:
     out = tmp_path / "quick.json"
     command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--out", str(out)]

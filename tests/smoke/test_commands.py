@@ -18,9 +18,17 @@ from test_recipes import random_bert
 from transformers import BertConfig
 
 from limbeck import models, session
+from limbeck.feeds import docs
 
 ROOT = Path(__file__).parents[2]
-SHORT = ["train.steps=2", "train.eval_blocks=2", "train.reasons_blocks=2", "train.batch_size=4", "train.threads=1"]
+SHORT = [
+    "train.steps=2",
+    "train.eval_blocks=2",
+    "train.reasons_blocks=2",
+    "train.batch_size=4",
+    "train.threads=1",
+    "seeds=[0]",
+]
 HUB = {"google-bert/bert-base-uncased": "bert"}  # name -> folder in its place
 OUTSIDE = (
     "make ",
@@ -33,7 +41,7 @@ LAUNCHER = "torchrun --nproc-per-node 2 -m "
 
 def commands(page: Path) -> Iterator[str]:
     """The lines of a page's indented blocks, without what is said behind them."""
-    for line in page.read_text(encoding="utf-8").splitlines():
+    for line in re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8")).splitlines():
         if re.match(r"    [a-z]", line) and not line.strip().startswith("- "):
             yield re.split(r"\s{2,}#", line.strip())[0]
 
@@ -108,7 +116,8 @@ def run_page(
     patch.setenv("HOME", str(folder / "home"))  # of the token cache
     patch.chdir(folder)
     lay_out(folder)
-    (folder / "teacher").rename(folder / "bert")
+    random_bert(BertConfig(num_hidden_layers=4, hidden_size=32, num_attention_heads=4), folder / "bert", large=False)
+    patch.setattr(docs, "documents", lambda: [(f"python/{i}.py", sentence(i)) for i in range(120)])
     for each in prepare:
         each(folder)
     done = []

@@ -362,7 +362,7 @@ def test_run(limbeck: Command, world: Path, tmp_path: Path) -> None:
     status, out, err = limbeck(*words)
     assert status == 0
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
-    assert "step 2/2" in err
+    assert "training: 2 of 2 steps" in err
     assert not (world / "run").exists()
     status, _, err = limbeck(*words)
     assert status == 0

@@ -26,7 +26,7 @@ FLOORS = [
     # 5: the loop, what is kept of it, what is asked of it
     "paths probe engine keeping checkpoint evaluate findings reasons export cache proposals",
     # 6: where words become objects, and what they cost
-    "tasks terms designs casting augment library build costs examine profile preview manifest changes room measuring trim hooks",
+    "tasks terms bare designs casting augment library build costs examine profile preview manifest changes room measuring trim hooks",
     # 7: what people touch
     "trackers session chain studies api cli __main__",
 ]

@@ -95,13 +95,17 @@ def table(world: Path, out: str) -> dict[str, Any]:
     return recipe(world, world / out, train=how, settings=settings)
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [pytest.param(TORCHRUN, id="torchrun"), pytest.param(ACCELERATE, id="accelerate", marks=pytest.mark.slow)],
-)
-def test_two_processes_are_one(world: Path, alone: limbeck.Run, launcher: list[str], request: Any) -> None:
+SLOW = [
+    pytest.param(TORCHRUN, id="torchrun", marks=pytest.mark.slow),
+    pytest.param(ACCELERATE, id="accelerate", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("launcher", [pytest.param(None, id="forked"), *SLOW])
+def test_two_processes_are_one(world: Path, alone: limbeck.Run, launcher: list[str] | None, request: Any) -> None:
     """Students, metrics and evaluations to 1e-10; one process writes, and says everything once."""
-    said, log = launch(launcher, table(world, request.node.callspec.id), world)
+    asked = table(world, request.node.callspec.id)
+    said, log = launch(launcher, asked, world) if launcher else pair.launch(asked, world)
     both = limbeck.Run(world / request.node.callspec.id)
     assert both.manifest["status"] == "done" and both.manifest["processes"] == 2
     assert both.manifest["students"] == alone.manifest["students"]

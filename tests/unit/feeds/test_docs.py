@@ -10,7 +10,6 @@ import pytest
 
 from limbeck.feeds import docs
 
-pytestmark = pytest.mark.xdist_group("docs")  # one test process reads the whole corpus
 DIGEST = """
 import hashlib, sys
 from limbeck.feeds.docs import documents
@@ -99,6 +98,7 @@ def test_a_closing_quote_opens_nothing() -> None:
     assert list(docs.docstrings(f'x = """\ncode\n"""\n{between}\n"""\n"""')) == []
 
 
+@pytest.mark.slow
 def test_size_and_order(corpus: list[tuple[str, str]]) -> None:
     names = [name for name, _ in corpus]
     assert 2e6 < sum(len(text.encode()) for _, text in corpus) < 8e6
@@ -107,12 +107,14 @@ def test_size_and_order(corpus: list[tuple[str, str]]) -> None:
     assert "torch/nn/modules/linear.py" in names
 
 
+@pytest.mark.slow
 def test_no_paragraph_twice(corpus: list[tuple[str, str]]) -> None:
     paragraphs = [paragraph for _, text in corpus for paragraph in text.split("\n\n")]
     assert len(set(paragraphs)) == len(paragraphs)
     assert all(docs.is_prose(paragraph) for paragraph in paragraphs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leftover", [">>>", "```", "``", ":param", ":class:", ":return", "://", "::", "<Tip"])
 def test_no_markup_is_left(corpus: list[tuple[str, str]], leftover: str) -> None:
     assert [name for name, text in corpus if leftover in text] == []

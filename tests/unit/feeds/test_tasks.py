@@ -604,6 +604,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(single: Build, framed: Build
     assert "cannot be written (Not a directory); set data.cache" in message(lambda: prepare_task(data, framed()))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, framed: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten times the rows: the peak of what Python and numpy hold grows by some bytes a row."""
     import tracemalloc

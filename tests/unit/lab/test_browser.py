@@ -21,6 +21,7 @@ from test_reasons_page import add_reasons
 from limbeck.lab.report import write
 
 DRAWN = True
+pytestmark = pytest.mark.xdist_group("browser")  # its pages are drawn once
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LIGHT, DARK = (251, 251, 249), (23, 25, 28)  # the paper of the page

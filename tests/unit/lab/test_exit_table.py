@@ -56,7 +56,7 @@ def test_the_table_stands_in_text_markdown_and_page(make_run):
     markdown = as_markdown(results).partition("\nearly exits, test text\n\n")[2].splitlines()
     assert markdown[1] == "| --- | --- | ---: | ---: | ---: | ---: |"
     page = write(folder).read_text()
-    assert "<h2>Early exits, held-out text</h2>" in page
+    assert "<h2>Early exits, test text</h2>" in page
     exits = page.partition("<h2>Early exits")[2].partition("<h2>")[0]
     assert exits.count('<th scope="row">multi</th>') == 1  # its name stands on its first line only
     assert [page.count(f"<td>after layer {layer}</td>") for layer in (2, 10)] == [1, 1]

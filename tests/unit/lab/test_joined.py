@@ -197,7 +197,7 @@ def test_report_of_several_writes_one_page(
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code
-    path = Path(capsys.readouterr().out.strip())
+    path = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("report: "))
     assert path == tmp_path / "compared" / "report.html" and (one / "report.html").read_bytes() == before
     page = path.read_text()
     assert all(name in page for name in ("one logit", "multi", "02 logit", "mutual-b"))

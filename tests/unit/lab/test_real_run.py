@@ -43,9 +43,10 @@ def test_the_table_has_metrics_teacher_and_exits(finished: limbeck.Run) -> None:
     accuracy, theirs = last["metrics"]["accuracy"], last["teacher_metrics"]["accuracy"]
     lines = [line.split("  ") for line in table.splitlines()]
     told = {next(filter(None, line)).strip(): line[-1].strip() for line in lines if any(line)}
-    assert told["accuracy, held-out rows"] == f"{100 * accuracy:#.3g} %".replace(". ", " ")
+    rows = f"{last['tokens']:,} of {finished.manifest['data']['heldout_documents']:,} held-out rows"
+    assert told[f"accuracy, {rows}"] == f"{100 * accuracy:#.3g} %".replace(". ", " ")
     assert told["the teacher's accuracy"] == f"{100 * theirs:#.3g} %".replace(". ", " ")
-    assert "F1 of class low, held-out rows" in told
+    assert f"F1 of class low, {rows}" in told
     assert "after layer 1" in table and "last layer" in table
 
 

@@ -91,8 +91,8 @@ def test_what_a_run_was_made_of(make_run):
         "teacher": "tune-seed0, tune-seed1 of the stage hints: 1,234 parameters each",
         "old": "bert: 99 parameters",
         "students": "logit-seed0, logit-seed1 of 10 parameters each; multi-seed0 of 1,000 parameters",
-        "training rows": "rows.tsv: 1,200 rows, 9,000 tokens; 1,000 of the rows are labelled",
-        "held-out rows": "300 rows, 2,000 tokens",
+        "training rows": "rows.tsv: 1,200 rows, 9,000 tokens; 1,000 of the rows are labelled; evaluations measure 50 of the rows",
+        "held-out rows": "300 rows, 2,000 tokens; evaluations measure 50 of the rows",
         "unlabelled rows": "more.tsv: 70 rows, 400 tokens; 25 % of every batch",
         "classes": "no, yes",
     }
