@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.utils import logging
 
 from limbeck import hub, rundir
@@ -137,7 +138,7 @@ def has_task(config: PretrainedConfig) -> bool:
 
 def is_bare(config: PretrainedConfig) -> bool:
     """Whether the weights that come with a config are those of a model without a head, such as a `BertModel`."""
-    return bool(config.architectures) and all(str(name).endswith("Model") for name in config.architectures)
+    return config.architectures == [MODEL_MAPPING_NAMES.get(config.model_type)]
 
 
 def model_of(

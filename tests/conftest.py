@@ -26,14 +26,14 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def brief(request: pytest.FixtureRequest) -> Iterator[None]:
+def sparing(request: pytest.FixtureRequest) -> Iterator[None]:
     """What takes seconds at the end of a run is done where it is looked at.
 
     Figures are drawn in a module that says `DRAWN = True`, or `DRAWN = {...}` for its fixtures and the tests of these names. Other
     modules of the lab make them and write blank files; elsewhere no figure is made. Latency is measured for a moment.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "PROFILING", 0.1)
+        patch.setattr(session, "PROFILING", 1.0)
         if not hasattr(request.module, "DRAWN"):
             if request.path.parent.name == "lab":
                 patch.setattr(Figure, "savefig", _blank)

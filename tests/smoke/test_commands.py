@@ -17,7 +17,7 @@ from kernel import WORDS, answer, lay_out, recipe
 from test_recipes import random_bert
 from transformers import BertConfig
 
-from limbeck import models, session
+from limbeck import models
 from limbeck.feeds import docs
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +111,6 @@ def run_page(
     page: str, prepare: list[Callable[[Path], None]], folder: Path, patch: pytest.MonkeyPatch, capsys: Any, *more: str
 ) -> list[str]:
     """Runs the commands of a page in a folder; what was run."""
-    patch.setattr(session, "PROFILING", 0.2)
     patch.setenv("HF_HUB_OFFLINE", "1")
     patch.setenv("HOME", str(folder / "home"))  # of the token cache
     patch.chdir(folder)
@@ -131,7 +130,7 @@ def run_page(
             said = said.replace(name, place)
         program, verb, *words = shlex.split(said)
         assert program == "limbeck", line
-        words += [*SHORT, *more] if verb in ("run", "check") else []
+        words += {"run": [*SHORT, *more], "check": [*SHORT, *more], "profile": ["--rounds", "1"]}.get(verb, [])
         status, out, log = answer(patch, capsys, verb, *words)
         assert status == 0, f"{line}\n{log}"
         if into:

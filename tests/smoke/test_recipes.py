@@ -12,7 +12,7 @@ from places import SHARED
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, BertConfig, LlamaConfig
 
-from limbeck import api, models, session, students
+from limbeck import api, models, students
 from limbeck.load import built_in
 
 STEPS = 2
@@ -54,12 +54,6 @@ BERTS = {
     "tinybert-general": BertConfig(),  # BERT-base: 12 layers, 768 wide
     "wikipedia-study": BertConfig(num_hidden_layers=6, hidden_size=384, intermediate_size=1536),
 }
-
-
-@pytest.fixture(autouse=True)
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is measured for a moment in place of ten seconds a stage."""
-    monkeypatch.setattr(session, "PROFILING", 0.2)
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,10 @@ def test_what_asks_for_its_predictions_is_refused(
         table["models"]["student"] = {"init": more["init"], "layers": 2}
     with pytest.raises(UserError, match=f"models.teacher: saved as BertModel, without a head, and {message}"):
         limbeck.check(table)
+
+
+def test_no_student_begins_without_a_head(world: Path, headless: Path, tmp_path: Path) -> None:
+    table = recipe(world, tmp_path / "run", settings={"a": {"terms": [{"loss": "cross_entropy"}]}})
     table["models"] = {"student": {"init": str(headless)}}
-    table |= {"settings": {"a": {"terms": [{"loss": "cross_entropy"}]}}, "cache": None}
     with pytest.raises(UserError, match=r"models.student.init: .*saved as BertModel, without a head"):
         limbeck.check(table)

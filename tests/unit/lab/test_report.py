@@ -17,6 +17,7 @@ from limbeck.lab.report import write
 DRAWN = {
     "test_ids_do_not_collide_and_every_reference_is_met",
     "test_the_same_run_gives_the_same_page_and_leaves_no_other_file",
+    "test_a_copied_run_gives_the_same_bytes",
 }
 
 NAMESPACES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
