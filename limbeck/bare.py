@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+
+from transformers import PretrainedConfig
 
 from limbeck.errors import UserError
+from limbeck.lessons import Term
 from limbeck.models import is_bare
+from limbeck.recipe import Recipe
 from limbeck.words import OF_TEACHER
 
-if TYPE_CHECKING:
-    from limbeck.designs import Design
+REMEDY = "take the model that predicts"
 
 
-def names(plan: Design) -> list[str]:
-    """The teachers that were saved without a head."""
-    return [name for name, config in plan.teachers.items() if is_bare(config)]
+def names(teachers: Mapping[str, PretrainedConfig]) -> list[str]:
+    """Those that were saved without a head."""
+    return [name for name, config in teachers.items() if is_bare(config)]
 
 
-def require_states_alone(plan: Design) -> None:
-    """Whether nothing asks a teacher without a head what it predicts.
+def require_states_alone(
+    table: Recipe,
+    teachers: Mapping[str, PretrainedConfig],
+    origin: PretrainedConfig | None,
+    learned: Mapping[str, Sequence[Term]],
+) -> None:
+    """Whether nothing asks a model without a head what it predicts.
+
+    Args:
+        table: the recipe.
+        teachers: the shape of every pretrained teacher.
+        origin: that of what the students begin as.
+        learned: the terms of each setting.
 
     Raises:
-        UserError: a term, the student, the cache or the choice of weights does.
+        UserError: a term, the student, an ensemble, the cache, int8 or the choice of weights does.
     """
-    table, found = plan.recipe, names(plan)
-    if plan.origin is not None and is_bare(plan.origin) and table.models.student.origin:
-        raise UserError(
-            f"models.student.init: {table.models.student.init}: saved as {plan.origin.architectures[0]}, without a head; "
-            "take the model that predicts"
-        )
+    if origin is not None and is_bare(origin):
+        raise UserError(f"models.student.init: {_saved(origin)}; {REMEDY}")
+    found = names(teachers)
     if not found:
         return
-    what = f"models.{found[0]}: saved as {(plan.teachers[found[0]].architectures or ['?'])[0]}, without a head, and"
-    remedy = "take the model that predicts"
-    roles = [name if name in plan.roles else "teacher" for name in found]  # members of an ensemble play one role
-    for setting, terms in plan.terms.items():
+    what = f"models.{found[0]}: {_saved(teachers[found[0]])}, and"
+    measures = any(name not in table.models.teachers for name in found)  # as `teacher`, or a member of that ensemble
+    roles = {*found, *(["teacher"] if measures else [])}
+    for setting, terms in learned.items():
         for term in terms:
             if term.teacher in roles and term.on_logits and "teacher" in term.needs:
-                raise UserError(f"{what} settings.{setting}.{term.name} learns predictions; {remedy}, or drop the term")
+                raise UserError(f"{what} settings.{setting}.{term.name} learns predictions; {REMEDY}, or drop the term")
     asked = {
-        "models.student.init begins as it is": table.models.student.init == "teacher" and "teacher" in roles,
-        "an ensemble averages predictions": len(table.models.members) > 1 and "teacher" in roles,
+        "an ensemble averages predictions": measures and len(table.models.members) > 1,
         "cache keeps predictions": table.cache is not None,
         "train.teacher_precision: int8 is measured by predictions": table.train.teacher_precision == "int8",
-        f"train.keep measures {table.measure}": table.measure in OF_TEACHER and "teacher" in roles,
+        f"train.keep measures {table.measure}": measures and table.measure in OF_TEACHER,
     }
     for who in (who for who, asks in asked.items() if asks):
-        raise UserError(f"{what} {who}; {remedy}")
+        raise UserError(f"{what} {who}; {REMEDY}")
+
+
+def _saved(config: PretrainedConfig) -> str:
+    return f"saved as {', '.join(config.architectures or [])}, without a head"

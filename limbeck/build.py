@@ -67,7 +67,7 @@ class Study:
     @property
     def measures(self) -> dict[str, Frozen | Ensemble | None]:
         """Learner -> whose predictions are its measure; None where there is no teacher, or one without a head."""
-        silent = "teacher" in bare.names(self.design)
+        silent = "teacher" in bare.names(self.design.teachers)
         return {name: None if silent else roles.get("teacher") for name, roles in self.teachers.items()}
 
     @property
@@ -135,7 +135,7 @@ def study(
             teachers |= {peer.name: fixed for peer in peers}
             taught = library.of(fixed, feeds[seed]) if table.cache else schemes.teaching(fixed, seed)
             cast = company.cast(setting, plan.terms[name], peers, taught)
-            apart = plan.top_k or "teacher" in [*table.models.noisy, *bare.names(plan)]
+            apart = plan.top_k or "teacher" in [*table.models.noisy, *bare.names(plan.teachers)]
             casts.append(schemes.unmeasured(cast) if apart else cast)
         averages += [actor for cast in casts for actor in cast.actors if isinstance(actor, Ema)]
         stills[seed] = schemes.together(casts, chunk=plan.chunk, autocast=plan.autocast, world=world)

@@ -139,9 +139,13 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
         quantised.require()
     _sees_enough(table)
     _can_be_cached(plan)
-    bare.require_states_alone(plan)
-    if not plan.causal and table.data.task is None and table.data.masking.mode != "none":
-        _can_mask(plan.teacher_tokenizer)
+    bare.require_states_alone(table, shapes, origin, plan.terms)
+    masks = not plan.causal and table.data.task is None and table.data.masking.mode != "none"
+    if masks and plan.teacher_tokenizer.mask_token_id is None:
+        raise UserError(
+            "the tokenizer has no mask token, and the text is masked; take a tokenizer that has one, or set "
+            "data.masking.mode to none"
+        )
     return plan
 
 
@@ -289,14 +293,6 @@ def _sees_enough(table: recipe.Recipe) -> None:
                     f"settings.{name}.{term.label}: {term.loss} compares rows, and a micro-batch has {rows}; "
                     f"raise train.batch_size or lower train.accumulate, to {least} rows or more"
                 )
-
-
-def _can_mask(tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.mask_token_id is None:
-        raise UserError(
-            "the tokenizer has no mask token, and the text is masked; take a tokenizer that has one, or set "
-            "data.masking.mode to none"
-        )
 
 
 def _can_be_cached(plan: Design) -> None:

@@ -19,6 +19,8 @@ from limbeck import build, checkpoint, designs, students
 from limbeck.load import load
 from limbeck.world import World
 
+DRAWN = {"test_the_run_directory"}
+
 METRIC = {
     "step", "stage", "setting", "seed", "learner", "loss", "terms", "weights", "logit_loss", "grad_norm",
     "grad_norm_mean", "grad_norm_layers", "lr", "tokens", "tokens_per_second", "seconds", "flops",
