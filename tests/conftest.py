@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from budget import FIRST
 from matplotlib.figure import Figure
 
 from limbeck import progress, session
 from limbeck.lab import heat, report
 
+HERE = Path(__file__).parent
 BLANK = {
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 547 288" width="547pt" height="288pt"></svg>',
     "png": b"\x89PNG\r\n\x1a\n",
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the later members of `FIRST` as slow."""
+    seen: Counter[tuple[str, str]] = Counter()
+    for item in items:
+        module = item.path.relative_to(HERE).as_posix() if item.path.is_relative_to(HERE) else ""
+        name = item.name.partition("[")[0]
+        if name in FIRST.get(module, {}) and not item.get_closest_marker("slow"):
+            seen[module, name] += 1
+            if seen[module, name] > FIRST[module][name]:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -54,7 +54,7 @@ def killed_at(number: int, fork: Fork, out: Path, undisturbed: limbeck.Run) -> N
 def test_killed_at_some_writes(fork: Fork, undisturbed: limbeck.Run, tmp_path: Path) -> None:
     writes = told_of(undisturbed)["writes"]
     assert writes > 100
-    for number in range(7, writes + 1, writes // 4):
+    for number in range(7, writes + 1, writes // 3):
         killed_at(number, fork, tmp_path / f"at-{number}", undisturbed)
 
 
@@ -73,6 +73,7 @@ def killed_after(share: float, fork: Fork, out: Path, undisturbed: limbeck.Run) 
     return told["status"] == -9
 
 
+@pytest.mark.slow
 def test_killed_at_some_moments(fork: Fork, undisturbed: limbeck.Run, tmp_path: Path) -> None:
     at_work = [killed_after(share, fork, tmp_path / f"{share}", undisturbed) for share in (0.3, 0.6, 0.8)]
     assert any(at_work)

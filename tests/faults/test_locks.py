@@ -67,6 +67,7 @@ def test_a_dead_owner_holds_nothing(fork: Fork, tmp_path: Path) -> None:
     assert told["status"] == 0, told["said"]
 
 
+@pytest.mark.slow
 def test_a_reader_needs_no_lock(undisturbed: limbeck.Run) -> None:
     words = [[sys.executable, "-m", "limbeck", "report", str(undisturbed.folder)]]
     with locks.held(undisturbed.folder):

@@ -148,6 +148,7 @@ def alone(folder: Path, *recipes: str, **environment: str) -> tuple[list[str], l
     return done.stdout.splitlines(), done.stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_a_run_asks_no_network(world: Path, tmp_path: Path) -> None:
     """Without HF_HUB_OFFLINE: nothing in the recipe names the Hub."""
     said = recipe(world, tmp_path / "run", train={"steps": 1, "eval_every": 1})

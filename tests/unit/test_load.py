@@ -8,9 +8,10 @@ import pytest
 from kernel import GIVEN
 
 from limbeck.arms import asked, placed_all
+from limbeck.changes import changed_words
 from limbeck.errors import UserError
 from limbeck.load import built_in, load
-from limbeck.manifest import changed_words, identity, text
+from limbeck.manifest import identity, text
 from limbeck.models import HUB_ID
 from limbeck.stages import sources
 

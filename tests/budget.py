@@ -1,0 +1,37 @@
+"""Families of whole runs: how many of their members `make test` runs, the first ones; `make test-all` runs all."""
+
+FIRST = {
+    "faults/test_checkpoints.py": {
+        "test_killed_before_older_ones_go": 1,
+        "test_every_file_of_a_checkpoint": 1,
+        "test_a_damaged_run_ends_in_the_same_bits": 1,
+        "test_a_disk_that_takes_no_more": 1,
+    },
+    "faults/test_clocks.py": {"test_in_a_run": 1},
+    "faults/test_memory_faults.py": {"test_the_update_is_the_same": 2},
+    "faults/test_memory_of_evaluations.py": {"test_an_evaluation_is_the_same": 1},
+    "faults/test_signals.py": {"test_one_signal": 4, "test_a_second_one": 1},
+    "unit/lab/test_verdicts.py": {"test_a_study_of_four_settings_makes_any_false_claim_in_one_of_twenty": 1},
+    "unit/test_every_loss.py": {"test_all_losses_in_one_setting": 1},
+    "unit/test_exit_runs.py": {"test_stopped_and_gone_on_is_undisturbed": 1, "test_in_company_is_alone": 2},
+    "unit/test_flops.py": {"test_what_is_written_is_what_is_multiplied": 2},
+    "unit/test_keeping.py": {
+        "test_the_best_weights_are_exported_and_measured": 1,
+        "test_stopped_and_gone_on_is_undisturbed": 1,
+    },
+    "unit/test_noisy.py": {"test_in_company_is_alone": 1},
+    "unit/test_resume.py": {"test_a_disk_that_fills_up": 2, "test_a_word_that_no_bit_depends_on_may_change": 2},
+    "unit/test_schemes.py": {"test_in_company_is_alone": 3},
+    "unit/test_staged_runs.py": {
+        "test_students_begin_as_what_the_stage_before_left": 1,
+        "test_interrupted_and_gone_on_is_undisturbed": 1,
+    },
+    "unit/test_task_runs.py": {"test_stopped_and_gone_on_is_undisturbed": 1},
+    "unit/test_teacher_cache.py": {
+        "test_other_answers_are_other_caches": 2,
+        "test_the_run_of_the_live_teacher": 3,
+        "test_modules_read_what_was_kept": 2,
+        "test_damage_is_named_and_mended": 1,
+        "test_states_of_fewer_bits_are_near": 1,
+    },
+}
