@@ -98,7 +98,7 @@ OVERRIDES = [
     ("settings.multi.terms.9.weight=1", "there is no element '9'; the list has 4, counted from 0"),
     ("settings.multi.terms.x.weight=1", "there is no element 'x'"),
     # wrong values
-    ("only=[nope]", "only: there is no setting 'nope'; known words: logit, multi"),
+    ("only=[nope]", "only: there is no setting 'nope'; known words: labels, logit, multi"),
     ("only=nope", "only: there is no setting 'nope'"),
     ("only=[]", "only: is empty; give at least one"),
     ("seeds=3", "seeds: must be a list: seeds=[3] for the seed 3, seeds=[0,1,2] for three seeds"),
@@ -112,7 +112,7 @@ OVERRIDES = [
     ("train.lr=3e-4x", "train.lr: must be a number, not '3e-4x'"),
     ("train.betas=[0.9]", "train.betas[1]: missing; set it"),
     ("train.betas=0.9", "train.betas: must be a list such as [1, 2], not 0.9"),
-    ("train.precision=fp16", "train.precision: must be 'fp32', 'bf16' or 'fp64', not 'fp16'"),
+    ("train.precision=fp16", "train.precision: must be 'auto', 'fp32', 'bf16' or 'fp64', not 'fp16'"),
     ("train.device=cdua", "train.device: unknown device 'cdua'; write auto, cpu, cuda"),
     ("train=3", "train: must be a table of words and values, not 3"),
     ("data.corpus=", "data.corpus: must be text, not nothing; set it"),
