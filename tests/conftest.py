@@ -49,7 +49,7 @@ def sparing(request: pytest.FixtureRequest) -> Iterator[None]:
     modules of the lab make them and write blank files; elsewhere no figure is made. Latency is measured for a moment.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "PROFILING", 1.0)
+        patch.setattr(session, "PROFILING", getattr(request.module, "PROFILING", 1.0))
         if not hasattr(request.module, "DRAWN"):
             if request.path.parent.name == "lab":
                 patch.setattr(Figure, "savefig", _blank)

@@ -13,6 +13,8 @@ import limbeck
 from limbeck.lab import cost, joined, report
 from limbeck.lab.read import read
 
+PROFILING = 10.0  # seconds: latency is looked at here
+
 LATENCY = {"p50": 0.0125, "p90": 0.02, "p99": 0.03}
 PROFILE: dict[str, Any] = {
     "length": 64, "batches": [1, 32], "rounds": 10, "device": "cpu", "threads": 2, "precision": "fp32",
