@@ -112,6 +112,8 @@ def test_what_is_not_installed_is_said_first(
     with pytest.raises(SystemExit) as end:
         cli.main()
     out, err = capsys.readouterr()
-    line = "limbeck: error: report_to: trackio is not installed; pip install limbeck[trackio], or leave the word out\n"
-    assert (end.value.code, out, err) == (2, "", line)
+    line = "limbeck: error: report_to: trackio is not installed; pip install limbeck[trackio], or leave the word out"
+    *told, last = err.splitlines()
+    assert (end.value.code, out, last) == (2, "", line)
+    assert all(it.startswith("precision ") for it in told), told
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists(), "before any text is read"
