@@ -103,7 +103,6 @@ def run(
     """
     tell = (lambda line: None) if quiet else progress.tell
     asked = _asked(recipe, overrides)
-    asked = replace(asked, precision=studies.precision(asked))
     compared = asked.arms()
     first, folder = compared[0], Path(compared[0].last.run_dir)
     if resume and not _has_begun(asked, compared):
@@ -170,13 +169,15 @@ def _train(asked: arms.Asked, compared: list[arms.Arm], world: World, tell: Call
 
 
 def _asked(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]) -> arms.Asked:
+    """What a recipe asks for; what has begun keeps the precision that it has."""
     plain = stages.alone(recipe).model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
-    return arms.asked(plain, overrides)
+    asked = arms.asked(plain, overrides)
+    return replace(asked, precision=studies.precision(asked))
 
 
 def _settled(asked: arms.Asked, world: World) -> arms.Asked:
-    """What was asked, with what `train.precision: auto` became where it has begun, or else becomes on this device."""
-    return replace(asked, precision=asked.precision or studies.precision(asked) or precision.fastest(world.device))
+    """What was asked, with what `train.precision: auto` becomes on this device, unless it has begun with another one."""
+    return replace(asked, precision=asked.precision or precision.fastest(world.device))
 
 
 def _arithmetic(asked: arms.Asked, world: World) -> list[str]:

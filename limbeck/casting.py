@@ -128,7 +128,7 @@ class Company:
 
     def _origin(self, setting: str, seed: int, dtype: torch.dtype) -> PreTrainedModel | None:
         """The weights that a student begins with, in the precision of its own."""
-        source = self.said.student.origin or (self.said.members[0] if self.said.student.init == "teacher" else None)
+        source = self.said.beginning
         if source is None:
             return None
         trained = self._trained(source, setting, seed)
@@ -169,8 +169,7 @@ def trained_head(plan: Design, setting: str) -> bool:
 
     A student of an earlier stage has such a head where a term of that stage looked at its logits, or it began with one.
     """
-    said, student, shape = plan.recipe.models, plan.student, plan.origin
-    source = said.student.origin or (said.members[0] if said.student.init == "teacher" else None)
+    source, student, shape = plan.recipe.models.beginning, plan.student, plan.origin
     if source is None or shape is None or shape.problem_type != student.problem_type:
         return False
     one, other = (family(it.model_type).classifier[-1] for it in (student, shape))

@@ -11,6 +11,7 @@ import yaml
 from limbeck import rundir, stages
 from limbeck.errors import UserError
 from limbeck.feeds import unchanged
+from limbeck.kinds import path_of
 from limbeck.manifest import FREE, Facts, identity, now
 from limbeck.recipe import Recipe
 
@@ -101,10 +102,10 @@ def finished(folder: Path, table: Recipe) -> list[str]:
             found.append(f"{what} ({why})" if (why := texts[path[1]]) else what)
     known = began.get("weights", {})  # runs of earlier versions have none
     for place, source in stages.sources(table):
-        folder, what = Path(source.source).expanduser(), MODELS.get(place, "another teacher")
-        if source.source in known and not folder.is_dir():
-            found.append(f"{what} ({folder}: no such folder)")
-        elif not all(rundir.is_same(folder / name, file) for name, file in known.get(source.source, {}).items()):
+        there, what = path_of(source.source), MODELS.get(place, "another teacher")
+        if source.source in known and not there.is_dir():
+            found.append(f"{what} ({there}: no such folder)")
+        elif not all(rundir.is_same(there / name, file) for name, file in known.get(source.source, {}).items()):
             found.append(what)
     return found
 

@@ -7,7 +7,6 @@ not verify is never loaded.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -186,8 +185,7 @@ def _kept(aids: nn.ModuleDict) -> dict[str, Tensor]:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": rundir.file_sha256(path)}
 
 
 def damage(place: Path) -> str | None:

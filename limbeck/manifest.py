@@ -18,8 +18,6 @@ from limbeck.ensemble import Ensemble
 from limbeck.recipe import Recipe
 
 Facts = dict[str, Any]
-
-
 # words of a recipe that no bit of a student depends on, but for `eval_every` where the best weights are kept
 FREE: dict[str, Any] = {
     "out": True,

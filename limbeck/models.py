@@ -78,7 +78,7 @@ def place(source: str) -> str:
 
 def files_of(sources: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Folder of every model that is on this disk -> its files of weights, as `rundir.identity` says them."""
-    folders = {source: Path(source).expanduser() for source in sources}
+    folders = {source: path_of(source) for source in sources}
     return {
         source: {path.name: rundir.identity(path) for path in sorted(folder.glob("*.safetensors"))}
         for source, folder in folders.items()

@@ -164,6 +164,11 @@ class Models(Strict):
             return ()
         return self.teacher.ensemble if isinstance(self.teacher, Ensemble) else (self.teacher,)
 
+    @property
+    def beginning(self) -> Source | None:
+        """The model that students begin as; None where they begin at random."""
+        return self.members[0] if self.student.init == "teacher" and self.members else self.student.origin
+
     @field_validator("teachers")
     @classmethod
     def _names_are_free(cls, teachers: dict[str, Source]) -> dict[str, Source]:

@@ -147,11 +147,16 @@ def free(folder: Path) -> int:
     return shutil.disk_usage(place).free
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def identity(path: Path) -> dict[str, Any]:
     """What tells a file from another one: its size, its sha256, and when it was changed."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "changed": path.stat().st_mtime_ns, "sha256": sha256}
+    said = path.stat()
+    return {"size": said.st_size, "changed": said.st_mtime_ns, "sha256": file_sha256(path)}
 
 
 def is_same(path: Path, known: dict[str, Any]) -> bool:
@@ -160,7 +165,7 @@ def is_same(path: Path, known: dict[str, Any]) -> bool:
         return False
     now = path.stat()
     same = now.st_size == known["size"]
-    return same and (now.st_mtime_ns == known["changed"] or identity(path)["sha256"] == known["sha256"])
+    return same and (now.st_mtime_ns == known["changed"] or file_sha256(path) == known["sha256"])
 
 
 def size(folder: Path) -> int:

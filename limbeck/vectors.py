@@ -5,7 +5,6 @@ W words, D width.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from limbeck.errors import UserError
+from limbeck.rundir import file_sha256
 
 REMEDY = "every line holds a word and as many numbers as the first one; mend the file"
 MOST = 100_000  # vectors that are read of a file, as published: the most frequent words stand first
@@ -90,8 +90,7 @@ def sha256(path: Path) -> str:
         UserError: no such file.
     """
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise _unread(path, error) from None
 

@@ -15,11 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import ended_with
 
 PATIENCE = 240  # seconds
 
@@ -58,19 +59,8 @@ def _member(rank: int, port: int, job: dict[str, Any], out: int, log: int) -> No
     os.environ["MASTER_ADDR"] = "localhost"
     os.chdir(job["folder"])
     sys.argv = ["limbeck", *job["words"]]
-    status = 0
-    try:
-        runpy.run_path(job["script"], run_name="__main__") if job["script"] else _command()
-    except SystemExit as end:
-        status = int(end.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    script = job["script"]
+    os._exit(ended_with(partial(runpy.run_path, script, run_name="__main__") if script else _command))
 
 
 def _command() -> None:

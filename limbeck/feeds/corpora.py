@@ -32,6 +32,7 @@ from limbeck.feeds.readers import (
 from limbeck.feeds.tables import LONGEST, Column, Wanted
 from limbeck.kinds import path_of
 from limbeck.progress import doing
+from limbeck.rundir import file_sha256
 
 if TYPE_CHECKING:
     from limbeck.material import Data
@@ -243,12 +244,6 @@ def _read_sha256(path: Path) -> str:
         return file_sha256(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend or replace the file") from None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def heldout_source(data: Data) -> tuple[str, Split] | None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from limbeck import rundir
 from limbeck.errors import UserError
-from limbeck.feeds.corpora import file_sha256
 from limbeck.feeds.leftovers import filling
 from limbeck.kinds import path_of
 from limbeck.progress import doing
@@ -79,7 +78,7 @@ def _open(folder: Path, tell: Tell) -> Facts | None:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
+    return {"size": path.stat().st_size, "sha256": rundir.file_sha256(path)}
 
 
 def _make(folder: Path, write: Callable[[Path], Facts]) -> None:

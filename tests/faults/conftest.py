@@ -15,7 +15,7 @@ from kernel import lay_out, recipe, with_dropout
 
 import limbeck
 
-HARNESS = Path(__file__).with_name("harness.py")
+HARNESS = Path(__file__).parents[1] / "harness.py"
 Fork = Callable[..., dict[str, Any]]
 REMEMBER = [
     {"loss": "forward_kl", "teacher": "ema", "name": "average"},

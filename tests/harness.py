@@ -117,6 +117,23 @@ def wind(ahead: float, step: float) -> None:
                 setattr(module, name, SimpleNamespace(**{**vars(time), **wound}))
 
 
+def ended_with(call: Callable[[], Any]) -> int:
+    """The exit status of a program that runs in this process; what it said is written."""
+    status = 0
+    try:
+        call()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
+
+
 def child(job: dict[str, Any], log: str, counts: str) -> None:
     """What a fork does; it never returns."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -136,18 +153,7 @@ def child(job: dict[str, Any], log: str, counts: str) -> None:
         wind(**job["clock"])
     writes = inject(job.get("kill"))
     sys.argv = ["limbeck", "run", job["recipe"], *job.get("more", [])]
-    status = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        status = int(end.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    status = ended_with(cli.main)
     with open(counts, "w") as file:
         file.write(str(writes.count))
     os._exit(status)
