@@ -1,4 +1,4 @@
-"""What a probe costs, in steps: `quickstart`'s two settings, one thread, probe and step alternating, medians.
+"""What a probe costs, in steps: `quickstart`'s settings with a teacher, blocks of 128 tokens, one thread, probe and step alternating, medians.
 
 python benchmarks/probe.py [repetitions]
 """
@@ -24,7 +24,10 @@ REPETITIONS = int(sys.argv[1]) if len(sys.argv) > 1 else 6
 def main() -> None:
     """Measures, and prints one line."""
     torch.set_num_threads(1)
-    plan, world = designs.design(load("quickstart", ["seeds=[0]"])), World()
+    plan, world = (
+        designs.design(load("quickstart", ["seeds=[0]", "only=[logit,multi]", "data.max_length=128"])),
+        World(),
+    )
     study = build.study(plan, world, build.text(plan, print))
     still, probes, steps = study.stills[0], [], []
     course = Course(study.stills, study.feeds, REPETITIONS, 1, lambda learner: {}, lambda step: False, world)

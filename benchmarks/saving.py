@@ -20,7 +20,7 @@ from limbeck.reduce import Counts
 STUDENTS = 2
 EVERY = Train.model_fields["checkpoint_every"].default
 SHAPES = {
-    "quickstart": Shape(Size(6, 256, 8, 640), Size(3, 128, 8, 320), vocabulary=8192),
+    "6x256_to_3x128": Shape(Size(6, 256, 8, 640), Size(3, 128, 8, 320), vocabulary=8192),
     "minilm_to_4x312": Shape(Size(6, 384, 12, 1536), Size(4, 312, 12, 1200)),
 }
 

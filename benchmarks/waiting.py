@@ -1,4 +1,4 @@
-"""How long threads spin before they sleep: tokens/s of a training of `quickstart`'s shape, alone and beside busy processes.
+"""How long threads spin before they sleep: tokens/s of a small training, alone and beside busy processes; one thread last.
 
 python -m benchmarks.waiting [seconds of each]
 """
@@ -14,7 +14,9 @@ from time import perf_counter
 from benchmarks.race import Over, beside
 from limbeck.environment import WAITING
 
-WAYS = ({}, {"OMP_WAIT_POLICY": "passive"}, *({"GOMP_SPINCOUNT": str(n)} for n in (300, 1000, 3000, 10_000, 100_000)))
+SPINS = (300, 1000, 3000, 10_000, 100_000)
+PASSIVE, ONE = {"OMP_WAIT_POLICY": "passive"}, {"OMP_NUM_THREADS": "1"}
+WAYS = ({}, PASSIVE, *({"GOMP_SPINCOUNT": str(n)} for n in SPINS), ONE)
 WARM = 3  # steps
 
 
@@ -23,7 +25,7 @@ def train(seconds: float) -> float:
     from benchmarks import sides
     from benchmarks.saving import SHAPES
 
-    shape, begin, steps = SHAPES["quickstart"], 0.0, 0
+    shape, begin, steps = SHAPES["6x256_to_3x128"], 0.0, 0
 
     def turns() -> Iterator[None]:
         nonlocal begin, steps

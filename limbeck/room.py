@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def fits(plan: designs.Design, world: World) -> None:
     """
     cost, folder = costs.of_study(plan), Path(plan.recipe.run_dir)
     memory, free = cost.memory if world.device.type == "cpu" else cost.least, free_memory(world)
-    if world.total([bool(free) and memory > free])[0]:
+    if world.total([memory > free])[0]:
         raise UserError(
             f"{folder}: needs about {rundir.readable(memory)} of memory, and {rundir.readable(free)} are free here; lower "
             "train.batch_size or data.max_length, raise train.accumulate, train fewer settings together (together: 1) or a smaller "
@@ -45,14 +46,14 @@ def fits(plan: designs.Design, world: World) -> None:
 
 
 def free_memory(world: World, root: Path = Path("/")) -> float:
-    """Bytes of the device that are free now, in the containers around this process too; 0 where nobody says."""
+    """Bytes of the device that are free now, in the containers around this process too; infinitely many where nobody says."""
     if world.device.type == "cuda":
         return torch.cuda.mem_get_info(world.device)[0]
     if world.device.type != "cpu":
-        return 0.0
+        return math.inf
     lines = _text(root / "proc/meminfo").splitlines()
     machine = [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    return max(0.0, min([*machine, *_of_containers(root)], default=0.0))
+    return max(0.0, min([*machine, *_of_containers(root)], default=math.inf))
 
 
 def _of_containers(root: Path) -> Iterator[float]:

@@ -169,7 +169,7 @@ def _groups(plan: designs.Design, names: list[str], together: int | None, world:
     """The settings in groups of `together`, or of as many as the memory holds."""
     size = together or len(names)
     free = world.total([room.free_memory(world) if world.is_main else 0.0])[0]  # all processes make the same groups
-    while together is None and size > 1 and free and costs.of_study(_of(plan, names[:size])).memory > ROOM * free:
+    while together is None and size > 1 and costs.of_study(_of(plan, names[:size])).memory > ROOM * free:
         size -= 1
     if together is None and size < len(names):
         tell(f"{len(names)} settings do not fit into memory together: {size} at a time")

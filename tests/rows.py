@@ -122,8 +122,9 @@ def bare(*template: str) -> tf.PreTrainedTokenizerFast:
     return tf.PreTrainedTokenizerFast(tokenizer_object=backend, **how, **names)
 
 
-def sentence(number: int) -> str:
-    return " ".join(WORDS[(3 * number * k + number + k * k) % len(WORDS)] for k in range(2 + number * 5 % 9))
+def sentence(number: int, words: int | None = None) -> str:
+    words = words or 2 + number * 5 % 9
+    return " ".join(WORDS[(3 * number * k + number + k * k) % len(WORDS)] for k in range(words))
 
 
 def table(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

@@ -1,4 +1,4 @@
-"""Edges that a reviewer found: rounding, underflow, near duplicates, what carries its mask within, shapes that do not match."""
+"""Edges that were found by hand: rounding, underflow, near duplicates, what carries its mask within, shapes that do not match."""
 
 from __future__ import annotations
 

@@ -41,7 +41,9 @@ def test_a_quick_run_writes_every_row_as_promised(tmp_path: Path) -> None:
         if row["value"] is None:
             assert row["detail"]["missing"]
             fit = row["name"] not in BF16 or shapes.QUICK.precision == "bf16"
-            assert row["name"] in PEERS if fit else (row["target"], row["met"]) == (None, None)
+            assert (
+                (row["met"] is False and row["name"] in PEERS) if fit else (row["target"], row["met"]) == (None, None)
+            )
         else:
             assert math.isfinite(row["value"])
             assert row["met"] == rows.TARGETS[row["name"]].reached(row["value"], "cpu")

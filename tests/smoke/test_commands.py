@@ -1,4 +1,4 @@
-"""Every command of README, the start page and the how-to pages runs, in order, as it stands there.
+"""Every command in the blocks of README, the start page and the how-to pages runs, in order, as it stands there.
 
 What differs: two updates, few blocks of evaluation, models of this disk in place of those of the Hub, one process in place of two.
 """
@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from kernel import WORDS, answer, lay_out, recipe
+from kernel import answer, lay_out, recipe
+from rows import sentence
 from test_recipes import random_bert
 from transformers import BertConfig
 
@@ -29,13 +30,9 @@ SHORT = [
     "train.threads=1",
     "seeds=[0]",
 ]
+LONG = 40  # words of a text
 HUB = {"google-bert/bert-base-uncased": "bert"}  # name -> folder in its place
-OUTSIDE = (
-    "make ",
-    "source ",
-    "pip ",
-    "python -m build",
-)  # of the installation: the Makefile is looked at, test_wheel.py does the rest
+OUTSIDE = ("make ", "source ", "pip ")  # of the installation: the Makefile is looked at, test_wheel.py does the rest
 LAUNCHER = "torchrun --nproc-per-node 2 -m "
 
 
@@ -46,14 +43,10 @@ def commands(page: Path) -> Iterator[str]:
             yield re.split(r"\s{2,}#", line.strip())[0]
 
 
-def sentence(number: int) -> str:
-    return " ".join(WORDS[(3 * number * k + number + k * k) % len(WORDS)] for k in range(40))
-
-
 def texts(folder: Path) -> None:
     """Some documents, in the reader's folder."""
     (folder / "texts").mkdir()
-    (folder / "texts" / "a.txt").write_text("\n\n".join(sentence(i) for i in range(120)), encoding="utf-8")
+    (folder / "texts" / "a.txt").write_text("\n\n".join(sentence(i, LONG) for i in range(120)), encoding="utf-8")
 
 
 def readers_recipe(folder: Path) -> None:
@@ -69,7 +62,7 @@ def rows(folder: Path) -> None:
     said["settings"] = {"multi": {"terms": [{"loss": "cross_entropy"}]}}
     said["models"] = {"student": {"init": str(folder / "bert")}}
     for name in ("train", "dev", "test"):
-        lines = [f"{sentence(i)}\t{'ab'[i % 2]}" for i in range(20)]
+        lines = [f"{sentence(i, LONG)}\t{'ab'[i % 2]}" for i in range(20)]
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *lines]), encoding="utf-8")
     (folder / "mine.yaml").write_text(yaml.safe_dump(said), encoding="utf-8")
 
@@ -80,10 +73,10 @@ def vocabulary(folder: Path) -> None:
         (folder / name).symlink_to(models.place(models.EMBEDDED))
     for name in ("train.tsv", "SST-2/train_a.tsv"):
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("sentence\n" + "\n".join(map(sentence, range(20))), encoding="utf-8")
+        (folder / name).write_text("sentence\n" + "\n".join(sentence(i, LONG) for i in range(20)), encoding="utf-8")
     (folder / "wiki").mkdir()
     for name in ("wiki/train.txt", "other.txt", "dev.txt"):
-        (folder / name).write_text("\n\n".join(map(sentence, range(40))), encoding="utf-8")
+        (folder / name).write_text("\n\n".join(sentence(i, LONG) for i in range(40)), encoding="utf-8")
 
 
 def profiled(folder: Path) -> None:
@@ -116,7 +109,7 @@ def run_page(
     patch.chdir(folder)
     lay_out(folder)
     random_bert(BertConfig(num_hidden_layers=4, hidden_size=32, num_attention_heads=4), folder / "bert", large=False)
-    patch.setattr(docs, "documents", lambda: [(f"python/{i}.py", sentence(i)) for i in range(120)])
+    patch.setattr(docs, "documents", lambda: [(f"python/{i}.py", sentence(i, LONG)) for i in range(120)])
     for each in prepare:
         each(folder)
     done = []

@@ -1,4 +1,4 @@
-"""The families of which `make test` runs a part are there, and none of the tests that must stay is left out whole."""
+"""The families of which `make test` runs a part are there, and a part of them is a part."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_longer_it_goes_on_in_its_own(world: Path, tmp_path: Path, fast: None, m
 def test_it_is_told(
     world: Path, tmp_path: Path, fast: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the first line of a run, and by check; with how slow it is where a processor emulates what a recipe says."""
+    """Among the first lines of a run, and by check; with how slow it is where a processor emulates what a recipe says."""
     said = without(recipe(world, tmp_path / "run", train=SHORT))
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(said))

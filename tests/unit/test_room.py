@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from kernel import answer, recipe
 
 from limbeck import costs, designs, room, rundir
+from limbeck.errors import UserError
 from limbeck.load import load
 from limbeck.world import World
 
@@ -45,11 +47,17 @@ def test_the_limits_of_containers_count(tmp_path: Path, version: str, limit: str
 
 
 def test_where_nobody_says_nothing_is_refused(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert room.free_memory(World(), tmp_path) == 0
-    assert room.free_memory(World(device=torch.device("mps"))) == 0
-    monkeypatch.setattr(room, "free_memory", lambda world: 0.0)
+    assert room.free_memory(World(), tmp_path) == math.inf
+    assert room.free_memory(World(device=torch.device("mps"))) == math.inf
+    monkeypatch.setattr(room, "free_memory", lambda world: math.inf)
     said = recipe(world, tmp_path / "run", train={"batch_size": 10**9})
     room.fits(designs.design(load(said)), World())
+
+
+def test_where_nothing_is_free_nothing_fits(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "free_memory", lambda world: 0.0)
+    with pytest.raises(UserError, match=r"of memory, and 0\.0 MiB are free here"):
+        room.fits(designs.design(load(recipe(world, tmp_path / "run"))), World())
 
 
 @pytest.mark.usefixtures("fast")

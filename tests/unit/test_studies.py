@@ -94,7 +94,7 @@ def test_what_does_not_fit_into_memory_is_trained_apart(
     monkeypatch.setattr(room, "free_memory", lambda world: 1.01 * alone)
     run = train("small", train=SHORT)
     assert list(run.arms) == ["arms/01", "arms/02"]
-    monkeypatch.setattr(room, "free_memory", lambda world: 0.0)
+    monkeypatch.setattr(room, "free_memory", lambda world: math.inf)
     before = hashes(run.folder / "arms")
     assert list(train("small", train=SHORT).arms) == ["arms/01", "arms/02"], "once split, it stays so"
     assert hashes(run.folder / "arms") == before

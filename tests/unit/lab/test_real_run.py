@@ -8,6 +8,7 @@ import pytest
 from kernel import WORDS, lay_out, recipe
 
 import limbeck
+from limbeck.rundir import shared_recipe
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,7 @@ def test_what_is_given_away_tells_no_folder_of_this_disk(finished: limbeck.Run) 
     for text in (card, page):
         assert world not in text and str(finished.folder.parent) not in text
         assert "corpus: rows.tsv" in text and "out: staged" in text
+    assert shared_recipe((finished.folder / "recipe.yaml").read_text(encoding="utf-8")).strip() in card
     assert "- data: `rows.tsv`, " in card and "<dt>training rows</dt><dd>rows.tsv: " in page
     for path in finished.students["kd-seed0"].glob("*.json"):
         assert world not in path.read_text(encoding="utf-8")
