@@ -6,11 +6,12 @@ every position (of a causal one this is the prefill), a sequence classifier thos
 
 from __future__ import annotations
 
+import json
 import math
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
@@ -211,10 +212,15 @@ def macs(config: PretrainedConfig, length: int) -> int:
     """Multiply-accumulates of one row by torch's counter of FLOPs (two to one): matrix products, attention included.
 
     Counted on the meta device, since the counter does not know the fused attention of processors. A causal model is counted
-    with the whole square of its attention.
+    with the whole square of its attention. A shape is counted once.
     """
+    return _macs(type(config), config.to_json_string(use_diff=False), length)
+
+
+@cache
+def _macs(kind: type[PretrainedConfig], words: str, length: int) -> int:
     with torch.device("meta"):
-        model = students.build(config, seed=0).eval()
+        model = students.build(kind.from_dict(json.loads(words)), seed=0).eval()
         ids = torch.zeros(1, length, dtype=torch.long)
         seen = torch.ones(1, 1, length, length, dtype=torch.bool)  # four axes: taken without a look inside
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

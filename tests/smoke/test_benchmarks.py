@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
 import torch
 
-from benchmarks import growth, rows, shapes, sides
+from benchmarks import growth, peers, race, rows, shapes, sides
 from limbeck.reduce import Counts
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +114,41 @@ def test_a_missed_target_is_said(tmp_path: Path) -> None:
     assert [line.split()[-2:] for line in rows.table(found).splitlines()[1:2]] == [["NO", "1"]]
     assert "cache_epoch: nothing there" in rows.table(found)
     assert "| memory | 0.7 | <= 0.5 | x peak bytes | NO | 1 |" in rows.markdown(found)
+
+
+def test_what_means_nothing_here_has_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [rows.unfit("loop_bf16", "cpu", "bf16 is the slower one"), rows.missing("data", "cpu", "no text")]
+    assert [(row.value, row.target, row.met) for row in found] == [(None, None, None), (None, 0.8, False)]
+    unfit, missing = rows.table(found).splitlines()[1:3]
+    assert unfit.split() == ["loop_bf16", "-", "-", "x", "tokens/s", "-"]
+    assert missing.split() == ["data", "missing", ">=", "0.8", "x", "MB/s", "NO"]
+    monkeypatch.setattr(shapes, "fastest", lambda device: "fp32")
+    names = ("textbrewer_bf16", "loop_bf16")
+    slow = peers.rows(names, shapes.QUICK, rounds=1, fresh=False)
+    assert [(row.name, row.target, row.met) for row in slow] == [(name, None, None) for name in names]
+    assert all("multiplies bf16 slower" in row.detail["missing"] for row in slow)
+
+
+def test_beside_another_process_there_is_another_process() -> None:
+    with race.beside(2):
+        busy = multiprocessing.active_children()
+        assert len(busy) == 2 and all(process.is_alive() for process in busy)
+        for process in busy:
+            wait_for(lambda process=process: seconds_of(process.pid) > 0.2)
+    assert not any(process.is_alive() for process in busy)
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    end = monotonic() + 60
+    while not what():
+        assert monotonic() < end
+        sleep(0.05)
+
+
+def seconds_of(pid: int | None) -> float:
+    """What a process has had of the processor (Linux)."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.parametrize(

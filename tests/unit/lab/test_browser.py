@@ -20,8 +20,7 @@ from test_reasons_page import add_reasons
 
 from limbeck.lab.report import write
 
-DRAWN = True
-pytestmark = pytest.mark.xdist_group("browser")  # its pages are drawn once
+DRAWN: set[str] = set()  # the pages that are fixtures alone
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LIGHT, DARK = (251, 251, 249), (23, 25, 28)  # the paper of the page
@@ -31,34 +30,45 @@ browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-brow
 
 
 class Seen(NamedTuple):
-    """What a browser made of a page: its document, a picture of it, what it complained of, what it asked for."""
+    """A picture that a browser made of a page, what the page complained of, and what it asked for."""
 
-    dom: str
     picture: np.ndarray  # [height, width, 3], 0 to 255
     console: list[str]
     requests: list[str]
 
 
 def look(page: Path, folder: Path, scheme: str = "light", scripts: bool = True) -> Seen:
-    """Open a page in a headless browser that reaches no network."""
-    preferences = folder / "profile" / "Default" / "Preferences"
+    """Opens a page and takes its picture."""
+    picture, log = folder.with_suffix(".png"), folder.with_suffix(".json")
+    asked = [f"--screenshot={picture}", f"--log-net-log={log}", "--window-size=1000,9000"]
+    said = opened(page, folder, [*asked, f"--blink-settings={SCHEMES[scheme]}"], scripts).stderr
+    return Seen(np.asarray(imread(picture))[..., :3] * 255, complaints(said), requests(log))
+
+
+def dom(page: Path, folder: Path, scripts: bool = True) -> str:
+    """The document that a page becomes without a complaint."""
+    done = opened(page, folder, ["--dump-dom", "--window-size=1000,9000"], scripts)
+    assert complaints(done.stderr) == []
+    return done.stdout.decode()
+
+
+def opened(page: Path, folder: Path, how: list[str], scripts: bool) -> subprocess.CompletedProcess[bytes]:
+    """A headless browser, with a profile of its own in this folder, that reaches no network."""
+    preferences = folder / "Default" / "Preferences"
     preferences.parent.mkdir(parents=True)
     blocked = {"profile": {"default_content_setting_values": {"javascript": 2}}}
     preferences.write_text(json.dumps({} if scripts else blocked))
-    picture, log = folder / "page.png", folder / "net.json"
     common = [
         str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
         "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0", f"--user-data-dir={folder / 'profile'}",
-        "--window-size=1000,9000", f"--blink-settings={SCHEMES[scheme]}",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0", f"--user-data-dir={folder}",
     ]  # fmt: skip
-    asked = [f"--screenshot={picture}", f"--log-net-log={log}"], ["--dump-dom"]
-    dom, said = "", ""
-    for what in asked:
-        done = subprocess.run([*common, *what, page.as_uri()], capture_output=True, timeout=120, check=True)
-        dom, said = done.stdout.decode(), said + done.stderr.decode(errors="replace")
-    console = [line for line in said.splitlines() if ":CONSOLE" in line]
-    return Seen(dom, np.asarray(imread(picture))[..., :3] * 255, console, requests(log))
+    return subprocess.run([*common, *how, page.as_uri()], capture_output=True, timeout=120, check=True)
+
+
+def complaints(said: bytes) -> list[str]:
+    """Lines of the console."""
+    return [line for line in said.decode(errors="replace").splitlines() if ":CONSOLE" in line]
 
 
 def requests(log: Path) -> list[str]:
@@ -74,6 +84,11 @@ def light(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     return look(report, tmp_path_factory.mktemp("browser") / "light")
 
 
+@pytest.fixture(scope="module")
+def document(report: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return dom(report, tmp_path_factory.mktemp("browser") / "dom")
+
+
 @browser
 def test_the_page_shows_something_and_asks_for_nothing(light):
     assert light.picture.shape == (9000, 1000, 3)
@@ -85,11 +100,11 @@ def test_the_page_shows_something_and_asks_for_nothing(light):
 
 
 @browser
-def test_every_figure_reaches_the_document(light, report):
+def test_every_figure_reaches_the_document(document, report):
     written = re.findall(r'<figure id="([^"]+)"', report.read_text())
-    assert len(written) == light.dom.count("<svg") == 7
+    assert len(written) == document.count("<svg") == 7
     for name in written:
-        assert f'<figure id="{name}"' in light.dom
+        assert f'<figure id="{name}"' in document
 
 
 @browser
@@ -101,16 +116,16 @@ def test_the_page_in_the_dark(report, tmp_path):
 
 
 @browser
-def test_the_page_needs_no_scripts(light, report, tmp_path):
+def test_the_page_needs_no_scripts(document, report, tmp_path):
     """Without scripts there are no buttons; all else is the same."""
-    seen = look(report, tmp_path / "plain", scripts=False)
-    assert "<button" not in seen.dom and "<title>multi: step 20, " in seen.dom
-    assert re.sub(r'<button type="button">(.*?)</button>', r"\1", light.dom, flags=re.DOTALL) == seen.dom
-    assert seen.picture[1500:3000].var() > 200
+    bare = dom(report, tmp_path / "bare", scripts=False)
+    assert "<button" not in bare and "<title>multi: step 20, " in bare
+    assert re.sub(r'<button type="button">(.*?)</button>', r"\1", document, flags=re.DOTALL) == bare
+    assert look(report, tmp_path / "plain", scripts=False).picture[1500:3000].var() > 200
     page = tmp_path / "script.html"
     page.write_text("<!doctype html><p id=it>still</p><script>it.textContent = 'moved'</script>")
-    assert "still</p>" in look(page, tmp_path / "off", scripts=False).dom
-    assert "moved</p>" in look(page, tmp_path / "on").dom
+    assert "still</p>" in dom(page, tmp_path / "off", scripts=False)
+    assert "moved</p>" in dom(page, tmp_path / "on")
 
 
 HAND = """
@@ -155,9 +170,7 @@ def scripted(page: Path, folder: Path, script: str) -> Any:
     text = page.read_text().replace("script-src '", f"script-src 'sha256-{allowed}' '", 1)
     copy = folder / "handled.html"
     copy.write_text(text.replace("</body>", f"<script>{script}</script></body>"))
-    seen = look(copy, folder / "handled")
-    assert seen.console == []
-    found = re.search(r'<pre id="seen">(.*?)</pre>', seen.dom, re.DOTALL)
+    found = re.search(r'<pre id="seen">(.*?)</pre>', dom(copy, folder / "handled"), re.DOTALL)
     assert found is not None
     return json.loads(html.unescape(found[1]))
 
