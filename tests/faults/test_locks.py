@@ -80,6 +80,7 @@ def vary(table: dict[str, Any]) -> None:
     table["vary"] = {"train.lr": [0.01, 0.02]}
 
 
+@pytest.mark.slow
 def test_a_study_holds_its_folder_and_each_arm(fork: Fork, tmp_path: Path) -> None:
     out = tmp_path / "study"
     with locks.held(out):

@@ -111,6 +111,7 @@ def test_a_label_loss_alone_is_the_same() -> None:
     close(*ends)
 
 
+@pytest.mark.slow
 def test_where_one_row_does_not_fit_the_remedy_is_named() -> None:
     for ask in (Evaluation({"a": None}, {"test": BATCHES}, chunk=7), Reasons({"a": None}, BATCHES, chunk=7)):
         one = learner("a", MULTI)

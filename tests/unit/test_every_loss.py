@@ -464,6 +464,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 def test_accumulating_gives_the_same_update(world: Path, tmp_path: Path, fast: None) -> None:
     """Losses of tokens and of rows, their memories and their balances; losses of batches see micro-batches, as they say."""
     runs = []

@@ -102,6 +102,7 @@ def test_stopped_and_gone_on_is_undisturbed(
     same_exits(gone_on, company)
 
 
+@pytest.mark.slow
 def test_accumulation_is_exact(go: Train) -> None:
     some = {name: SETTINGS[name] for name in ("own", "taught", "peers", "ema")}  # pearson is of each micro-batch
     one, two = (go(f"{n}", some, precision="fp64", accumulate=n) for n in (1, 2))

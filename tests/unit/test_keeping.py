@@ -250,6 +250,7 @@ def test_stopped_and_gone_on_is_undisturbed(
     assert run.manifest["ended"] == patient.manifest["ended"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast")
 def test_where_all_have_ended_the_run_is_done(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = said(tasks, tmp_path / "run", steps=400, keep="label_loss", patience=2)

@@ -190,6 +190,7 @@ def test_evaluations_are_without_and_updates_with_it(
     assert all(row["logit_loss"] is not None for row in plain.metrics if row["setting"] == "logit")
 
 
+@pytest.mark.slow
 def test_no_dropout_is_the_bare_teacher(world: Path, tmp_path: Path, fast: None) -> None:
     """In the same bits."""
     bare = noisy(world, tmp_path / "bare")
@@ -209,6 +210,7 @@ def test_a_named_one_beside_the_measure(world: Path, tmp_path: Path, fast: None)
     assert weights(both, "plain-seed0") != weights(both, "noisy-seed0")
 
 
+@pytest.mark.slow
 def test_the_student_of_a_stage_teaches_with_it(world: Path, tmp_path: Path, fast: None) -> None:
     found = []
     for share in (0.0, 0.2):

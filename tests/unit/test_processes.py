@@ -171,6 +171,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_remember_the_same(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory banks, balances and paraphrasers: the same bits in both processes, and what one process alone ends with."""
     monkeypatch.setattr(report, "write", lambda folder: folder)

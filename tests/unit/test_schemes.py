@@ -186,6 +186,7 @@ def test_stopped_and_gone_on_is_undisturbed(
     same_run(train("stopped", settings=SETTINGS, train={"probe_every": 2}), company, checkpoints=False)
 
 
+@pytest.mark.slow
 def test_accumulation_is_exact(train: Train) -> None:
     exact = {"precision": "fp64", "probe_every": 2}
     one = train("one", settings=SETTINGS, train=exact)

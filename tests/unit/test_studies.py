@@ -58,6 +58,7 @@ def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
 # an arm is the run that it would be alone
 
 
+@pytest.mark.slow
 def test_every_arm_is_the_run_alone(train: Train) -> None:
     terms = {"logit": {"terms": [{"loss": "forward_kl", "temperature": 2.0}]}}
     label = [{"loss": "cross_entropy", "name": "label"}]
@@ -118,6 +119,7 @@ def test_equal_flops(train: Train) -> None:
     assert len({said["steps"] for said in told(run)["arms"]}) > 1
 
 
+@pytest.mark.slow
 def test_equal_seconds_are_measured_once(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     prices = iter([{"logit": 1.0, "multi": 2.0}])
     monkeypatch.setattr(studies, "_seconds", lambda *given: next(prices))
@@ -135,6 +137,7 @@ def test_equal_seconds_are_measured_once(train: Train, monkeypatch: pytest.Monke
         train("others", equal="seconds")
 
 
+@pytest.mark.slow
 def test_seconds_are_measured(train: Train) -> None:
     run = train("measured", equal="seconds", train={"steps": 2})
     steps = {name: arm["steps"] for arm in told(run)["arms"] for name in arm["settings"]}
@@ -207,6 +210,7 @@ def test_a_folder_with_something_else_is_refused(train: Train, tmp_path: Path, t
 # stages
 
 
+@pytest.mark.slow
 def test_equal_stages_are_trained_once(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = [
         {"stage": "hints", "settings": {"x": {"terms": [{"loss": "mse", "tap": "hidden"}]}}},
@@ -224,6 +228,7 @@ def test_equal_stages_are_trained_once(train: Train, monkeypatch: pytest.MonkeyP
 # data
 
 
+@pytest.mark.slow
 def test_a_ladder_of_data(train: Train) -> None:
     run = train("ladder", only=["logit"], vary={"data.max_bytes": [1500, 3000]}, train=SHORT)
     facts = [arm.manifest["data"] for arm in run.arms.values()]
@@ -241,6 +246,7 @@ def _data(run: limbeck.Run, **more: Any) -> dict[str, Any]:
 # tuning
 
 
+@pytest.mark.slow
 def test_the_best_on_the_validation_part_is_compared(train: Train, world: Path) -> None:
     rates = [1e-4, 1e-2, 3e-3]
     run = train("tuned", tune={"vary": {"train.lr": rates}, "steps": 4}, seeds=[0, 1], train=SHORT)
@@ -311,6 +317,7 @@ def test_trials_never_read_the_test(own: bool, world: Path, tmp_path: Path, apar
         assert read | test["heldout"] >= whole, "all other text is used"
 
 
+@pytest.mark.slow
 def test_what_a_trial_holds_is_its_part(train: Train, world: Path) -> None:
     """The tokenised text of a trial has as many documents as the parts say."""
     run = train("counted", only=["logit"], tune={"vary": {"train.lr": [1e-2]}}, train=SHORT)

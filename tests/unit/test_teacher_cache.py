@@ -190,6 +190,7 @@ def test_the_run_of_the_live_teacher(case: str, world: Path, tmp_path: Path) -> 
     assert len(entries(tmp_path / "kept")) == (2 if case in ("ensemble", "named") else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["bf16", "int8"])
 def test_states_of_fewer_bits_are_near(how: str, world: Path, tmp_path: Path) -> None:
     live = run(text(world, tmp_path / "live"))
@@ -298,6 +299,7 @@ def test_the_first_run_asks_for_every_row_once(world: Path, tmp_path: Path, monk
     assert watch.training == 0 and watch.writing == sum(shards) and len(shards) > 2
 
 
+@pytest.mark.slow
 def test_one_cache_for_what_is_masked_alike(world: Path, tmp_path: Path) -> None:
     """Causal text is the same for all seeds; masks of static masking, and a share of the positions, are drawn for each."""
     some = {"positions": {"sampled": 0.3}}
@@ -309,6 +311,7 @@ def test_one_cache_for_what_is_masked_alike(world: Path, tmp_path: Path) -> None
         assert len(entries(out)) == count
 
 
+@pytest.mark.slow
 def test_other_students_and_rates_share_it(world: Path, tmp_path: Path) -> None:
     """What the answers are no function of makes no new cache; neither does a teacher's folder of another name."""
     run(text(world, tmp_path / "one", cache={}))
@@ -488,6 +491,7 @@ def test_killed_while_writing(world: Path, tmp_path: Path, monkeypatch: pytest.M
     same_run(found, expected)
 
 
+@pytest.mark.slow
 def test_a_writer_that_nobody_could_stop_leaves_no_harm(world: Path, tmp_path: Path) -> None:
     """A folder that was being filled when the machine went down is not read."""
     first = run(text(world, tmp_path / "first", cache={}))
@@ -497,6 +501,7 @@ def test_a_writer_that_nobody_could_stop_leaves_no_harm(world: Path, tmp_path: P
     same_run(run(text(world, tmp_path / "second", cache={})), first)
 
 
+@pytest.mark.slow
 def test_asked_to_stop_while_writing(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
@@ -531,6 +536,7 @@ def test_a_full_disk_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.M
 # two processes
 
 
+@pytest.mark.slow
 def test_two_processes_write_side_by_side(world: Path, tmp_path: Path) -> None:
     """Each its share of the shards: the same bytes as of one process, and the run is that of one."""
     how: dict[str, Any] = {"train": {"precision": "fp64", "batch_size": 8}, "only": ["logit", "inner"], "cache": {}}

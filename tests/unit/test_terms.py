@@ -391,6 +391,7 @@ def test_a_causal_student_reads_its_last_token(causal: Path, tmp_path: Path) -> 
         assert designs.design(load(of_causal(causal, tmp_path / "run", said))).causal
 
 
+@pytest.mark.slow
 def test_a_grouped_query_student_learns_every_part(causal: Path, tmp_path: Path, fast: None) -> None:
     """Query 16 and 32, key and value 8 and 16 wide; 2 and 4 heads; a gated feed-forward layer. Always the same batch."""
     said: list[dict[str, Any]] = [

@@ -199,6 +199,7 @@ def sorted_page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return handled(write(folder), folder.parent, clicks)
 
 
+@pytest.mark.slow
 @browser
 def test_a_click_on_a_quantity_sorts_the_settings(sorted_page):
     as_it_was = ["logit", "multi", "third"]
@@ -212,6 +213,7 @@ def test_a_click_on_a_quantity_sorts_the_settings(sorted_page):
     assert all(sorted_page["focus"]) and len(sorted_page["focus"]) == 10
 
 
+@pytest.mark.slow
 @browser
 def test_a_click_on_a_heading_sorts_the_verdicts(sorted_page):
     up, down, before, names, p = sorted_page["verdicts"]
@@ -225,6 +227,7 @@ def test_a_click_on_a_heading_sorts_the_verdicts(sorted_page):
     assert adjusted == sorted(adjusted)
 
 
+@pytest.mark.slow
 @browser
 def test_a_pointer_finds_values_on_every_curve(sorted_page):
     charts = {name for name, *_ in sorted_page["points"]}

@@ -18,6 +18,7 @@ DRAWN = True
 FIVE = ["multi-loss-terms", "logit-loss-train", "logit-loss-test", "gradient-norm", "gradient-norm-layers"]
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_bytes(make_run):
     first, second = draw(make_run("a")), draw(make_run("b"))
     assert [path.name for path in first] == [path.name for path in second]

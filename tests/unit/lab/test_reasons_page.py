@@ -318,6 +318,7 @@ def test_settings_with_teachers_of_their_own_show_each(make_run):
     } <= set(section(folder).titles)
 
 
+@pytest.mark.slow
 def test_tied_learners_of_one_setting_stand_side_by_side(make_run):
     folder = make_run(settings=("mutual", "logit"), seeds=(0,))
     names = ("mutual-seed0-a", "mutual-seed0-b")
@@ -331,6 +332,7 @@ def test_tied_learners_of_one_setting_stand_side_by_side(make_run):
     assert {"mutual-a", "mutual-b"} <= set(texts(folder, "reasons-cka"))
 
 
+@pytest.mark.slow
 def test_pages_of_several_runs_have_the_reasons_of_each(make_run):
     first, second = add_reasons(make_run("a")), add_reasons(make_run("b"))
     rows = [json.loads(line) for line in (second / "reasons.jsonl").read_text().splitlines()]
@@ -369,6 +371,7 @@ def test_runs_of_several_lengths_and_teachers_and_without_reasons(make_run):
     assert "<li>b: The last line of reasons.jsonl (line 3) is damaged" in page
 
 
+@pytest.mark.slow
 def test_a_study_of_arms_has_the_reasons_of_all(make_run, tmp_path):
     arms = [add_reasons(make_run(f"study/arms/{name}")) for name in ("01", "02")]
     told = [
