@@ -151,7 +151,7 @@ def of_study(plan: designs.Design, load: Load | None = None) -> StudyCost:
         setting, spoken = table.settings[name], any(term.on_logits for term in terms)
         exits = len({tap for term in terms if term.on_logits for tap in term.taps("student")} - {"logits"})
         forward = _asked(student, spoken)
-        learn = forward + _price(selected=exits * student.head_flops) + _aids(plan, terms)
+        learn = forward + _price(selected=exits * student.head_flops) + _aids(plan, name)
         learn += _maps(plan.student, terms, "student")
         follow = forward if setting.ema is not None else _price()
         own[name] = setting.peers * (3 * learn + follow)
@@ -175,9 +175,7 @@ def of_study(plan: designs.Design, load: Load | None = None) -> StudyCost:
 def _trained(plan: designs.Design, student: ModelCost) -> int:
     """Parameters that are trained: of all students, and of what learns beside them."""
     table = plan.recipe
-    each = (
-        s.peers * (student.parameters + _aid_parameters(plan, plan.terms[name])) for name, s in table.chosen.items()
-    )
+    each = (s.peers * (student.parameters + _aid_parameters(plan, name)) for name, s in table.chosen.items())
     return len(table.seeds) * sum(each)
 
 
@@ -199,9 +197,9 @@ def _memory(plan: designs.Design, student: ModelCost, teachers: dict[str, ModelC
     )
 
 
-def _aid_parameters(plan: designs.Design, terms: Sequence[Term]) -> int:
+def _aid_parameters(plan: designs.Design, setting: str) -> int:
     """Of the modules of a setting's own: bridges, translators, heads of exits; what terms share stands once."""
-    made = {name: module for term in terms for name, module in plan.aids(term).items()}
+    made = {name: module for aids in plan.aids[setting] for name, module in aids.items()}
     return sum(p.numel() for module in made.values() for p in module.parameters())
 
 
@@ -222,11 +220,10 @@ def _asked(model: ModelCost, spoken: bool) -> Price:
     return model.forward * np.array(Load(1, 1, 1, spoken))
 
 
-def _aids(plan: designs.Design, terms: Sequence[Term]) -> Price:
+def _aids(plan: designs.Design, setting: str) -> Price:
     """The price of a forward pass of the terms' own modules that learn; of pooled states there is one a row."""
     total = _price()
-    for term in terms:
-        made = plan.aids(term)
+    for term, made in zip(plan.terms[setting], plan.aids[setting], strict=True):
         used = [name for pair in term.pairs for name in (*each(pair.bridge or ()), *each(pair.memory or ()))]
         flops = 2 * sum(p.numel() for name in used for p in made[name].parameters() if p.dim() == 2)
         total += _price(rows=flops) if "pooled" in term.taps("student") else _price(tokens=flops)

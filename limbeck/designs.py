@@ -72,10 +72,12 @@ class Design:
         with torch.device("meta"):
             return Tapped(students.build(self.student, seed=0), columns=self.columns)
 
-    def aids(self, term: lessons.Term) -> torch.nn.ModuleDict:
-        """The modules of a term on the meta device."""
+    @cached_property
+    def aids(self) -> dict[str, list[torch.nn.ModuleDict]]:
+        """Setting -> the modules of each of its terms, on the meta device."""
+        making = bridges.Making(0, tapped=self.skeleton)
         with torch.device("meta"):
-            return bridges.build(term.aids, bridges.Making(0, tapped=self.skeleton))
+            return {name: [bridges.build(term.aids, making) for term in terms] for name, terms in self.terms.items()}
 
     @property
     def causal(self) -> bool:

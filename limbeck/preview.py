@@ -214,7 +214,7 @@ def _weight(term: Term) -> str:
 
 def _aids(plan: designs.Design, setting: str, number: int) -> str:
     """The modules of a term: `2 of 192->384` for bridges, other kinds by their names."""
-    made = plan.aids(plan.terms[setting][number])
+    made = plan.aids[setting][number]
     kinds = Counter(
         f"{aid.in_features}->{aid.out_features}" if isinstance(aid, torch.nn.Linear) else _kind(aid)
         for aid in made.values()

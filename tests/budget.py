@@ -21,8 +21,8 @@ FIRST = {
         "test_interrupted_and_gone_on_is_undisturbed": 1,
     },
     "unit/test_teacher_cache.py": {
-        "test_other_answers_are_other_caches": 2,
-        "test_the_run_of_the_live_teacher": 3,
+        "test_other_answers_are_other_caches": 1,
+        "test_the_run_of_the_live_teacher": 2,
         "test_modules_read_what_was_kept": 2,
         "test_damage_is_named_and_mended": 1,
         "test_states_of_fewer_bits_are_near": 1,

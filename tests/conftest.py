@@ -46,10 +46,11 @@ def sparing(request: pytest.FixtureRequest) -> Iterator[None]:
     """What takes seconds at the end of a run is done where it is looked at.
 
     Figures are drawn in a module that says `DRAWN = True`, or `DRAWN = {...}` for its fixtures and the tests of these names. Other
-    modules of the lab make them and write blank files; elsewhere no figure is made. Latency is measured for a moment.
+    modules of the lab make them and write blank files; elsewhere no figure is made. Latency is measured in a module
+    that says for how long: `PROFILING = 10.0`.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "PROFILING", getattr(request.module, "PROFILING", 1.0))
+        patch.setattr(session, "PROFILING", getattr(request.module, "PROFILING", 0.0))
         if not hasattr(request.module, "DRAWN"):
             if request.path.parent.name == "lab":
                 patch.setattr(Figure, "savefig", _blank)

@@ -54,7 +54,7 @@ def killed_at(number: int, fork: Fork, out: Path, undisturbed: limbeck.Run) -> N
 def test_killed_at_some_writes(fork: Fork, undisturbed: limbeck.Run, tmp_path: Path) -> None:
     writes = told_of(undisturbed)["writes"]
     assert writes > 100
-    for number in range(7, writes + 1, writes // 3):
+    for number in range(7, writes + 1, writes // 2):
         killed_at(number, fork, tmp_path / f"at-{number}", undisturbed)
 
 

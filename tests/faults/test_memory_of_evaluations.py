@@ -137,7 +137,8 @@ def test_a_run_goes_on(
     """Its training is the same in bits, its evaluations to rounding."""
     monkeypatch.setattr(report, "write", lambda folder: folder)
     monkeypatch.setattr(profile, "of_study", lambda *_, **__: {"models": []})
-    plain = limbeck.run(recipe(world, tmp_path / "plain"), quiet=True)
+    how = {"eval_blocks": 20}
+    plain = limbeck.run(recipe(world, tmp_path / "plain", train=how), quiet=True)
     read = Learner.read
 
     def short(self: Learner, given: Any, *moment: Any, **more: Any) -> Any:
@@ -147,7 +148,7 @@ def test_a_run_goes_on(
 
     monkeypatch.setattr(Learner, "read", short)
     capsys.readouterr()
-    run = limbeck.run(recipe(world, tmp_path / "short"))
+    run = limbeck.run(recipe(world, tmp_path / "short", train=how))
     said = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert [line.split(";")[0] for line in said] == ["evaluation: out of memory"] * 2, "16 rows, 8, 4"
     for name, folder in run.students.items():

@@ -36,7 +36,7 @@ PHASES = {  # a function that is called there, and at which call
     "reporting": ("limbeck.lab.report:write", 1),
 }
 NUMBERS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
-FAST = ["tokenising", "training", "exporting"]
+FAST = ["training"]
 
 
 def cached(table: dict[str, Any], folder: Path) -> None:

@@ -17,7 +17,7 @@ __all__ = ["corpus"]
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_page_of_a_recipe(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    run = go(name, corpus, tmp_path)
+    run = go(name, corpus, tmp_path, reasons=2)
     told = re.findall(r'<figure id="([^"]+)"', run.report.read_text(encoding="utf-8"))
     folder = run.folder / "figures"
     assert {path.name for path in folder.iterdir()} == {f"{name}.{kind}" for name in told for kind in ("svg", "png")}

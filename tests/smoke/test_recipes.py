@@ -17,7 +17,7 @@ from limbeck.load import built_in
 
 STEPS = 2
 SMALL = [
-    *(f"train.steps={STEPS}", "train.batch_size=2", "train.eval_blocks=2", "train.reasons_blocks=2"),
+    *(f"train.steps={STEPS}", "train.batch_size=2", "train.eval_blocks=2", "train.reasons_blocks=0"),
     *("train.threads=1", "train.device=cpu", "train.precision=fp32", "data.max_length=32"),
 ]
 BERT_UNCASED = SHARED / "tokenizers" / "bert-uncased"
@@ -130,7 +130,7 @@ def test_tinybert(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.M
         shape = BertConfig(num_hidden_layers=6, hidden_size=384, intermediate_size=1536)
     first, rows = random_bert(shape, tmp_path / "first", large=False), table(tmp_path / "rows.tsv")
     overrides = [*SMALL, f"data.corpus={rows}", "data.heldout=0.2", "train.batch_size=4", "train.eval_every=1"]
-    overrides += [f"data.cache={tmp_path}", f"out={tmp_path / 'run'}", "train.reasons_blocks=0"]
+    overrides += [f"data.cache={tmp_path}", f"out={tmp_path / 'run'}"]
     overrides += [f"stages[0].data.corpus={corpus}", f"stages[0].models.teacher={first}"]
     overrides += [f"stages[1].models.student.init={first}"]
     overrides += [f"stages[{number}].data.task.augment.copies=2" for number in (2, 3)]
@@ -157,23 +157,24 @@ PLAIN = sorted(built_in().keys() - TASKS - TINYBERTS)
 LARGE = [pytest.param(name, True, marks=pytest.mark.slow, id=f"{name}-large") for name in BERTS]
 
 
-def go(name: str, corpus: Path, folder: Path, large: bool = False) -> api.Run:
+def go(name: str, corpus: Path, folder: Path, large: bool = False, reasons: int = 0) -> api.Run:
     """A recipe of running text, with files and random models in place of what is on the Hub."""
     overrides = [*SMALL, f"data.corpus={corpus}", "data.heldout=0.2", f"data.cache={folder}", f"out={folder / 'run'}"]
+    overrides += [f"train.reasons_blocks={reasons}", "seeds=[0]"]
     if name in LLAMAS:
         overrides += [f"models.teacher={random_llama(folder / 'teacher')}", r'data.separator="\n\n"']
     if name in BERTS:
         overrides.append(f"models.teacher={random_bert(BERTS[name], folder / 'teacher', large)}")
     if name in STUDIES:
         overrides.append("vary={data.train_share: [0.5, 1.0]}")
-    return api.run(name, [*overrides, "seeds=[0]"], quiet=True)
+    return api.run(name, overrides, quiet=True)
 
 
 @pytest.mark.parametrize(("name", "large"), [*((name, False) for name in PLAIN), *LARGE])
 def test_recipe(name: str, large: bool, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large: with the vocabulary of the model that the recipe names."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    run = go(name, corpus, tmp_path, large)
+    run = go(name, corpus, tmp_path, large, reasons=2 * (name == "quickstart"))
     if name in STUDIES:
         assert len(run.arms) == 2 and run.report.is_file()
         run = run.arms["arms/02"]

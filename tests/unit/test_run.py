@@ -231,7 +231,7 @@ def test_without_a_teacher(train: Callable[..., limbeck.Run], world: Path) -> No
         "labels",
         models={"student": student | {"intermediate": 32}},
         settings={"plain": {"terms": [{"loss": "cross_entropy", "name": "label"}]}},
-        train={"steps": 12, "eval_every": 12, "warmup": 0},
+        train={"steps": 12, "eval_every": 12, "eval_blocks": 20, "warmup": 0},
     )
     assert run.manifest["teacher"] is None
     assert all(row["logit_loss"] is None and row["loss"] == row["terms"]["label"] for row in run.metrics)

@@ -227,6 +227,7 @@ def test_born_again(go: Callable[..., limbeck.Run]) -> None:
 # other casts
 
 
+@pytest.mark.slow
 def test_ensembles_and_named_teachers_of_students(go: Callable[..., limbeck.Run], world: Path) -> None:
     """An ensemble of two stages, each with the student of the same seed, beside a named one."""
     both = [{"loss": "forward_kl"}, {"loss": "mse", "tap": "hidden", "teacher": "old"}]
@@ -434,6 +435,7 @@ def test_a_missing_student_stops_before_any_stage_trains(go: Callable[..., limbe
 # several processes
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(world: Path, tmp_path: Path, fast: None) -> None:
     """Students that go on and learn from a named student, to the tolerance of a single recipe."""
     old = {"loss": "mse", "tap": "hidden", "name": "old", "teacher": "old"}

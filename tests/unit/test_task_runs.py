@@ -171,6 +171,7 @@ def test_the_metrics_are_those_of_the_exported_folder(world: Path, tmp_path: Pat
     assert list(config["id2label"].values()) == (list(CLASSES) if name == "opinions" else ["score"])
 
 
+@pytest.mark.slow
 def test_a_teacher_is_tuned_and_taught_from_in_two_stages(world: Path, tmp_path: Path) -> None:
     out, said = tmp_path / "run", of_task(world, tmp_path / "run", steps=8, precision="fp64")
     one = {"stage": "tune", "settings": said.pop("settings")}
