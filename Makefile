@@ -11,10 +11,10 @@ demo: .venv/installed
 	$(BIN)/limbeck run quickstart
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: .venv/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow or not slow"
 
 faults: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow" tests/faults

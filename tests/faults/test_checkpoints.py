@@ -51,6 +51,7 @@ def killed_at(number: int, fork: Fork, out: Path, undisturbed: limbeck.Run) -> N
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_killed_at_some_writes(fork: Fork, undisturbed: limbeck.Run, tmp_path: Path) -> None:
     writes = told_of(undisturbed)["writes"]
     assert writes > 100
@@ -208,6 +209,7 @@ def test_a_damaged_run_ends_in_the_same_bits(
     assert "skipped checkpoints/step-000004: multi-seed0" in said and "goes on after step 2" in said
 
 
+@pytest.mark.slow
 def test_both_damaged_begins_anew(stopped: Path, fork: Fork, undisturbed: limbeck.Run, tmp_path: Path) -> None:
     out = shutil.copytree(stopped, tmp_path / "run")
     for place in (out / "checkpoints").glob("step-*"):

@@ -157,6 +157,7 @@ def test_the_update_is_the_same(size: int, rows: int, parts: int, error: str, ba
     assert told[-1].startswith(f"step 2: out of memory; from now on {parts} micro-batches") and "fewer rows" in told[-1]
 
 
+@pytest.mark.slow
 def test_the_random_streams_are_those_of_the_new_split() -> None:
     """With dropout: the bits of a run that had the smaller micro-batches from the beginning."""
     feed = Rows()
@@ -183,6 +184,7 @@ def test_it_stays_so_after_a_resume() -> None:
     assert all(torch.equal(t, ends[1][n]) for n, t in ends[0].items())
 
 
+@pytest.mark.slow
 def test_what_the_failed_try_has_seen_is_forgotten() -> None:
     """A memory bank takes every row once, and its first negatives are the same."""
     ends = []
@@ -214,6 +216,7 @@ def test_a_probe_that_runs_short_is_taken_again(how: str) -> None:
     assert ends[0][1][0] == pytest.approx(ends[1][1][0], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_of_peers_that_take_turns_each_is_updated_once() -> None:
     """The second runs short after the first one was updated: the first is left as it is."""
     ends = []

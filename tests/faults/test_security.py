@@ -158,6 +158,7 @@ def test_a_run_asks_no_network(world: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_offline_is_offline(world: Path, tmp_path: Path) -> None:
     """Recipes that name the Hub, with HF_HUB_OFFLINE: no socket is opened, one line is said of each."""
     for place in ("models.teacher", "data.corpus", "data.heldout"):

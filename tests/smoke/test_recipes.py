@@ -129,7 +129,7 @@ def test_tinybert(name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.M
     if name == "tinybert-small":
         shape = BertConfig(num_hidden_layers=6, hidden_size=384, intermediate_size=1536)
     first, rows = random_bert(shape, tmp_path / "first", large=False), table(tmp_path / "rows.tsv")
-    overrides = [*SMALL, f"data.corpus={rows}", "data.heldout=0.2", "train.batch_size=4", "train.eval_every=1"]
+    overrides = [*SMALL, f"data.corpus={rows}", "data.heldout=0.2", "train.batch_size=4"]
     overrides += [f"data.cache={tmp_path}", f"out={tmp_path / 'run'}"]
     overrides += [f"stages[0].data.corpus={corpus}", f"stages[0].models.teacher={first}"]
     overrides += [f"stages[1].models.student.init={first}"]

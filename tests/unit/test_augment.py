@@ -436,6 +436,7 @@ build.augmented(plan, World(), build.text(plan, print), print)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shards")
 def test_a_writer_that_was_killed_goes_on(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table_ = said(world, tmp_path / "a", HOW)

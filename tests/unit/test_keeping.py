@@ -55,6 +55,7 @@ def curve(run: limbeck.Run, learner: str, measure: str = "accuracy", split: str 
     return [(row["metrics"] or {}).get(measure, row.get(measure)) for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("measure", ["accuracy", "label_loss"])
 def test_the_best_weights_are_exported_and_measured(tasks: Path, tmp_path: Path, measure: str) -> None:

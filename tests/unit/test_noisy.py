@@ -175,6 +175,7 @@ def test_stopped_and_gone_on_is_undisturbed(
     same_run(limbeck.run(table, quiet=True), company, checkpoints=False)
 
 
+@pytest.mark.slow
 def test_evaluations_are_without_and_updates_with_it(
     world: Path, tmp_path: Path, company: limbeck.Run, fast: None
 ) -> None:

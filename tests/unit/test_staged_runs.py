@@ -159,6 +159,7 @@ def test_each_student_is_measured_against_its_own_teacher(chained: limbeck.Run) 
 # students that go on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
 def test_students_begin_as_what_the_stage_before_left(go: Callable[..., limbeck.Run], precision: str) -> None:
     """Of the same seed and setting, to the last bit, in the precision of the run."""
@@ -259,6 +260,7 @@ def test_ensembles_and_named_teachers_of_students(go: Callable[..., limbeck.Run]
     assert weights(alone, "kl-seed1") == weights(run, "kl-seed1")
 
 
+@pytest.mark.slow
 def test_peers_averages_and_paraphrasers_in_stages(go: Callable[..., limbeck.Run], world: Path, tmp_path: Path) -> None:
     """The first of some peers is whom a later stage takes, the student and not its average; a paraphraser learns again."""
     peers = {"terms": [{"loss": "forward_kl"}, {"loss": "forward_kl", "name": "mates", "teacher": "peers"}], "peers": 2}

@@ -200,6 +200,7 @@ def test_states_of_fewer_bits_are_near(how: str, world: Path, tmp_path: Path) ->
         near_losses(kept, live, 1e-6)  # else nothing was shortened
 
 
+@pytest.mark.slow
 def test_some_tokens_of_a_prediction_are_near(world: Path, tmp_path: Path) -> None:
     """30 of 60: the first loss by hand over the 30 and all others as one, at temperature 2; the students learn the same."""
     said = text(world, tmp_path / "live", only=["logit"])
@@ -277,6 +278,7 @@ class Watch:
         patch.setattr(cache.Shelf, "_write", within("writing", write))
 
 
+@pytest.mark.slow
 def test_the_second_run_reads_and_the_teacher_sleeps(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> limbeck.Run:
         return limbeck.run(said(place, tmp_path_factory.mktemp("runs") / "whole"), quiet=True)
 
 
+@pytest.mark.slow
 def test_it_is_what_it_says(whole: limbeck.Run) -> None:
     assert sorted(whole.manifest["earlier"]) == ["general", "intermediate", "teacher"]
     assert whole.manifest["data"]["documents"] > 48, "with copies"

@@ -582,6 +582,7 @@ tasks.prepare_task(Data.model_validate_json(sys.argv[1]), AutoTokenizer.from_pre
 """
 
 
+@pytest.mark.slow
 def test_a_writer_that_was_killed_leaves_no_entry(single: Build, framed: Build, tmp_path: Path) -> None:
     framed().save_pretrained(tmp_path / "tokenizer")
     command = [sys.executable, "-c", KILLED, single().model_dump_json(), str(tmp_path / "tokenizer")]

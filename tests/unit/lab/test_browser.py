@@ -107,6 +107,7 @@ def test_every_figure_reaches_the_document(document, report):
         assert f'<figure id="{name}"' in document
 
 
+@pytest.mark.slow
 @browser
 def test_the_page_in_the_dark(report, tmp_path):
     seen = look(report, tmp_path / "dark", "dark")
@@ -115,6 +116,7 @@ def test_the_page_in_the_dark(report, tmp_path):
     assert seen.console == []
 
 
+@pytest.mark.slow
 @browser
 def test_the_page_needs_no_scripts(document, report, tmp_path):
     """Without scripts there are no buttons; all else is the same."""

@@ -109,6 +109,7 @@ def test_a_diverged_learner_leaves_a_gap_and_no_warning(make_run):
     assert draw(folder)
 
 
+@pytest.mark.slow
 def test_a_setting_that_was_never_finite_is_left_out(make_run):
     folder: Path = make_run()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

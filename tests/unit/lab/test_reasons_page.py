@@ -402,6 +402,7 @@ def test_a_hostile_name_stays_text(make_run):
     assert "<b>" not in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_reasons_give_the_same_bytes(explained):
     def parts() -> dict[str, bytes]:
         return {

@@ -145,6 +145,7 @@ def test_the_same_run_gives_the_same_page_and_leaves_no_other_file(report):
     assert names == {"manifest.json", "metrics.jsonl", "evals.jsonl", "recipe.yaml", "figures", "report.html"}
 
 
+@pytest.mark.slow
 def test_a_copied_run_gives_the_same_bytes(report, tmp_path):
     copy = shutil.copytree(report.parent, tmp_path / "elsewhere" / "other")
     shutil.rmtree(copy / "figures")
