@@ -1,6 +1,6 @@
 """What a state of limbeck leaves behind, for the tests of later ones: `tests/unit/test_artefacts.py` reads it.
 
-`PYTHONPATH=.:tests:tests/unit python -m artefacts` makes tests/artefacts.tar.gz anew. It belongs to a change of numbers, keys or formats that is meant, with a
+`PYTHONPATH=.:tests python -m artefacts` makes tests/artefacts.tar.gz anew. It belongs to a change of numbers, keys or formats that is meant, with a
 sentence in the CHANGELOG.
 """
 
@@ -15,30 +15,25 @@ from typing import Any
 
 import pytest
 from kernel import lay_out, recipe, with_dropout
+from runfiles import stop_after
 
 import limbeck
 from limbeck.errors import Interrupted
 
 PLACE = Path(__file__).parent / "artefacts.tar.gz"
 STOPPED = 4  # steps of the runs that were begun
-RUNS: dict[str, dict[str, Any]] = {
-    "begun": {},
-    "cached": {"cache": {}, "masking": {"mode": "static"}},
-}
+RUNS: dict[str, dict[str, Any]] = {"begun": {}, "cached": {"cache": {}}}
 
 
 def table(name: str, out: str) -> dict[str, Any]:
     """The recipe of a run, with names of files in the working directory: in fp64, with dropout in its students."""
-    more = dict(RUNS[name])
-    made = recipe(Path(), Path(out), train={"precision": "fp64"})
-    made["data"] |= {"masking": more.pop("masking")} if "masking" in more else {}
-    return with_dropout(made | more, 0.1)
+    made = recipe(Path(), Path(out), train={"precision": "fp64"}, **RUNS[name])
+    made["data"] |= {"masking": {"mode": "static"}}
+    return with_dropout(made, 0.1)
 
 
 def make(folder: Path) -> None:
     """Everything, in an empty folder."""
-    from test_resume import stop_after
-
     os.chdir(folder)
     lay_out(Path())
     for name in RUNS:

@@ -1,17 +1,20 @@
-"""Runs of the tests, looked at: what their files hold, and whether two of them are the same."""
+"""Runs of the tests: stopped, and looked at: what their files hold, and whether two of them are the same."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
 import limbeck
-from limbeck import rundir
+from limbeck import chain, rundir
 
 TIMED = ("seconds", "tokens_per_second")
 
@@ -60,3 +63,18 @@ def same_state(run: limbeck.Run, other: limbeck.Run) -> None:
     for rows in (run.metrics, run.evals):
         places = [(row["step"], row["learner"], row.get("split")) for row in rows]
         assert len(set(places)) == len(places)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, questions: int) -> None:
+    """A stop that is answered yes for the first time at question number so many; every update asks once."""
+    asked: list[None] = []
+
+    def stopped() -> bool:
+        asked.append(None)
+        return len(asked) >= questions
+
+    @contextmanager
+    def signals() -> Iterator[Callable[[], bool]]:
+        yield stopped
+
+    monkeypatch.setattr(chain, "interruptible", signals)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from kernel import batch, bert, recipe, still_of, with_dropout
-from runfiles import same_run, tensors, untimed, weights
+from runfiles import same_run, stop_after, tensors, untimed, weights
 from safetensors.torch import load_file
 from torch import Tensor
 
 import limbeck
-from limbeck import bridges, build, chain, designs, plain, terms
+from limbeck import bridges, build, designs, plain, terms
 from limbeck.actors import Frozen, Learner, Optimisation
 from limbeck.engine import to_device
 from limbeck.errors import Interrupted
@@ -390,21 +389,6 @@ def test_company_is_solo(company: limbeck.Run, world: Path, tmp_path: Path, fast
     assert state(solo, setting).read_bytes() == state(company, setting).read_bytes()
     assert untimed(solo.metrics) == untimed([row for row in company.metrics if row["setting"] == setting])
     assert untimed(solo.evals) == untimed([row for row in company.evals if row["setting"] == setting])
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, questions: int) -> None:
-    """A stop that is answered yes for the first time at question number so many; every update asks once."""
-    asked: list[None] = []
-
-    def stopped() -> bool:
-        asked.append(None)
-        return len(asked) >= questions
-
-    @contextmanager
-    def signals() -> Iterator[Callable[[], bool]]:
-        yield stopped
-
-    monkeypatch.setattr(chain, "interruptible", signals)
 
 
 @pytest.mark.parametrize("after", [1, 3])

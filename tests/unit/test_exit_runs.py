@@ -11,9 +11,8 @@ import pytest
 import torch
 import transformers as tf
 from kernel import HEADS, SPECIALS, STUDENT_WIDTH, VOCABULARY, WORDS, recipe
-from runfiles import same_run, tensors, untimed
+from runfiles import same_run, stop_after, tensors, untimed
 from safetensors.torch import load_file, save_file
-from test_resume import stop_after
 from torch import Tensor
 
 import limbeck

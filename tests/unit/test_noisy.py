@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from kernel import LOGIT, MULTI, TEACHER_DEPTH, TEACHER_WIDTH, answer, batch, bert, learner, recipe
-from runfiles import same_run, tensors, untimed, weights
-from test_resume import stop_after
+from runfiles import same_run, stop_after, tensors, untimed, weights
 from test_stages import fits
 from torch import Tensor
 

@@ -8,31 +8,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kernel import WORDS, answer, lay_out, recipe, with_dropout
-from runfiles import hashes, same_run, same_state, untimed, weights
+from runfiles import hashes, same_run, same_state, stop_after, untimed, weights
 
 import limbeck
-from limbeck import api, chain, changes, checkpoint, rundir, session
+from limbeck import api, changes, checkpoint, rundir, session
 from limbeck.errors import Failed, Interrupted, UserError
 
 # stopping and going on
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """A signal that arrives during the step."""
-    asked: list[None] = []
-
-    @contextmanager
-    def signals() -> Iterator[Callable[[], bool]]:
-        yield lambda: len(asked) >= steps or asked.append(None) or len(asked) >= steps
-
-    monkeypatch.setattr(chain, "interruptible", signals)
 
 
 @pytest.mark.parametrize("after", [1, 4, 5])

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 from kernel import LABEL, LOGIT, batch, frozen, gradients_of, learner, parameters_of, recipe
-from runfiles import same_run, tensors, untimed
-from test_resume import stop_after
+from runfiles import same_run, stop_after, tensors, untimed
 from torch import Tensor
 
 import limbeck

@@ -16,10 +16,9 @@ import pair
 import pytest
 import torch
 from kernel import recipe, with_dropout
-from runfiles import hashes, same_run, tensors, untimed, weights
+from runfiles import hashes, same_run, stop_after, tensors, untimed, weights
 from safetensors.torch import load_file
 from test_processes import close
-from test_resume import stop_after
 from transformers import AutoModelForMaskedLM
 
 import limbeck
