@@ -11,8 +11,8 @@ from time import perf_counter
 import torch
 import torch.nn.functional as F
 
-from limbeck.attention import Attended, plain
-from limbeck.environment import keep_freed_memory
+from limbeck.models.attention import Attended, plain
+from limbeck.system.environment import keep_freed_memory
 
 SHAPES = [(32, 8, 128, 32), (32, 12, 128, 16), (16, 12, 128, 64), (4, 12, 512, 64)]  # batch, heads, tokens, width
 ROUNDS = 12

@@ -15,17 +15,17 @@ from benchmarks import sides
 from benchmarks.race import race, ratio
 from benchmarks.rows import Row, row
 from benchmarks.shapes import Shape
-from limbeck import schemes
-from limbeck.actors import Cached, Frozen
-from limbeck.cache import Kept, Shelf
-from limbeck.feeds.blocks import Blocks
-from limbeck.feeds.feed import Feed
-from limbeck.feeds.tokenise import Special
+from limbeck.distil import schemes
+from limbeck.distil.learner import Cached, Frozen
+from limbeck.distil.reduce import Counts
 from limbeck.losses.sparse import TopK
-from limbeck.material import Masking
-from limbeck.packing import Packing
-from limbeck.reduce import Counts
-from limbeck.world import World
+from limbeck.recipe.data import Masking
+from limbeck.system.processes import World
+from limbeck.teacher_cache.packing import Packing
+from limbeck.teacher_cache.shelf import Kept, Shelf
+from limbeck.text.blocks import Blocks
+from limbeck.text.feed import Feed
+from limbeck.text.tokenise import Special
 
 TOP_K = 50
 EPOCH = 4  # batches of an epoch

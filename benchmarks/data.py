@@ -19,10 +19,10 @@ from benchmarks import sides
 from benchmarks.race import race
 from benchmarks.rows import Row, row
 from benchmarks.shapes import Shape
-from limbeck.feeds.blocks import Corpus, batches, prepare
-from limbeck.feeds.corpora import separate
-from limbeck.feeds.feed import Feed
-from limbeck.material import Data
+from limbeck.recipe.data import Data
+from limbeck.text.blocks import Corpus, batches, prepare
+from limbeck.text.corpora import separate
+from limbeck.text.feed import Feed
 
 EMBEDDED = Path(limbeck.__file__).parent / "data" / "embedded"
 WORDS = 300  # of a generated document

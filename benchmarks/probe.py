@@ -11,12 +11,13 @@ from time import perf_counter
 
 import torch
 
-from limbeck import build, designs
-from limbeck.engine import Course, micro_batches
-from limbeck.load import load
-from limbeck.probe import probe
-from limbeck.reduce import Counts
-from limbeck.world import World
+from limbeck.assemble import design
+from limbeck.assemble import study as build
+from limbeck.distil.probe import probe
+from limbeck.distil.reduce import Counts
+from limbeck.recipe.load import load
+from limbeck.system.processes import World
+from limbeck.training.loop import Course, micro_batches
 
 REPETITIONS = int(sys.argv[1]) if len(sys.argv) > 1 else 6
 
@@ -25,7 +26,7 @@ def main() -> None:
     """Measures, and prints one line."""
     torch.set_num_threads(1)
     plan, world = (
-        designs.design(load("quickstart", ["seeds=[0]", "only=[logit,multi]", "data.max_length=128"])),
+        design.design(load("quickstart", ["seeds=[0]", "only=[logit,multi]", "data.max_length=128"])),
         World(),
     )
     study = build.study(plan, world, build.text(plan, print))

@@ -19,7 +19,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from limbeck.environment import wait_briefly
+from limbeck.system.environment import wait_briefly
 
 PEERS = {"textbrewer", "loop", "product"}  # sides that limbeck's command does not start
 

@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from limbeck.environment import machine, versions
+from limbeck.system.environment import machine, versions
 
 LATEST = Path(__file__).parent / "results" / "latest.json"
 

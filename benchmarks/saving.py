@@ -13,9 +13,9 @@ from typing import Any
 from benchmarks import sides
 from benchmarks.rows import Row, row
 from benchmarks.shapes import QUICK, Shape, Size, batch
-from limbeck import checkpoint
-from limbeck.recipe import Train
-from limbeck.reduce import Counts
+from limbeck.distil.reduce import Counts
+from limbeck.recipe.recipe import Train
+from limbeck.training import checkpoint
 
 STUDENTS = 2
 EVERY = Train.model_fields["checkpoint_every"].default

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
-from limbeck import layers, students
-from limbeck.precision import fastest
-from limbeck.still import chunk_of
+from limbeck.distil.still import chunk_of
+from limbeck.models import layer_maps, students
+from limbeck.system.precision import fastest
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Shape:
     @property
     def pairs(self) -> list[tuple[int, int]]:
         """Which layer of the student learns from which of the teacher, counted from 1: the uniform map."""
-        mapped = layers.resolve("uniform", self.student.layers, self.teacher.layers)
+        mapped = layer_maps.resolve("uniform", self.student.layers, self.teacher.layers)
         return list(mapped.items())[: self.matched]
 
 

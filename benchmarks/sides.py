@@ -17,17 +17,19 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.shapes import Shape, batch, flops, model
-from limbeck import bridges, chain, rundir, schemes
-from limbeck.actors import Frozen, Learner, Optimisation
-from limbeck.blockwise import blockwise
-from limbeck.engine import Course, Record, fit
-from limbeck.lessons import Pair, Term
-from limbeck.load import load
+from limbeck import rundir
+from limbeck.distil import projections, schemes
+from limbeck.distil.learner import Frozen, Learner, Optimisation
+from limbeck.distil.lessons import Pair, Term
+from limbeck.distil.schedules import constant
+from limbeck.distil.still import Still
 from limbeck.losses import attention_scores_mse, forward_kl, mse
-from limbeck.precision import DTYPES
-from limbeck.schedules import constant
-from limbeck.still import Still
-from limbeck.world import World
+from limbeck.losses.blockwise import blockwise
+from limbeck.recipe.load import load
+from limbeck.run import stages
+from limbeck.system.precision import DTYPES
+from limbeck.system.processes import World
+from limbeck.training.loop import Course, Record, fit
 
 Turns = Iterator[None]
 RATE, CLIP = 1e-4, 1.0
@@ -39,12 +41,12 @@ PRODUCT_FLOPS = {"cpu": 2e11, "cuda": 2e13}  # of one turn of `product`, at most
 
 def prepare(shape: Shape) -> None:
     """What `limbeck run` sets for the process."""
-    chain.prepare_libraries(load("quickstart", [f"train.device={shape.device}"]))
+    stages.prepare_libraries(load("quickstart", [f"train.device={shape.device}"]))
 
 
 def terms(shape: Shape) -> tuple[Term, ...]:
     """The four losses: logits, embedding, hidden states, attention scores."""
-    one, widen = constant(1.0), bridges.linear(shape.student.hidden, shape.teacher.hidden)
+    one, widen = constant(1.0), projections.linear(shape.student.hidden, shape.teacher.hidden)
     hidden = [Pair(f"hidden.{s}", f"hidden.{t}", f"hidden:{s}") for s, t in shape.pairs]
     scores = tuple(Pair(f"scores.{s}", f"scores.{t}") for s, t in shape.pairs)
     place = Pair("embedding", "embedding", "embedding:0")
@@ -69,7 +71,7 @@ def cast(shape: Shape, precision: str, students: int) -> tuple[Frozen, list[Lear
             model(shape.student, shape, 2),
             taps["student"],
             seed=0,
-            bridges=bridges.build(aids, bridges.Making(0)).to(shape.device),
+            bridges=projections.build(aids, projections.Making(0)).to(shape.device),
             optimisation=optimisation,
         )
         for number in range(students)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from time import perf_counter
 
 from benchmarks.race import Over, beside
-from limbeck.environment import WAITING
+from limbeck.system.environment import WAITING
 
 SPINS = (300, 1000, 3000, 10_000, 100_000)
 PASSIVE, ONE = {"OMP_WAIT_POLICY": "passive"}, {"OMP_NUM_THREADS": "1"}

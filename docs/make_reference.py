@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from limbeck.losses import LOSSES
-from limbeck.words import KINDS
-from limbeck.words import LOSSES as WORDS
+from limbeck.recipe.words import KINDS
+from limbeck.recipe.words import LOSSES as WORDS
 
 FOLDER = Path(__file__).parent / "reference" / "losses"
 SECTIONS = ("Args", "Returns", "Raises", "Example", "Recipe")

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from limbeck import losses
     from limbeck.api import Run, check, run
     from limbeck.errors import Failed, Interrupted, UserError
-    from limbeck.taps import Tapped
+    from limbeck.models.taps import Tapped
 
 _LAZY = {
     "run": "limbeck.api",
     "check": "limbeck.api",
     "Run": "limbeck.api",
-    "Tapped": "limbeck.taps",
+    "Tapped": "limbeck.models.taps",
     "UserError": "limbeck.errors",
     "Interrupted": "limbeck.errors",
     "Failed": "limbeck.errors",

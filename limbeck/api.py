@@ -8,25 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from limbeck import (
-    arms,
-    chain,
-    designs,
-    environment,
-    models,
-    precision,
-    preview,
-    progress,
-    rundir,
-    stages,
-    studies,
-    trackers,
-)
+from limbeck import rundir
+from limbeck.assemble import design
 from limbeck.errors import Failed, UserError
-from limbeck.lab import report
-from limbeck.recipe import Recipe
-from limbeck.signals import at_once, interruptible
-from limbeck.world import World
+from limbeck.lab.page import report
+from limbeck.models import pretrained
+from limbeck.recipe import arms, stages
+from limbeck.recipe.recipe import Recipe
+from limbeck.run import arms as studies
+from limbeck.run import check as preview
+from limbeck.run import stages as chain
+from limbeck.run import trackers
+from limbeck.system import environment, precision, progress
+from limbeck.system.processes import World
+from limbeck.system.signals import at_once, interruptible
 
 
 @dataclass(frozen=True)
@@ -71,9 +66,10 @@ class Run:
 
     def table(self) -> str:
         """The result as plain text: the verdict, the table (quantities down, settings across), the verdicts in numbers."""
-        from limbeck.lab import joined, terminal
+        from limbeck.lab.data import joined
+        from limbeck.lab.terminal import results
 
-        return terminal.text(joined.gather(self.folder))
+        return results.text(joined.gather(self.folder))
 
 
 def run(
@@ -201,7 +197,7 @@ def _hold_together(
 ) -> None:
     """Whether all arms of a study can be run, asked before the first one trains; what has begun was asked then."""
     for arm in several if not (folder / rundir.STUDY).is_file() else ():
-        with suppress(*([models.NotDownloaded] if offline else [])):
+        with suppress(*([pretrained.NotDownloaded] if offline else [])):
             for plan in chain.plans_of(arm.tables, world, offline).values():
                 if not force:
                     studies.require(words, plan, world, whole=plan.recipe.stage != arm.last.stage)
@@ -249,7 +245,7 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
         studies.free(folder, studies.key(asked.words, compared))
         _hold_together(others, asked.words, folder, world, offline=True)
 
-    def require(plan: designs.Design) -> None:
+    def require(plan: design.Design) -> None:
         begun = (Path(plan.recipe.run_dir) / rundir.MANIFEST).is_file()  # and stays as it is
         if not done[[table.stage for table in first.tables].index(plan.recipe.stage)]:
             studies.require(asked.words, plan, world, whole=begun or plan.recipe.stage != first.last.stage)

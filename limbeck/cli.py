@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from limbeck.environment import wait_briefly
 from limbeck.errors import Failed, Interrupted, UserError, printable
-from limbeck.progress import doing, shown, tell
+from limbeck.system.environment import wait_briefly
+from limbeck.system.progress import doing, shown, tell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,8 +69,8 @@ def run(
     ] = False,
 ) -> None:
     """Train, evaluate, draw and export. Run it again to go on after an interruption."""
-    from limbeck.arms import asked
-    from limbeck.signals import at_once, interruptible
+    from limbeck.recipe.arms import asked
+    from limbeck.system.signals import at_once, interruptible
 
     asked(recipe, overrides or []).arms()  # what is wrong with the words is said before anything heavy is imported
     with shown(), interruptible():
@@ -78,7 +78,7 @@ def run(
             tell(HEAVY)
         with at_once(), doing(HEAVY):
             from limbeck import api
-            from limbeck.world import World
+            from limbeck.system.processes import World
         try:
             done = api.run(recipe, overrides or [], resume=resume, force=force)
         finally:
@@ -91,7 +91,7 @@ def run(
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Say what can be known before training, and what is wrong."""
-    from limbeck.arms import asked
+    from limbeck.recipe.arms import asked
 
     asked(recipe, overrides or []).arms()  # what is wrong with the words is said before anything heavy is imported
     with shown():
@@ -105,14 +105,14 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 @app.command()
 def cache(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Write teachers' answers to disk, for recipes that say `cache`. `run` does it where they are missing."""
-    from limbeck.arms import asked
-    from limbeck.signals import at_once, interruptible
+    from limbeck.recipe.arms import asked
+    from limbeck.system.signals import at_once, interruptible
 
     asked(recipe, overrides or []).arms()
     with shown(), interruptible():
         with at_once(), doing(HEAVY):
             from limbeck import api
-            from limbeck.world import World
+            from limbeck.system.processes import World
         try:
             written = api.cache(recipe, overrides or [])
         finally:
@@ -133,21 +133,21 @@ def report(
     ] = None,
 ) -> None:
     """Draw a run's figures and page anew, or several runs on one page."""
-    from limbeck.lab import report as lab
-    from limbeck.lab import terminal
+    from limbeck.lab.page import report as lab
+    from limbeck.lab.terminal import results
 
     run = lab.gathered(runs, against)
     page = lab.page(run)
-    print(f"{terminal.text(run)}\nreport: {page}")
+    print(f"{results.text(run)}\nreport: {page}")
     if csv:
-        from limbeck.lab import evidence
+        from limbeck.lab.page import tables
 
-        print("\n".join(str(path) for path in evidence.write(run)))
+        print("\n".join(str(path) for path in tables.write(run)))
 
 
 def _file(option: str, name: str | None) -> Path | None:
     """The file that an option names, before work that would be for nothing."""
-    from limbeck.kinds import path_of
+    from limbeck.recipe.fields import path_of
 
     path = None if name is None else path_of(name)
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
@@ -174,17 +174,17 @@ def profile(
 ) -> None:
     """Show what models cost when they answer. Parameters, MACs, size, memory and latency, side by side."""
     from limbeck import rundir
-    from limbeck.lab import profiles
+    from limbeck.lab.terminal import profiles
 
     path = _file("--json", json_file)
     how: dict[str, Any] = {"length": length, "batches": batch or [1, 32], "rounds": rounds, "threads": threads}
     with shown():
         if task is not None:
-            from limbeck.arms import asked
+            from limbeck.recipe.arms import asked
 
             how["data"] = asked(task, []).arms()[0].last.data
         with doing(HEAVY):
-            from limbeck.profile import of_sources
+            from limbeck.measure.profile import of_sources
         found = of_sources(models, precision=precision.value, tell=tell, **how)
     profiles.show(found)
     if path is not None:
@@ -205,7 +205,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Measure any model on the held-out part of a recipe's data. Its metrics, its loss, its answers as a file."""
-    from limbeck.arms import asked
+    from limbeck.recipe.arms import asked
 
     path = _file("--predictions", predictions)
 
@@ -214,10 +214,10 @@ def evaluate(
         raise UserError(f"--precision: {precision} is none; give fp32, bf16 or fp64")
     with shown():
         with doing(HEAVY):
-            from limbeck import examine
-        found = examine.examine(model, data, precision=precision, device=device, answering=path is not None)
+            from limbeck.tools import evaluate_model
+        found = evaluate_model.examine(model, data, precision=precision, device=device, answering=path is not None)
     if path is not None:
-        examine.write_answers(found, path)
+        evaluate_model.write_answers(found, path)
     noun = "rows" if data.task else "tokens"
     print(f"{'held out':14} {found.rows:,} {noun} of {data.heldout if isinstance(data.heldout, str) else data.corpus}")
     for name, value in {"label loss": found.label_loss, **found.metrics}.items():
@@ -241,7 +241,7 @@ def trim(
     ] = None,
 ) -> None:
     """Give a model a smaller vocabulary. Its most frequent pieces stay, with their rows of its weights."""
-    from limbeck import trim as trimming
+    from limbeck.tools import trim as trimming
 
     print("\n".join(trimming.trim(model, out, vocabulary, corpus, field or ["text"]).lines()))
 
@@ -249,8 +249,8 @@ def trim(
 @app.command()
 def watch(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
     """Show a run while it goes on: its curves in the terminal."""
-    from limbeck.kinds import path_of
-    from limbeck.lab import watch as lab
+    from limbeck.lab.terminal import watch as lab
+    from limbeck.recipe.fields import path_of
 
     lab.watch(path_of(run))
 
@@ -258,8 +258,8 @@ def watch(run: Annotated[str, typer.Argument(metavar="RUN", help="A run director
 @app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, to copy.")] = None) -> None:
     """List the built-in recipes, or print one."""
-    from limbeck.load import built_in
-    from limbeck.words import nearest
+    from limbeck.recipe.load import built_in
+    from limbeck.recipe.words import nearest
 
     known = built_in()
     if name is None:
@@ -274,7 +274,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, to 
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
-    from limbeck import arms
+    from limbeck.recipe import arms
 
     print(json.dumps(arms.schema(), indent=2))
 
@@ -282,7 +282,7 @@ def schema() -> None:
 @app.command()
 def env() -> None:
     """Print the versions and the machine, for a bug report."""
-    from limbeck import environment
+    from limbeck.system import environment
 
     for name, value in {**environment.versions(), **environment.machine()}.items():
         print(f"{name:14} {value}")

@@ -12,8 +12,10 @@ import torch
 from budget import FIRST
 from matplotlib.figure import Figure
 
-from limbeck import progress, session
-from limbeck.lab import heat, report
+from limbeck.lab.figures import reasons
+from limbeck.lab.page import report
+from limbeck.run import session
+from limbeck.system import progress
 
 HERE = Path(__file__).parent
 BLANK = {
@@ -56,7 +58,7 @@ def sparing(request: pytest.FixtureRequest) -> Iterator[None]:
                 patch.setattr(Figure, "savefig", _blank)
             else:
                 patch.setattr(report, "draw", lambda run: [])
-                patch.setattr(heat, "draw", lambda why: [])
+                patch.setattr(reasons, "draw", lambda why: [])
         yield
 
 

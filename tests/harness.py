@@ -58,7 +58,8 @@ def opened_to_write(file: Any, mode: str = "r", *_: Any, **__: Any) -> bool:
 
 def inject(last: int | None) -> Writes:
     """Every way in which limbeck changes the disk: names, folders, files that are opened to write, syncs."""
-    from limbeck import checkpoint, session
+    from limbeck.run import session
+    from limbeck.training import checkpoint
 
     writes = Writes(last)
     for name in ("rename", "replace", "fsync", "unlink", "rmdir", "mkdir"):
@@ -139,8 +140,9 @@ def child(job: dict[str, Any], log: str, counts: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 2)
     os.dup2(descriptor, 1)
-    from limbeck import cli, profile
-    from limbeck.lab import report
+    from limbeck import cli
+    from limbeck.lab.page import report
+    from limbeck.measure import profile
 
     if not job.get("page"):
         report.write = lambda folder: folder  # pyright: ignore[reportAttributeAccessIssue]
@@ -175,11 +177,12 @@ def ended(process: int, after: float | None) -> tuple[int, float]:
 
 def counted(recipe: str) -> bool:
     """Counts the shapes of a recipe here, if it is sound: no fork has to count them again."""
-    from limbeck import costs, designs, stages
+    from limbeck.assemble import costs, design
     from limbeck.errors import UserError
+    from limbeck.recipe import stages
 
     try:
-        for plan in designs.chain(stages.expand(recipe)).values():
+        for plan in design.chain(stages.expand(recipe)).values():
             costs.of_study(plan)
     except UserError:
         return False
@@ -206,8 +209,8 @@ def main() -> None:
     torch.set_num_threads(1)
     import limbeck.api
     import limbeck.cli
-    import limbeck.lab.report
-    import limbeck.session  # noqa: F401
+    import limbeck.lab.page.report
+    import limbeck.run.session  # noqa: F401
 
     warm = False
     for line in sys.stdin:

@@ -8,8 +8,9 @@ import torch
 from families import tiny
 from torch import Tensor
 
-from limbeck import recipe, students
-from limbeck.anatomy import family
+from limbeck.families import family
+from limbeck.models import students
+from limbeck.recipe import recipe
 
 
 def model(name: str, dtype: torch.dtype = torch.float64) -> Any:

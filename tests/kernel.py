@@ -13,12 +13,14 @@ import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from limbeck import bridges, cli, schemes, seeds
-from limbeck.actors import Frozen, Learner, Optimisation
-from limbeck.lessons import Pair, Term
+from limbeck import cli
+from limbeck.distil import projections, schemes
+from limbeck.distil.learner import Frozen, Learner, Optimisation
+from limbeck.distil.lessons import Pair, Term
+from limbeck.distil.schedules import Schedule, constant
+from limbeck.distil.still import Still
 from limbeck.losses import attention_scores_mse, cross_entropy, forward_kl, mse
-from limbeck.schedules import Schedule, constant
-from limbeck.still import Still
+from limbeck.system import seeds
 
 VOCABULARY, TEACHER_WIDTH, STUDENT_WIDTH, HEADS = 60, 24, 16, 4
 TEACHER_DEPTH, STUDENT_DEPTH = 4, 2
@@ -28,7 +30,7 @@ LOGITS = (Pair("logits", "logits"),)
 
 LOGIT = Term("logit", forward_kl, LOGITS, constant(1.0))
 LABEL = Term("label", cross_entropy, LOGITS, constant(0.5), needs=("labels",))
-WIDEN = bridges.linear(STUDENT_WIDTH, TEACHER_WIDTH)
+WIDEN = projections.linear(STUDENT_WIDTH, TEACHER_WIDTH)
 EMBEDDING = Term(
     "embedding", mse, (Pair("embedding", "embedding", "embedding"),), constant(0.3), aids={"embedding": WIDEN}
 )
@@ -91,7 +93,7 @@ def learner(
         bert(STUDENT_WIDTH, STUDENT_DEPTH, seed=seed, tied=tied, dropout=dropout).to(dtype),
         sorted({tap for term in terms for tap in term.taps("student")}),
         seed=seed,
-        bridges=bridges.build(aids, bridges.Making(seed, BLOCKS)).to(dtype),
+        bridges=projections.build(aids, projections.Making(seed, BLOCKS)).to(dtype),
         optimisation=Optimisation(rate, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=clip),
     )
 

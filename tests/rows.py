@@ -14,8 +14,8 @@ from kernel import HEADS, VOCABULARY, WORDS
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
-from limbeck import seeds
-from limbeck.anatomy import family
+from limbeck.families import family
+from limbeck.system import seeds
 
 HEAD_DROPOUTS = ("classifier_dropout", "seq_classif_dropout")
 CLASSES = ("bad", "good", "middling")

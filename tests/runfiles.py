@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import limbeck
-from limbeck import chain, rundir
+from limbeck import rundir
+from limbeck.run import stages
 
 TIMED = ("seconds", "tokens_per_second")
 
@@ -77,4 +78,4 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, questions: int) -> None:
     def signals() -> Iterator[Callable[[], bool]]:
         yield stopped
 
-    monkeypatch.setattr(chain, "interruptible", signals)
+    monkeypatch.setattr(stages, "interruptible", signals)

@@ -1,7 +1,7 @@
 """The losses: pure functions that do not reduce, in one dict that you can read.
 
 Every loss is called by keyword with what it needs of `student, teacher, labels, mask` and its hyper-parameters, and
-returns one value per token `[B, T]`, per row `[B]` or per batch `[]`. Averaging happens outside, once, in `limbeck.reduce`.
+returns one value per token `[B, T]`, per row `[B]` or per batch `[]`. Averaging happens outside, once, in `limbeck.distil.reduce`.
 
 A NaN that counts is NaN in the value; no token at all is 0. Shapes that do not belong together, a mask that is not bool, and
 hyper-parameters that a recipe refuses raise a `ValueError` of one line.

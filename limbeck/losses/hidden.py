@@ -218,7 +218,7 @@ def factor_transfer(*, student: Tensor, teacher: Tensor, mask: Tensor | None = N
 
     mean over the kept tokens and K of |f_t / |f_t| - f_s / |f_s||, norms over all kept tokens and K of a row. f_t comes
     from a paraphraser (an autoencoder of the teacher's features, trained alone beforehand), f_s from a translator
-    (trained with the student): `limbeck.factors` has both, a recipe makes them. The authors' beta is 500.
+    (trained with the student): `limbeck.distil.paraphraser` has both, a recipe makes them. The authors' beta is 500.
     Source: Kim et al. 2018 (FT), arXiv 1802.04977.
 
     When: teacher features are redundant or unlike the student's, so that plain regression copies noise.

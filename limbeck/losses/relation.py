@@ -186,7 +186,7 @@ def contrastive(
     For each side, with e = exp(v.m / T): -log e+ / (e+ + c K) - sum over the K negatives of log c K / (e- + c K), where v
     is one side's embedding and m the other side's memory; both sides added. The size of the memory cancels. c is what the
     authors estimate from the first batch; here it is the expectation of e for random directions, a constant.
-    `limbeck.memory` has the embeddings and the memory bank, a recipe makes them.
+    `limbeck.distil.contrastive` has the embeddings and the memory bank, a recipe makes them.
     Source: Tian et al. 2019 (CRD), arXiv 1910.10699.
 
     When: sentence or class representations, with many negatives; the authors' weight is 0.8.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from limbeck.feeds.docs import documents
+from limbeck.text.docs import documents
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 ALPHABET = 300  # characters; a word with a rarer one becomes [UNK]

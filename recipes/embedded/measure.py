@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from limbeck import models
-from limbeck.feeds.blocks import prepare
-from limbeck.feeds.feed import Feed
 from limbeck.losses import cross_entropy
-from limbeck.recipe import Data, Masking, Source
-from limbeck.taps import Tapped
+from limbeck.models import pretrained
+from limbeck.models.taps import Tapped
+from limbeck.recipe.recipe import Data, Masking, Source
+from limbeck.text.blocks import prepare
+from limbeck.text.feed import Feed
 
 BLOCKS = 2000
 
@@ -24,10 +24,10 @@ BLOCKS = 2000
 def measure(corpus: str, source: str) -> None:
     """Prints the numbers over the held-out part (at most `BLOCKS` blocks)."""
     where = Source(source=source, revision=None)
-    tokenizer = models.tokenizer_of(where)
+    tokenizer = pretrained.tokenizer_of(where)
     data = Data(corpus=corpus)
     feed = Feed(prepare(data, tokenizer, tell=lambda line: None).heldout, masking=Masking(), positions="masked")
-    model = Tapped(models.model_of(where, torch.float32).eval())
+    model = Tapped(pretrained.model_of(where, torch.float32).eval())
     loss = right = count = 0.0
     for batch in feed.fixed(BLOCKS, batch_size=32):
         labels = batch["labels"][batch["select"]]
@@ -41,4 +41,4 @@ def measure(corpus: str, source: str) -> None:
 
 
 if __name__ == "__main__":
-    measure(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else models.EMBEDDED)
+    measure(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else pretrained.EMBEDDED)

@@ -21,7 +21,7 @@ from rows import sentence
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from limbeck.feeds import readers
+from limbeck.text import readers
 
 Refused = Callable[[dict[str, Any]], str]
 MEGABYTE = 1 << 20
@@ -129,7 +129,7 @@ def test_a_small_file_may_pack_well(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"ba be\n\n" * MEGABYTE))
     assert readers.RATIO * path.stat().st_size < 7 * MEGABYTE
-    from limbeck.feeds.corpora import read_documents
+    from limbeck.text.corpora import read_documents
 
     assert sum(1 for _ in read_documents(str(path))) == MEGABYTE
 
@@ -255,8 +255,8 @@ def test_models(what: str, world: Path, refused: Refused, tmp_path: Path) -> Non
 
 def test_the_hubs_own_cache_may_be_named_as_a_folder(world: Path, tmp_path: Path) -> None:
     """Its snapshots are links to the blobs beside them."""
-    from limbeck import models as of_limbeck
-    from limbeck.recipe import Source
+    from limbeck.models import pretrained as of_limbeck
+    from limbeck.recipe.recipe import Source
 
     root = tmp_path / "models--org--name"
     (root / "snapshots" / "abc").mkdir(parents=True)
@@ -296,7 +296,7 @@ def test_recipes(
 
 def test_a_table_may_be_merged_into_several(tmp_path: Path) -> None:
     """YAML's own way to say a word anew is not a word that stands twice."""
-    from limbeck.load import load
+    from limbeck.recipe.load import load
 
     (tmp_path / "mine.yaml").write_text(
         "models: {teacher: embedded}\n"

@@ -16,8 +16,10 @@ from kernel import recipe
 from runfiles import same_run, same_state
 
 import limbeck
-from limbeck import checkpoint, profile, rundir
-from limbeck.lab import report
+from limbeck import rundir
+from limbeck.lab.page import report
+from limbeck.measure import profile
+from limbeck.training import checkpoint
 
 Fork = Callable[..., dict[str, Any]]
 EVERY = 15  # writes between those of the fast subset
@@ -92,7 +94,7 @@ def test_killed_at_random_moments(part: int, fork: Fork, undisturbed: limbeck.Ru
 def test_killed_before_older_ones_go(call: int, fork: Fork, undisturbed: limbeck.Run, tmp_path: Path) -> None:
     """Between a checkpoint and its rotation; after the last one nothing is saved any more."""
     out = tmp_path / "run"
-    told = fork(out, signal={"numbers": [signal.SIGKILL], "at": "limbeck.checkpoint:rotate", "call": call})
+    told = fork(out, signal={"numbers": [signal.SIGKILL], "at": "limbeck.training.checkpoint:rotate", "call": call})
     assert told["status"] == -9, told["said"]
     assert len(checkpoint.list_all(out / rundir.CHECKPOINTS)) == call
     gone_on(fork, out, undisturbed)

@@ -12,8 +12,7 @@ import pytest
 from runfiles import reasons, same_run, same_state
 
 import limbeck
-from limbeck import locks
-from limbeck.feeds import store
+from limbeck.system import locks, store
 
 Fork = Callable[..., dict[str, Any]]
 YEAR = 365 * 24 * 3600.0
@@ -47,7 +46,7 @@ def test_in_a_run(clock: str, fork: Fork, undisturbed: limbeck.Run, tmp_path: Pa
 def test_between_a_run_and_its_resume(fork: Fork, undisturbed: limbeck.Run, tmp_path: Path) -> None:
     """A year back: the run goes on, its cache is taken as it is, and the file of the lock means nothing."""
     out, cache = tmp_path / "run", Path(f"{tmp_path / 'run'}-cache")
-    told = fork(out, signal={"numbers": [9], "at": "limbeck.still:Still.step", "call": 4})
+    told = fork(out, signal={"numbers": [9], "at": "limbeck.distil.still:Still.step", "call": 4})
     assert told["status"] == -9 and (out / locks.FILE).is_file()
     began = json.loads((out / "manifest.json").read_text())["started"]
     made = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}

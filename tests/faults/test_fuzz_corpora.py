@@ -19,9 +19,9 @@ from kernel import tokenizer
 from mutants import ODD, halves, of_bytes, refusal
 from rows import framed, sentence
 
-from limbeck.feeds.blocks import prepare
-from limbeck.feeds.tasks import prepare_task
-from limbeck.material import Data
+from limbeck.recipe.data import Data
+from limbeck.text.blocks import prepare
+from limbeck.text.rows import prepare_task
 
 FEW, ALL = 200, 2000
 PARTS = [pytest.param(range(FEW), id="few"), pytest.param(range(FEW, ALL), id="all", marks=pytest.mark.slow)]

@@ -18,7 +18,7 @@ from rows import bare, small
 
 import limbeck
 from limbeck import api
-from limbeck.lab import report
+from limbeck.lab.page import report
 
 FEW, ALL, RUNS = 40, 500, 25  # of those that are let through, every RUNS-th is trained with
 SHARES = 4  # of the slow ones, so that processes share them

@@ -12,8 +12,8 @@ from kernel import answer, lay_out
 from kernel import recipe as tiny
 from mutants import halves, of_bytes, of_table, refusal, soon
 
-from limbeck.arms import asked
-from limbeck.load import built_in
+from limbeck.recipe.arms import asked
+from limbeck.recipe.load import built_in
 
 TEXTS = {name: path.read_bytes() for name, path in built_in().items()}
 MORE: tuple[dict[str, Any], ...] = (

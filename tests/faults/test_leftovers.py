@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from limbeck.errors import UserError
-from limbeck.feeds import store
+from limbeck.system import store
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from limbeck.feeds import store
+from limbeck.text import store
 def write(folder):
     (folder / "half").write_bytes(b"x")
     print(folder, flush=True)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import limbeck
-from limbeck import locks
 from limbeck.errors import UserError
+from limbeck.system import locks
 
 Fork = Callable[..., dict[str, Any]]
 HOLD = "import sys, time; from pathlib import Path; from limbeck import locks\nwith locks.held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"

@@ -17,19 +17,19 @@ import torch
 from kernel import HIDDEN, LABEL, LOGIT, MULTI, batch, frozen, learner, parameters_of, still_of
 from torch import Tensor
 
-from limbeck import schemes
-from limbeck.actors import Frozen, Learner
-from limbeck.balance import Balance
-from limbeck.engine import Course, Record, fit
+from limbeck.distil import schemes
+from limbeck.distil.balance import Balance
+from limbeck.distil.contrastive import contrastive_memory
+from limbeck.distil.learner import Frozen, Learner
+from limbeck.distil.lessons import Pair, Term
+from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.schedules import constant
+from limbeck.distil.still import Still
 from limbeck.errors import UserError
-from limbeck.lessons import Pair, Term
 from limbeck.losses import contrastive
-from limbeck.memory import contrastive_memory
-from limbeck.reduce import Batch, Counts
-from limbeck.schedules import constant
-from limbeck.shortage import Short, is_short
-from limbeck.still import Still
-from limbeck.world import World
+from limbeck.system.out_of_memory import Short, is_short
+from limbeck.system.processes import World
+from limbeck.training.loop import Course, Record, fit
 
 ROOT = Path(__file__).parents[2]
 Terms = tuple[Term, ...]
@@ -290,7 +290,7 @@ from pathlib import Path
 sys.path[:0] = ["tests", "tests/faults"]
 import torch
 from kernel import SCORES, batch, frozen, learner, parameters_of, still_of
-from limbeck.engine import fit
+from limbeck.training.loop import fit
 from test_memory_faults import Rows, course
 
 class Large(Rows):
@@ -339,8 +339,8 @@ import torch
 from dataclasses import replace
 from pathlib import Path
 from kernel import HIDDEN, LABEL, MULTI, frozen, learner, parameters_of, still_of
-from limbeck.engine import fit
-from limbeck.world import World
+from limbeck.training.loop import fit
+from limbeck.system.processes import World
 from test_memory_faults import Rows, course, short
 from test_numbers import broken
 

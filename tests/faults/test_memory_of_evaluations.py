@@ -13,12 +13,12 @@ from kernel import MULTI, batch, frozen, learner, recipe
 from test_memory_faults import SAID
 
 import limbeck
-from limbeck import profile
-from limbeck.actors import Learner
+from limbeck.distil.learner import Learner
 from limbeck.errors import UserError
-from limbeck.evaluate import Evaluation
-from limbeck.lab import report
-from limbeck.reasons import Reasons
+from limbeck.lab.page import report
+from limbeck.measure import profile
+from limbeck.measure.evaluation import Evaluation
+from limbeck.measure.reasons import Reasons
 
 BATCHES = [batch(seed, rows=rows, length=20) for seed, rows in ((1, 8), (2, 8), (3, 5))]
 HOLDS = 2  # rows

@@ -21,19 +21,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import limbeck
-from limbeck import checkpoint, schemes, session
-from limbeck.actors import Ema, Frozen, Learner
-from limbeck.balance import Balance
-from limbeck.engine import Course, Record, Way, fit
+from limbeck.distil import schemes
+from limbeck.distil.balance import Balance
+from limbeck.distil.contrastive import contrastive_memory
+from limbeck.distil.learner import Ema, Frozen, Learner
+from limbeck.distil.lessons import Pair, Term
+from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.schedules import constant
+from limbeck.distil.still import Still
 from limbeck.errors import Failed
-from limbeck.lab import report
-from limbeck.lessons import Pair, Term
+from limbeck.lab.page import report
 from limbeck.losses import contrastive
-from limbeck.memory import contrastive_memory
-from limbeck.reduce import Batch, Counts
-from limbeck.schedules import constant
-from limbeck.still import Still
-from limbeck.world import World
+from limbeck.run import session
+from limbeck.system.processes import World
+from limbeck.training import checkpoint
+from limbeck.training.loop import Course, Record, Way, fit
 
 Terms = tuple[Term, ...]
 still_of = partial(made, chunk=10**6)

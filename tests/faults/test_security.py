@@ -20,15 +20,17 @@ from kernel import answer, lay_out, recipe
 from rows import table
 
 import limbeck
-from limbeck import hub, models
-from limbeck.arms import asked
 from limbeck.errors import UserError
-from limbeck.feeds import readers
-from limbeck.feeds.corpora import fingerprint
-from limbeck.lab import evidence, joined
-from limbeck.lab import table as tables
-from limbeck.load import load
-from limbeck.recipe import Source
+from limbeck.lab.data import joined
+from limbeck.lab.page import results as tables
+from limbeck.lab.page import tables as evidence
+from limbeck.models import pretrained
+from limbeck.recipe.arms import asked
+from limbeck.recipe.load import load
+from limbeck.recipe.recipe import Source
+from limbeck.system import hub
+from limbeck.text import readers
+from limbeck.text.corpora import fingerprint
 
 SOURCES = sorted(Path(limbeck.__file__).parent.rglob("*.py"))
 UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -231,7 +233,7 @@ def test_a_model_of_the_hub_is_read_at_its_commit(monkeypatch: pytest.MonkeyPatc
     hub.model.cache_clear()
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, revision, timeout: Info())
     for _ in range(2):
-        models._fetch(Kind, Source(source="org/name", revision="main"))
+        pretrained._fetch(Kind, Source(source="org/name", revision="main"))
     hub.model.cache_clear()
     assert Kind.fetched == [("org/name", "c" * 40, False)] * 2
 
@@ -295,7 +297,7 @@ def test_a_student_of_a_stage_is_no_path() -> None:
 
 def test_arms_lie_in_numbered_folders() -> None:
     """Whatever the values are that they are named by."""
-    from limbeck.arms import placed_all
+    from limbeck.recipe.arms import placed_all
 
     said: dict[str, Any] = {
         "name": "x",

@@ -16,24 +16,25 @@ from kernel import recipe
 from runfiles import same_run, same_state
 
 import limbeck
-from limbeck import checkpoint, rundir
+from limbeck import rundir
+from limbeck.training import checkpoint
 
 Fork = Callable[..., dict[str, Any]]
 PHASES = {  # a function that is called there, and at which call
-    "tokenising": ("limbeck.feeds.blocks:Part.add", 5),
-    "opening the text": ("limbeck.build:text", 1),
-    "writing the cache": ("limbeck.shards:checks", 2),
-    "reading the teacher": ("limbeck.casting:Company.teachers", 1),
+    "tokenising": ("limbeck.text.blocks:Part.add", 5),
+    "opening the text": ("limbeck.assemble.study:text", 1),
+    "writing the cache": ("limbeck.teacher_cache.shards:checks", 2),
+    "reading the teacher": ("limbeck.assemble.actors:Company.teachers", 1),
     "beginning": ("limbeck.rundir:write_json", 1),
-    "the first evaluation": ("limbeck.evaluate:Evaluation.__call__", 1),
-    "training": ("limbeck.still:Still.step", 3),
-    "evaluating": ("limbeck.evaluate:Evaluation.__call__", 2),
-    "looking for reasons": ("limbeck.reasons:Reasons.__call__", 2),
-    "saving": ("limbeck.checkpoint:save_file", 2),
-    "the last step": ("limbeck.still:Still.step", 6),
-    "exporting": ("limbeck.export:export", 2),
-    "profiling": ("limbeck.profile:of_study", 1),
-    "reporting": ("limbeck.lab.report:write", 1),
+    "the first evaluation": ("limbeck.measure.evaluation:Evaluation.__call__", 1),
+    "training": ("limbeck.distil.still:Still.step", 3),
+    "evaluating": ("limbeck.measure.evaluation:Evaluation.__call__", 2),
+    "looking for reasons": ("limbeck.measure.reasons:Reasons.__call__", 2),
+    "saving": ("limbeck.training.checkpoint:save_file", 2),
+    "the last step": ("limbeck.distil.still:Still.step", 6),
+    "exporting": ("limbeck.training.export:export", 2),
+    "profiling": ("limbeck.measure.profile:of_study", 1),
+    "reporting": ("limbeck.lab.page.report:write", 1),
 }
 NUMBERS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 FAST = ["training"]
@@ -117,7 +118,7 @@ WORKER = """
 import os, signal, sys
 from limbeck import cli
 from limbeck.lab import report
-from limbeck.still import Still
+from limbeck.distil.still import Still
 report.write = lambda folder: folder
 plain, signalled = Still._update, sys.argv[-1] == "signalled"
 def update(self, tallies, step, measure):

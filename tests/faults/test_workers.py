@@ -10,13 +10,14 @@ from runfiles import same_run, same_state
 from test_signals import launch
 
 import limbeck
-from limbeck import checkpoint, rundir
+from limbeck import rundir
+from limbeck.training import checkpoint
 
 WORKER = """
 import os, signal, sys
 from limbeck import cli
 from limbeck.lab import report
-from limbeck.still import Still
+from limbeck.distil.still import Still
 report.write = lambda folder: folder
 plain, (rank, at) = Still._update, sys.argv[3:] or ("-1", "-1")
 def update(self, tallies, step, measure):

@@ -16,11 +16,13 @@ from kernel import LABEL, MULTI, VOCABULARY, batch, frozen, gradients_of, learne
 from plain import Gradients, plain, same
 from torch import Tensor
 
-from limbeck import blockwise, lessons, recall
-from limbeck.actors import Cached, Frozen, Learner
-from limbeck.cache import Kept, Shelf
-from limbeck.reduce import Batch, Counts
-from limbeck.world import World
+from limbeck.distil import lessons
+from limbeck.distil.learner import Cached, Frozen, Learner
+from limbeck.distil.reduce import Batch, Counts
+from limbeck.losses import blockwise
+from limbeck.system.processes import World
+from limbeck.teacher_cache import readouts
+from limbeck.teacher_cache.shelf import Kept, Shelf
 
 TERMS = (*MULTI, LABEL)
 Found = tuple[dict[str, Tensor], Gradients]
@@ -85,7 +87,7 @@ def cached(teacher: Frozen, one: Learner, batches: Sequence[Batch], folder: Path
     for each in batches:
         numbered.append(dict(each) | {"blocks": torch.arange(count, count + len(each["blocks"]))})
         count += len(each["blocks"])
-    kept = Kept(VOCABULARY, VOCABULARY, recall.kept(teacher.tapped.taps, teacher.tapped.depth), "fp32")
+    kept = Kept(VOCABULARY, VOCABULARY, readouts.kept(teacher.tapped.taps, teacher.tapped.depth), "fp32")
     feed: Any = Given(numbered)
     shelf = Shelf(folder, teacher, feed, kept, "text")
     shelf.write(0, 1, lambda: False, lambda line: None)

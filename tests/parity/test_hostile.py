@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.losses import LOSSES, attention_kl, attention_mse, attention_scores_mse
 from limbeck.losses.sparse import TopK
-from limbeck.words import LOSSES as WORDS
+from limbeck.recipe.words import LOSSES as WORDS
 from parity.cases import CASES, RUNS, SIZES, TINY, Case, Given, counts, fresh, inputs, leaves
 
 SQUARE = {"B": 3, "T": 3, "S": 5}  # as many rows as tokens: there a mask of rows looks like one of tokens

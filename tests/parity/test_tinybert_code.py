@@ -16,12 +16,13 @@ from families import tiny
 from rows import batch, config, moved
 from torch import Tensor, nn
 
-from limbeck import bridges, schemes, terms
-from limbeck.actors import Frozen, Learner, Optimisation
+from limbeck.assemble import terms
+from limbeck.distil import projections, schemes
+from limbeck.distil.learner import Frozen, Learner, Optimisation
+from limbeck.distil.reduce import Counts
+from limbeck.distil.schedules import constant
 from limbeck.losses import LOSSES
-from limbeck.reduce import Counts
-from limbeck.schedules import constant
-from limbeck.settings import Setting
+from limbeck.recipe.settings import Setting
 
 LENGTHS = (9, 4, 7, 1, 6)
 INSIDE: list[dict[str, Any]] = [
@@ -99,7 +100,7 @@ def by_limbeck(student: Any, teacher: Any, said: list[dict[str, Any]], rows: dic
     """The same by a learner's lesson; also its bridge."""
     student, teacher = copy.deepcopy(student), copy.deepcopy(teacher)
     made = terms.of_setting(Setting.model_validate({"terms": said}), student.config, {"teacher": teacher.config}, "a")
-    aids = bridges.build({n: m for term in made for n, m in term.aids.items()}, bridges.Making(0, 100)).double()
+    aids = projections.build({n: m for term in made for n, m in term.aids.items()}, projections.Making(0, 100)).double()
     taps = {side: sorted({tap for term in made for tap in term.taps(side)}) for side in ("student", "teacher")}
     how = Optimisation(constant(1e-3), weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, clip=None)
     one = Learner("a", student, taps["student"], seed=0, bridges=aids, optimisation=how)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from benchmarks import growth, peers, race, rows, shapes, sides
-from limbeck.reduce import Counts
+from limbeck.distil.reduce import Counts
 
 ROOT = Path(__file__).parents[2]
 NAMES = [

@@ -18,8 +18,8 @@ from rows import sentence
 from test_recipes import random_bert
 from transformers import BertConfig
 
-from limbeck import models
-from limbeck.feeds import docs
+from limbeck.models import pretrained
+from limbeck.text import docs
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -70,7 +70,7 @@ def rows(folder: Path) -> None:
 def vocabulary(folder: Path) -> None:
     """The teacher that comes with limbeck in place of a larger one, and some text of each kind."""
     for name in ("TEACHER", "wiki-minilm-mlm"):
-        (folder / name).symlink_to(models.place(models.EMBEDDED))
+        (folder / name).symlink_to(pretrained.place(pretrained.EMBEDDED))
     for name in ("train.tsv", "SST-2/train_a.tsv"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("sentence\n" + "\n".join(sentence(i, LONG) for i in range(20)), encoding="utf-8")

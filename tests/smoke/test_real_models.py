@@ -9,13 +9,13 @@ import torch
 from places import SHARED
 
 import limbeck
-from limbeck import models
-from limbeck.feeds.blocks import prepare
-from limbeck.feeds.feed import Feed
 from limbeck.losses import cross_entropy
-from limbeck.material import Data, Masking
-from limbeck.recipe import Source
-from limbeck.taps import Tapped
+from limbeck.models import pretrained
+from limbeck.models.taps import Tapped
+from limbeck.recipe.data import Data, Masking
+from limbeck.recipe.recipe import Source
+from limbeck.text.blocks import prepare
+from limbeck.text.feed import Feed
 
 WIKI, MINILM = SHARED / "data" / "enwiki-2014", SHARED / "models" / "wiki-minilm-mlm"
 STORIES, LLAMA = SHARED / "data" / "tinystories", SHARED / "models" / "stories260k"
@@ -32,9 +32,9 @@ def need(*places: Path) -> None:
 def label_loss(source: str, corpus: Path, cache: Path, **data: object) -> tuple[float, float]:
     """Loss and top-1 accuracy of a model on the labels of 64 held-out blocks."""
     where = Source(source=source, revision=None)
-    tokenizer = models.tokenizer_of(where)
+    tokenizer = pretrained.tokenizer_of(where)
     table = Data.model_validate({"corpus": str(corpus), "max_bytes": 100_000, "cache": str(cache), **data})
-    model = Tapped(models.model_of(where, torch.float32).eval())
+    model = Tapped(pretrained.model_of(where, torch.float32).eval())
     heldout = prepare(table, tokenizer, tell=lambda line: None).heldout
     feed = Feed(heldout, masking=Masking(), positions=table.positions, causal=model.family.causal)
     logits, labels = [], []

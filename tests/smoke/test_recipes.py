@@ -12,8 +12,9 @@ from places import SHARED
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, BertConfig, LlamaConfig
 
-from limbeck import api, models, students
-from limbeck.load import built_in
+from limbeck import api
+from limbeck.models import pretrained, students
+from limbeck.recipe.load import built_in
 
 STEPS = 2
 SMALL = [
@@ -67,7 +68,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def random_bert(config: BertConfig, folder: Path, large: bool = True) -> Path:
     """A random model of this shape, with BERT's vocabulary where it is on this machine, or with a small one."""
-    embedded = models.place(models.EMBEDDED)
+    embedded = pretrained.place(pretrained.EMBEDDED)
     tokenizer = AutoTokenizer.from_pretrained(embedded)
     if large and BERT_UNCASED.is_dir():
         tokenizer = type(tokenizer)(tokenizer_file=str(BERT_UNCASED / "tokenizer.json"), **tokenizer.special_tokens_map)
@@ -79,7 +80,7 @@ def random_bert(config: BertConfig, folder: Path, large: bool = True) -> Path:
 
 def random_llama(folder: Path) -> Path:
     """A random Llama of the shape of the real one."""
-    tokenizer = AutoTokenizer.from_pretrained(models.place(models.EMBEDDED))
+    tokenizer = AutoTokenizer.from_pretrained(pretrained.place(pretrained.EMBEDDED))
     shape = {"hidden_size": 64, "num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 4}
     config = LlamaConfig(**shape, intermediate_size=172, head_dim=8, vocab_size=len(tokenizer))
     students.build(config, seed=0).save_pretrained(folder)

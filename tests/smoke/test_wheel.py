@@ -67,5 +67,5 @@ def test_it_runs_where_no_repository_is(command: Path, tmp_path: Path) -> None:
     page = (tmp_path / "runs" / "quickstart" / "report.html").read_text(encoding="utf-8")
     assert "<script>" in page and "<svg" in page
     assert "report.html" in answer(command, tmp_path, "report", "runs/quickstart")
-    stop = "from limbeck.proposals import STOP; assert len(STOP) > 100"
+    stop = "from limbeck.text.augment.proposals import STOP; assert len(STOP) > 100"
     subprocess.run([python, "-c", stop], check=True, cwd=tmp_path)

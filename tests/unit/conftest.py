@@ -11,7 +11,7 @@ from kernel import lay_out, recipe, with_dropout
 from runfiles import hashes
 
 import limbeck
-from limbeck.lab import report
+from limbeck.lab.page import report
 
 
 @pytest.fixture(scope="module")

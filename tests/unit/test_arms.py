@@ -11,9 +11,9 @@ import pytest
 import yaml
 from kernel import answer, lay_out, recipe
 
-from limbeck import arms, load
 from limbeck.errors import UserError
-from limbeck.settings import Setting
+from limbeck.recipe import arms, load
+from limbeck.recipe.settings import Setting
 
 KL: dict[str, Any] = {"loss": "forward_kl"}
 HIDDEN: dict[str, Any] = {"loss": "mse", "tap": "hidden"}

@@ -11,7 +11,7 @@ import torch
 from runfiles import hashes, reasons, tensors
 
 import limbeck
-from limbeck.lab import report
+from limbeck.lab.page import report
 
 DRAWN = {"test_the_page_of_an_old_run"}
 TOGETHER = 1e-9  # another processor adds in another order

@@ -24,19 +24,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import limbeck
-from limbeck import augment, build, designs, proposals, vectors
+from limbeck.assemble import augmentation, design, study
 from limbeck.errors import UserError
-from limbeck.feeds import copies as kept
-from limbeck.feeds.augmented import training
-from limbeck.feeds.copies import Place, Shelf, copies
-from limbeck.feeds.order import uniform
-from limbeck.load import load
-from limbeck.material import Augment, Task
-from limbeck.progress import Done
-from limbeck.proposals import STOP, Proposer
-from limbeck.seeds import derive_seed
-from limbeck.stages import expand
-from limbeck.world import World
+from limbeck.recipe.data import Augment, Task
+from limbeck.recipe.load import load
+from limbeck.recipe.stages import expand
+from limbeck.system.processes import World
+from limbeck.system.progress import Done
+from limbeck.system.seeds import derive_seed
+from limbeck.text.augment import copies as kept
+from limbeck.text.augment import proposals, word_vectors
+from limbeck.text.augment.augmented_rows import training
+from limbeck.text.augment.copies import Place, Shelf, copies
+from limbeck.text.augment.proposals import STOP, Proposer
+from limbeck.text.order import uniform
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WHOLE = (
@@ -286,9 +287,9 @@ def said(world: Path, out: Path, how: Any, task: dict[str, Any] | None = None, *
     return recipe(data, {"student": {"init": str(world / "bert")}}, out, "cross_entropy", **train)
 
 
-def made(table: dict[str, Any]) -> build.Material:
-    plan = designs.design(load(table))
-    return build.augmented(plan, World(), build.text(plan, lambda line: None), lambda line: None)
+def made(table: dict[str, Any]) -> study.Material:
+    plan = design.design(load(table))
+    return study.augmented(plan, World(), study.text(plan, lambda line: None), lambda line: None)
 
 
 def texts_of(part: Any) -> list[str]:
@@ -378,14 +379,14 @@ def test_the_same_bytes_from_another_batch_size(world: Path, tmp_path: Path, mon
 def test_check_counts_the_copies_into_the_time(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the model multiplies, as torch counts it while it does; on a sample, about that."""
     table_ = said(world, tmp_path / "a", HOW)
-    plan = designs.design(load(table_))
-    proposer = augment._proposer(plan, augment._how(plan), World())
+    plan = design.design(load(table_))
+    proposer = augmentation._proposer(plan, augmentation._how(plan), World())
     texts = [text for _, (text,) in training(plan.recipe.data)]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no fused attention
         proposer(texts)
-    assert augment.flops(plan) == pytest.approx(counter.get_total_flops(), rel=0.05)
-    monkeypatch.setattr(augment, "SAMPLE", 10)
-    assert augment.flops(plan) == pytest.approx(counter.get_total_flops(), rel=0.3)
+    assert augmentation.flops(plan) == pytest.approx(counter.get_total_flops(), rel=0.05)
+    monkeypatch.setattr(augmentation, "SAMPLE", 10)
+    assert augmentation.flops(plan) == pytest.approx(counter.get_total_flops(), rel=0.3)
     lines = limbeck.check(table_)
     (time,) = [number for number, line in enumerate(lines) if line.startswith("time ")]
     assert lines[time + 1].endswith("seconds of it for copies of rows, once")
@@ -419,9 +420,9 @@ def test_processes_make_disjoint_shares_of_the_same_bytes(tmp_path: Path) -> Non
 KILLED = """
 import json, os, signal, sys
 from limbeck import build, designs
-from limbeck.feeds import copies
-from limbeck.load import load
-from limbeck.world import World
+from limbeck.text import copies
+from limbeck.recipe.load import load
+from limbeck.system.processes import World
 copies.SHARD, count, write = 4, 0, copies.Shelf._write
 def late(self, folder, **given):
     global count
@@ -490,8 +491,8 @@ def stages(world: Path, out: Path) -> dict[str, Any]:
 
 
 def test_the_model_is_what_the_teacher_was_fine_tuned_from(world: Path, tmp_path: Path) -> None:
-    plans = designs.chain(expand(stages(world, tmp_path / "run")))
-    assert [augment.masked_model(plan).source for plan in plans.values()] == [str(world / "bert")] * 2
+    plans = design.chain(expand(stages(world, tmp_path / "run")))
+    assert [augmentation.masked_model(plan).source for plan in plans.values()] == [str(world / "bert")] * 2
 
 
 def taught(world: Path, out: Path, how: dict[str, Any]) -> dict[str, Any]:
@@ -556,17 +557,17 @@ WRONG = {
 @pytest.mark.parametrize("text", WRONG)
 def test_a_bad_file_of_vectors_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError) as error:
-        vectors.read(lines(text)(tmp_path))
+        word_vectors.read(lines(text)(tmp_path))
     assert WRONG[text] in str(error.value) and "\n" not in str(error.value)
 
 
 def test_vectors_by_hand(tmp_path: Path) -> None:
-    found = vectors.read(glove(tmp_path / "v.txt"))
+    found = word_vectors.read(glove(tmp_path / "v.txt"))
     for word, vector in GLOVE.items():
         expected = sorted((w for w in GLOVE if w != word), key=lambda w: -cosine(vector, GLOVE[w]))
         assert found.nearest(found.of(word), 4, word) == expected[:4]
     assert "unheard" not in found and "film" in found
-    assert "film" not in vectors.read(glove(tmp_path / "v.txt"), most=1)
-    spaced = vectors.read(lines("a 1 2\nat home 2 1\na 7 7\nzero 0 0\n")(tmp_path))
+    assert "film" not in word_vectors.read(glove(tmp_path / "v.txt"), most=1)
+    spaced = word_vectors.read(lines("a 1 2\nat home 2 1\na 7 7\nzero 0 0\n")(tmp_path))
     assert spaced.words == ["a", "at home", "zero"] and spaced.nearest(spaced.of("a"), 9, "a") == ["at home", "zero"]
     assert spaced.of("a") == pytest.approx([1 / 5**0.5, 2 / 5**0.5])  # the first of two lines

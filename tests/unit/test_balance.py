@@ -10,13 +10,13 @@ import torch
 from kernel import HIDDEN, LABEL, LOGIT, SCORES, batch, frozen, gradients_of, learner, still_of
 from torch import Tensor
 
-from limbeck import checkpoint
-from limbeck.actors import Learner, Optimisation
-from limbeck.balance import Balance, Probed, gradient_shares
-from limbeck.lessons import Term
-from limbeck.reduce import Counts
-from limbeck.schedules import constant
-from limbeck.still import Still
+from limbeck.distil.balance import Balance, Probed, gradient_shares
+from limbeck.distil.learner import Learner, Optimisation
+from limbeck.distil.lessons import Term
+from limbeck.distil.reduce import Counts
+from limbeck.distil.schedules import constant
+from limbeck.distil.still import Still
+from limbeck.training import checkpoint
 
 NAMES = ("a", "b", "c")
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck import blockwise as module
-from limbeck.blockwise import WRITTEN_OUT, blockwise
 from limbeck.losses import LOSSES, forward_kl
-from limbeck.words import LOSSES as WORDS
+from limbeck.losses import blockwise as module
+from limbeck.losses.blockwise import WRITTEN_OUT, blockwise
+from limbeck.recipe.words import LOSSES as WORDS
 
 V = 40
 PER_TOKEN = sorted(name for name, it in WORDS.items() if it.taps == ("logits",) and it.per == "token")

@@ -12,12 +12,13 @@ import torch
 from kernel import INSIDE, LOGIT, MULTI, batch, frozen, learner, parameters_of, still_of
 from torch import Tensor
 
-from limbeck import checkpoint, rundir
-from limbeck.actors import Learner
+from limbeck import rundir
+from limbeck.distil.learner import Learner
+from limbeck.distil.lessons import Term
+from limbeck.distil.reduce import Counts
+from limbeck.distil.still import Still
 from limbeck.errors import UserError
-from limbeck.lessons import Term
-from limbeck.reduce import Counts
-from limbeck.still import Still
+from limbeck.training import checkpoint
 
 TERMS: dict[str, tuple[Term, ...]] = {"logit-seed0": (LOGIT,), "inside-seed0": INSIDE, "multi-seed0": MULTI}
 

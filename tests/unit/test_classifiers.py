@@ -16,19 +16,21 @@ from kernel import tokenizer as words_only
 from rows import bare, batch, classifier, config, framed, parts, recipe, sentence, small, table
 from torch import Tensor, nn
 
-from limbeck import build, costs, designs, models, tasks
-from limbeck.actors import Frozen, Learner, Optimisation
-from limbeck.anatomy import family
+from limbeck.assemble import costs, design, tasks
+from limbeck.assemble import study as build
+from limbeck.distil.learner import Frozen, Learner, Optimisation
+from limbeck.distil.lessons import Pair, Term
+from limbeck.distil.reduce import Counts
+from limbeck.distil.schedules import constant
 from limbeck.errors import UserError
-from limbeck.lessons import Pair, Term
-from limbeck.load import load
+from limbeck.families import family
 from limbeck.losses import LOSSES, cross_entropy, logit_mse, mse, squared_error
-from limbeck.material import Data
-from limbeck.models import NotDownloaded
-from limbeck.recipe import Source
-from limbeck.reduce import Counts
-from limbeck.schedules import constant
-from limbeck.words import LOSSES as WORDS
+from limbeck.models import pretrained
+from limbeck.models.pretrained import NotDownloaded
+from limbeck.recipe.data import Data
+from limbeck.recipe.load import load
+from limbeck.recipe.recipe import Source
+from limbeck.recipe.words import LOSSES as WORDS
 
 FAMILIES = ("bert", "distilbert", "roberta", "gpt2", "llama", "modernbert")
 PLAINLY = Optimisation(constant(1e-3), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=None)
@@ -260,7 +262,7 @@ def test_running_text_leaves_a_language_model() -> None:
     made = named("bad", "good")
     given(Data(corpus="nowhere.txt"), mine=made)
     assert made.problem_type is None
-    assert models.kind_of(made) is models.AutoModelForMaskedLM
+    assert pretrained.kind_of(made) is pretrained.AutoModelForMaskedLM
 
 
 def test_padding_is_no_token_at_which_a_row_ends() -> None:
@@ -378,13 +380,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan(world: Path, loss: str | dict[str, Any], teacher: str | None = "classifier", **more: Any) -> designs.Design:
+def plan(world: Path, loss: str | dict[str, Any], teacher: str | None = "classifier", **more: Any) -> design.Design:
     task = {"kind": "classification"} | more.pop("task", {})
     who = {"teacher": str(world / teacher)} if teacher else {}
     who |= {"student": more.pop("student", {"init": str(world / "language")} if not teacher else {})}
     said = recipe({"corpus": str(world / "rows"), "task": task}, who, world / "run", "forward_kl")
     said["settings"] = {"a": {"terms": [{"loss": loss} if isinstance(loss, str) else loss]}}
-    return designs.design(load(said | more))
+    return design.design(load(said | more))
 
 
 SCORE = {"kind": "regression", "label": "score"}
@@ -427,7 +429,7 @@ def test_losses_that_do_not_fit_the_task(world: Path, teacher: str, task: dict[s
 
 def test_a_score_is_no_loss_of_running_text(world: Path) -> None:
     said = recipe({"corpus": "nowhere.txt"}, {"teacher": str(world / "language")}, world / "run", "squared_error")
-    error = refused(lambda: designs.design(load(said)))
+    error = refused(lambda: design.design(load(said)))
     assert error == "settings.a.logit: squared_error learns scores; use cross_entropy for classes and tokens"
 
 
@@ -452,7 +454,7 @@ def test_embeddings_of_other_sizes_cut_no_class(tmp_path: Path) -> None:
     said = recipe(
         {"corpus": corpus, "heldout": 0.3, "task": {"kind": "classification"}}, who, tmp_path / "run", "forward_kl"
     )
-    found = designs.design(load(said))
+    found = design.design(load(said))
     assert found.student.vocab_size == 72 and found.columns is None
     study = build.study(found, build.World(), build.text(found, lambda line: None))
     rows_ = study.feeds[0].batch(0)
@@ -474,7 +476,7 @@ def test_a_teacher_that_is_fine_tuned_keeps_its_pooling(tmp_path: Path) -> None:
     origin = classifier("modernbert", 2, classifier_pooling="mean").float()
     origin.save_pretrained(tmp_path / "origin")
     framed().save_pretrained(tmp_path / "origin")
-    read = models.config_of(Source(source=str(tmp_path / "origin")))
+    read = pretrained.config_of(Source(source=str(tmp_path / "origin")))
     made = given(data(classes=["a", "b"]), mine=read)
     assert made.classifier_pooling == "mean"
 

@@ -19,9 +19,9 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from kernel import answer, lay_out, recipe
 
-from limbeck import hub
 from limbeck.errors import Interrupted
-from limbeck.load import built_in
+from limbeck.recipe.load import built_in
+from limbeck.system import hub
 
 Command = Callable[..., tuple[int, str, str]]
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "matplotlib", "numpy")

@@ -9,8 +9,9 @@ from families import CONFIGS
 from kernel import lay_out, recipe
 from transformers import BertConfig
 
-from limbeck import costs, designs, students
-from limbeck.load import load
+from limbeck.assemble import costs, design
+from limbeck.models import students
+from limbeck.recipe.load import load
 
 V, P, H, L, M, T = 60, 32, 16, 2, 40, 10  # vocabulary, positions, width, layers, intermediate, tokens of a block
 
@@ -53,7 +54,7 @@ def test_every_family_is_counted_without_memory(name: str) -> None:
 
 
 def test_a_study_adds_up(tmp_path: Path) -> None:
-    plan = designs.design(
+    plan = design.design(
         load(recipe(lay_out(tmp_path), tmp_path / "run", train={"steps": 7, "batch_size": 4}) | {"seeds": [0, 1]})
     )
     cost = costs.of_study(plan)
@@ -77,14 +78,14 @@ def test_what_trains_beside_a_student_counts(tmp_path: Path) -> None:
     """Heads of early exits are trained, saved and exported; a cached teacher costs no compute."""
     said = recipe(lay_out(tmp_path), tmp_path / "out", seeds=[0], settings={"a": {"terms": [{"loss": "forward_kl"}]}})
     exits = {"a": {"exits": [1], "terms": [{"loss": "forward_kl"}, {"loss": "forward_kl", "tap": "exit", "name": "e"}]}}
-    plain, more = (costs.of_study(designs.design(load(each))) for each in (said, said | {"settings": exits}))
+    plain, more = (costs.of_study(design.design(load(each))) for each in (said, said | {"settings": exits}))
     head = (16 * 16 + 16) + 2 * 16 + 60  # of a BERT; its table is that of the student
     assert (more.disk - plain.disk) / (2 * 12 + 4) == head
     assert more.memory > plain.memory
-    best = costs.of_study(designs.design(load(said | {"train": said["train"] | {"keep": "best"}})))
+    best = costs.of_study(design.design(load(said | {"train": said["train"] | {"keep": "best"}})))
     assert best.memory - plain.memory == 4 * plain.student.parameters
     said["data"] |= {"masking": {"mode": "static"}}
-    kept = costs.of_study(designs.design(load(said | {"cache": {}})))
+    kept = costs.of_study(design.design(load(said | {"cache": {}})))
     assert kept.flops_per_step["a"] == pytest.approx(
         3 * 40 * (plain.student.backbone_flops + 0.15 * plain.student.head_flops)
     )

@@ -16,8 +16,9 @@ from kernel import recipe as tiny
 from transformers import BertConfig
 
 import limbeck
-from limbeck import custom, recipe, settings, terms
+from limbeck.assemble import own_losses, terms
 from limbeck.errors import UserError
+from limbeck.recipe import recipe, settings
 
 NUMBERS = itertools.count()
 Write = Callable[..., str]
@@ -54,7 +55,7 @@ def said(path: str, tap: Any = "hidden", **more: Any) -> settings.Term:
 def refused(path: str, match: str, tap: Any = "hidden", **more: Any) -> None:
     """`words` says one line that begins with the place in the recipe."""
     with pytest.raises(UserError, match=match) as error:
-        custom.words(said(path, tap, **more), "settings.a.hidden")
+        own_losses.words(said(path, tap, **more), "settings.a.hidden")
     assert str(error.value).startswith(f"settings.a.hidden.loss: {path}: ")
     assert len(str(error.value)) < 240 and "\n" not in str(error.value)
 
@@ -64,7 +65,7 @@ def refused(path: str, match: str, tap: Any = "hidden", **more: Any) -> None:
 
 def test_a_module_of_the_working_directory(write: Write) -> None:
     name = write(PLAIN)
-    loss = custom.load(f"{name}:mine", "settings.a")
+    loss = own_losses.load(f"{name}:mine", "settings.a")
     x = torch.tensor([[1.0, 3.0]])
     assert loss(student=x, teacher=torch.zeros(1, 2), scale=2.0).tolist() == [10.0]
     assert loss.__module__ == name
@@ -73,18 +74,18 @@ def test_a_module_of_the_working_directory(write: Write) -> None:
 def test_a_module_inside_a_package(write: Write) -> None:
     name = write(PLAIN, package="own_losses")
     assert name.startswith("own_losses.")
-    assert custom.load(f"{name}:mine", "settings.a").__module__ == name
+    assert own_losses.load(f"{name}:mine", "settings.a").__module__ == name
 
 
 def test_an_installed_module_is_found_too() -> None:
-    assert custom.load("torch.nn.functional:mse_loss", "settings.a") is torch.nn.functional.mse_loss
+    assert own_losses.load("torch.nn.functional:mse_loss", "settings.a") is torch.nn.functional.mse_loss
 
 
 def test_the_working_directory_comes_last(write: Write, tmp_path: Path) -> None:
     """A file that is called like an installed package does not hide it."""
     (tmp_path / "colorsys.py").write_text("def rgb_to_hsv(): ...")
     sys.modules.pop("colorsys", None)
-    found = custom.load("colorsys:rgb_to_hsv", "settings.a")
+    found = own_losses.load("colorsys:rgb_to_hsv", "settings.a")
     assert found(1.0, 0.0, 0.0) == (0.0, 1.0, 1.0)
 
 
@@ -93,10 +94,10 @@ def test_the_search_path_stays(there: bool, write: Write, tmp_path: Path, monkey
     """Also where the working directory is on it already, as `python -m limbeck` has it."""
     monkeypatch.setattr(sys, "path", [*([str(tmp_path)] if there else []), *sys.path])
     before = list(sys.path)
-    custom.load(f"{write(PLAIN)}:mine", "settings.a")
+    own_losses.load(f"{write(PLAIN)}:mine", "settings.a")
     assert sys.path == before
     with pytest.raises(UserError):
-        custom.load("no_such_module:mine", "settings.a")
+        own_losses.load("no_such_module:mine", "settings.a")
     assert sys.path == before
 
 
@@ -149,7 +150,7 @@ def test_a_class_is_no_function() -> None:
 def test_an_unknown_hyper_parameter(write: Write, word: str, near: str) -> None:
     name = write(PLAIN)
     with pytest.raises(UserError, match=f"takes no '{word}'; {near}") as error:
-        custom.words(said(f"{name}:mine", **{word: 2.0}), "settings.a.hidden")
+        own_losses.words(said(f"{name}:mine", **{word: 2.0}), "settings.a.hidden")
     assert str(error.value).startswith(f"settings.a.hidden.loss: {name}:mine: ")
 
 
@@ -158,7 +159,7 @@ def test_a_hyper_parameter_without_a_value(write: Write) -> None:
     what = "needs the hyper-parameter 'scale'; state it in the term, or give it a default"
     refused(f"{name}:mine", what)
     refused(f"{name}:mine", what, margin=2.0)
-    assert custom.words(said(f"{name}:mine", scale=2.0), "settings.a").per == "token"
+    assert own_losses.words(said(f"{name}:mine", scale=2.0), "settings.a").per == "token"
 
 
 def test_a_trial_that_fails(write: Write) -> None:
@@ -228,7 +229,7 @@ def test_a_value_that_cannot_be_differentiated(write: Write, source: str) -> Non
     ],
 )
 def test_what_it_gives_one_value_for(write: Write, tap: str, source: str, per: str) -> None:
-    found = custom.words(said(f"{write(f'def mine(student, teacher): return {source}')}:mine", tap), "settings.a")
+    found = own_losses.words(said(f"{write(f'def mine(student, teacher): return {source}')}:mine", tap), "settings.a")
     assert (found.per, found.taps) == (per, (tap,))
 
 
@@ -242,7 +243,7 @@ def test_what_it_gives_one_value_for(write: Write, tap: str, source: str, per: s
     ],
 )
 def test_what_it_takes_is_its_signature(write: Write, signature: str, needs: tuple[str, ...], hyper: set[str]) -> None:
-    found = custom.words(said(f"{write(f'def mine({signature}): return student.mean(-1)')}:mine"), "settings.a")
+    found = own_losses.words(said(f"{write(f'def mine({signature}): return student.mean(-1)')}:mine"), "settings.a")
     assert (found.needs, set(found.parameters)) == (needs, hyper)
 
 
@@ -255,7 +256,7 @@ def test_several_taps_come_as_tuples(write: Write) -> None:
             return sum((a - b).square().mean((1, 3)) for a, b in zip(student, teacher))
     """
     name = write("\n".join(line[8:] for line in source.splitlines()))
-    found = custom.words(said(f"{name}:mine", ("query", "key")), "settings.a")
+    found = own_losses.words(said(f"{name}:mine", ("query", "key")), "settings.a")
     assert (found.per, found.taps) == ("token", ("query", "key"))
 
 
@@ -268,7 +269,7 @@ def mine(student, labels):
     return F.cross_entropy(student.flatten(0, -2), labels.flatten(), reduction='none').view(labels.shape)
 """)
     for tap in ("logits", "hidden"):
-        assert custom.words(said(f"{name}:mine", tap), "settings.a").per == "token"
+        assert own_losses.words(said(f"{name}:mine", tap), "settings.a").per == "token"
 
 
 @pytest.mark.parametrize(
@@ -276,12 +277,12 @@ def mine(student, labels):
 )
 def test_features_can_be_bridged(write: Write, tap: str, wide: bool) -> None:
     name = write("def mine(student, teacher): return (student - teacher).abs().mean(-1)")
-    assert custom.words(said(f"{name}:mine", tap), "settings.a").same_width == wide
+    assert own_losses.words(said(f"{name}:mine", tap), "settings.a").same_width == wide
 
 
 def test_a_trial_leaves_the_generator(write: Write) -> None:
     name, state = write(PLAIN), torch.random.get_rng_state()
-    custom.words(said(f"{name}:mine"), "settings.a")
+    own_losses.words(said(f"{name}:mine"), "settings.a")
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -307,10 +308,10 @@ def test_a_term_passes_the_hyper_parameters_on(write: Write) -> None:
 def test_the_fingerprint_is_that_of_the_file(write: Write, tmp_path: Path) -> None:
     name = write(PLAIN)
     file = tmp_path / f"{name}.py"
-    first = custom.source_sha256(f"{name}:mine")
+    first = own_losses.source_sha256(f"{name}:mine")
     assert first == hashlib.sha256(file.read_bytes()).hexdigest()
     file.write_text(PLAIN + "# another line\n")
-    second = custom.source_sha256(f"{name}:mine")
+    second = own_losses.source_sha256(f"{name}:mine")
     assert second == hashlib.sha256(file.read_bytes()).hexdigest() != first
 
 
@@ -323,8 +324,10 @@ from {inner} import mine as inside
 def mine(**given):
     return inside(**given)
 """)
-    assert custom.words(said(f"{name}:mine"), "settings.a").per == "token"
-    assert custom.source_sha256(f"{name}:mine") == hashlib.sha256((tmp_path / f"{inner}.py").read_bytes()).hexdigest()
+    assert own_losses.words(said(f"{name}:mine"), "settings.a").per == "token"
+    assert (
+        own_losses.source_sha256(f"{name}:mine") == hashlib.sha256((tmp_path / f"{inner}.py").read_bytes()).hexdigest()
+    )
 
 
 @pytest.mark.parametrize(
@@ -340,11 +343,11 @@ def test_whatever_passes_the_trial_has_a_fingerprint(write: Write, tmp_path: Pat
     """What has none must not pass: the manifest asks for it after the text has been tokenised."""
     path = f"{(name := write(source))}:mine"
     try:
-        custom.words(said(path), "settings.a")
+        own_losses.words(said(path), "settings.a")
     except UserError:
         return
     expected = hashlib.sha256((tmp_path / f"{name}.py").read_bytes()).hexdigest()
-    assert custom.source_sha256(path) == expected
+    assert own_losses.source_sha256(path) == expected
 
 
 def test_what_the_mask_leaves_out_must_not_matter(write: Write) -> None:
@@ -358,9 +361,9 @@ def test_what_the_mask_leaves_out_must_not_matter(write: Write) -> None:
         "    kept = torch.where(mask[..., None], student - teacher, 0).square().mean(-1)\n"
         "    return kept.sum(1) / mask.sum(1)"
     )
-    assert custom.words(said(f"{sound}:mine"), "settings.a").per == "row"
+    assert own_losses.words(said(f"{sound}:mine"), "settings.a").per == "row"
     tokens = write("def mine(student, teacher, mask=None):\n    return (student - teacher).square().mean(-1)")
-    assert custom.words(said(f"{tokens}:mine"), "settings.a").per == "token"
+    assert own_losses.words(said(f"{tokens}:mine"), "settings.a").per == "token"
 
 
 def test_check_says_that_a_loss_of_rows_takes_no_mask(write: Write, tmp_path: Path) -> None:

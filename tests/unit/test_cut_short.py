@@ -12,13 +12,13 @@ from kernel import HIDDEN, LABEL, LOGIT, SCORES, TEACHER_DEPTH, batch, bert, fro
 from rows import classifier
 from torch import nn
 
-from limbeck.actors import Frozen
-from limbeck.anatomy import FAMILIES
-from limbeck.lessons import Pair, Term
+from limbeck.distil.learner import Frozen
+from limbeck.distil.lessons import Pair, Term
+from limbeck.distil.reduce import Counts
+from limbeck.distil.schedules import constant
+from limbeck.families import FAMILIES
 from limbeck.losses import mse
-from limbeck.reduce import Counts
-from limbeck.schedules import constant
-from limbeck.taps import Tapped
+from limbeck.models.taps import Tapped
 
 DEPTH = 3
 KINDS = ("hidden", "ffn", "query", "key", "value", "scores", "probs")

@@ -8,17 +8,17 @@ import pytest
 from families import CONFIGS, tiny
 from kernel import lay_out, recipe, tokenizer
 
-from limbeck import designs
+from limbeck.assemble import design
 from limbeck.errors import UserError
-from limbeck.load import load
+from limbeck.recipe.load import load
 
 
 def test_labels_need_masks(tmp_path: Path) -> None:
     table = recipe(lay_out(tmp_path), tmp_path / "run", settings={"a": {"terms": [{"loss": "cross_entropy"}]}})
-    designs.design(load(table))
+    design.design(load(table))
     table["data"] |= {"positions": "all", "masking": {"mode": "none"}}
     with pytest.raises(UserError, match=r"settings\.a: without masking there are no labels"):
-        designs.design(load(table))
+        design.design(load(table))
 
 
 def test_a_causal_model_has_no_masked_positions(tmp_path: Path) -> None:
@@ -27,20 +27,20 @@ def test_a_causal_model_has_no_masked_positions(tmp_path: Path) -> None:
     tokenizer().save_pretrained(tmp_path / "gpt2")
     table["models"]["teacher"] = str(tmp_path / "gpt2")
     with pytest.raises(UserError, match="a causal model is never masked"):
-        designs.design(load(table))
+        design.design(load(table))
     table["data"]["positions"] = "all"
-    assert designs.design(load(table)).causal
+    assert design.design(load(table)).causal
 
 
 def test_every_token_has_a_position_and_an_embedding() -> None:
     bert, roberta = CONFIGS["bert"](), CONFIGS["roberta"]()
     roberta.pad_token_id = 1  # as in the real ones: positions begin at 2
-    designs._fits(bert, bert.max_position_embeddings, bert.vocab_size)
-    designs._fits(roberta, roberta.max_position_embeddings - 2, roberta.vocab_size)
+    design._fits(bert, bert.max_position_embeddings, bert.vocab_size)
+    design._fits(roberta, roberta.max_position_embeddings - 2, roberta.vocab_size)
     with pytest.raises(UserError, match=r"data\.max_length: 511 tokens are more than the 510 positions"):
-        designs._fits(roberta, 511, 10)
+        design._fits(roberta, 511, 10)
     with pytest.raises(UserError, match="the tokenizer has 101 tokens and the bert model 100"):
-        designs._fits(bert, 8, 101)
+        design._fits(bert, 8, 101)
 
 
 def test_embedding_terms_have_bridges_of_their_own(tmp_path: Path) -> None:
@@ -48,5 +48,5 @@ def test_embedding_terms_have_bridges_of_their_own(tmp_path: Path) -> None:
         {"loss": "mse", "tap": "embedding", "name": "near"},
         {"loss": "cosine", "tap": "embedding", "name": "turned"},
     ]
-    plan = designs.design(load(recipe(lay_out(tmp_path), tmp_path / "run", settings={"a": {"terms": terms}})))
+    plan = design.design(load(recipe(lay_out(tmp_path), tmp_path / "run", settings={"a": {"terms": terms}})))
     assert [pair.bridge for term in plan.terms["a"] for pair in term.pairs] == ["near:", "turned:"]

@@ -9,9 +9,10 @@ import torch
 from heirs import heir, model
 from torch import Tensor
 
-from limbeck import recipe, students
-from limbeck.cuts import directions
-from limbeck.inherit import inherit
+from limbeck.models import students
+from limbeck.models.inherit import inherit
+from limbeck.models.kept_units import directions
+from limbeck.recipe import recipe
 
 IDS = torch.tensor([[5, 17, 3, 99, 42, 8, 23]])
 

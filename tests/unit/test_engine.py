@@ -10,12 +10,12 @@ import pytest
 import torch
 from kernel import INSIDE, LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of, still_of
 
-from limbeck.actors import Learner
-from limbeck.engine import Course, Record, fit, micro_batches
-from limbeck.lessons import Term
-from limbeck.reduce import Batch, Counts
-from limbeck.schedules import learning_rate
-from limbeck.world import World
+from limbeck.distil.learner import Learner
+from limbeck.distil.lessons import Term
+from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.schedules import learning_rate
+from limbeck.system.processes import World
+from limbeck.training.loop import Course, Record, fit, micro_batches
 
 Terms = tuple[Term, ...]
 

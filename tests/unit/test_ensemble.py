@@ -10,12 +10,13 @@ from kernel import LOGIT, batch, bert, frozen, lay_out, learner, recipe, tokeniz
 from torch import Tensor
 
 import limbeck
-from limbeck import api, schemes
-from limbeck.actors import Frozen
-from limbeck.ensemble import Average, Ensemble
+from limbeck import api
+from limbeck.distil import schemes
+from limbeck.distil.learner import Frozen
+from limbeck.distil.reduce import Counts
+from limbeck.distil.teachers import Average, Ensemble
 from limbeck.errors import UserError
-from limbeck.load import load
-from limbeck.reduce import Counts
+from limbeck.recipe.load import load
 
 
 def members() -> list[Frozen]:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from limbeck import environment
+from limbeck.system import environment
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from kernel import LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of, still_of
 
-from limbeck.actors import Frozen, Learner
-from limbeck.evaluate import SUMS, Evaluation, evaluating
-from limbeck.reduce import Batch, Counts
+from limbeck.distil.learner import Frozen, Learner
+from limbeck.distil.reduce import Batch, Counts
+from limbeck.measure.evaluation import SUMS, Evaluation, evaluating
 
 SPLITS: dict[str, list[Batch]] = {
     "train": [batch(10), batch(11, rows=4)],

@@ -18,19 +18,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import limbeck
-from limbeck import bridges, build, designs, plain, terms
-from limbeck.actors import Frozen, Learner, Optimisation
-from limbeck.engine import to_device
+from limbeck.assemble import design, terms
+from limbeck.assemble import study as build
+from limbeck.distil import projections
+from limbeck.distil.learner import Frozen, Learner, Optimisation
+from limbeck.distil.reduce import Counts
+from limbeck.distil.schedules import constant
+from limbeck.distil.still import Still
 from limbeck.errors import Interrupted
-from limbeck.lab import report
-from limbeck.load import load
+from limbeck.lab.page import report
 from limbeck.losses import LOSSES
-from limbeck.reduce import Counts
-from limbeck.schedules import constant
-from limbeck.settings import Setting, Term
-from limbeck.still import Still
-from limbeck.words import LOSSES as WORDS
-from limbeck.world import World
+from limbeck.recipe import plain_yaml
+from limbeck.recipe.load import load
+from limbeck.recipe.settings import Setting, Term
+from limbeck.recipe.words import LOSSES as WORDS
+from limbeck.system.processes import World
+from limbeck.training.loop import to_device
 
 BLOCKS, STEPS, PARAPHRASER = 12, 4, 5
 PLAINLY = Optimisation(constant(1e-3), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=None)
@@ -40,7 +43,7 @@ TAPS = [(loss, tap) for loss, words in WORDS.items() if len(words.taps) > 1 for 
 
 def fragment(loss: str) -> dict[str, Any]:
     """The term at the end of a loss's docstring."""
-    return plain.parse((inspect.getdoc(LOSSES[loss]) or "").partition("\nRecipe:\n")[2])
+    return plain_yaml.parse((inspect.getdoc(LOSSES[loss]) or "").partition("\nRecipe:\n")[2])
 
 
 def quick(term: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Everything
 
 
 def study_of(table: dict[str, Any]) -> build.Study:
-    plan = designs.design(load(table))
+    plan = design.design(load(table))
     study = build.study(plan, World(), build.text(plan, lambda line: None))
     build.first_stages(study, lambda: False, lambda line: None)
     return study
@@ -235,7 +238,9 @@ def in_longer_padding(said: list[dict[str, Any]]) -> tuple[list[dict[str, Tensor
     teacher, student = bert(24, 4, seed=99), bert(16, 2, seed=0)
     made = terms.of_setting(Setting.model_validate({"terms": said}), student.config, {"teacher": teacher.config}, "a")
     taps = {side: sorted({tap for term in made for tap in term.taps(side)}) for side in ("student", "teacher")}
-    aids = bridges.build({n: m for term in made for n, m in term.aids.items()}, bridges.Making(0, BLOCKS)).double()
+    aids = projections.build(
+        {n: m for term in made for n, m in term.aids.items()}, projections.Making(0, BLOCKS)
+    ).double()
     one = Learner("a", student, taps["student"], seed=0, bridges=aids, optimisation=PLAINLY)
     still: Still = still_of(Frozen("teacher", teacher, taps["teacher"]), [(one, made)], chunk=7)
     short = batch()
@@ -287,7 +292,9 @@ def test_a_nan_of_any_model_skips_the_step_of_every_loss(whose: str) -> None:
         student = bert(16, 2, seed=0)
         made = terms.of_setting(Setting.model_validate(setting), student.config, {"teacher": teacher.config}, name)
         taps = sorted({tap for term in made for tap in term.taps("student")})
-        aids = bridges.build({n: m for term in made for n, m in term.aids.items()}, bridges.Making(0, BLOCKS)).double()
+        aids = projections.build(
+            {n: m for term in made for n, m in term.aids.items()}, projections.Making(0, BLOCKS)
+        ).double()
         if whose == "student":
             spoil(student)
         cast.append((Learner(name, student, taps, seed=0, bridges=aids, optimisation=PLAINLY), made))

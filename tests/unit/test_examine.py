@@ -16,12 +16,12 @@ from rows import framed, recipe, small, table
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import limbeck
-from limbeck import load
 from limbeck.errors import UserError
-from limbeck.examine import examine, write_answers
-from limbeck.feeds.blocks import prepare
-from limbeck.feeds.feed import Feed
-from limbeck.material import Data
+from limbeck.recipe import load
+from limbeck.recipe.data import Data
+from limbeck.text.blocks import prepare
+from limbeck.text.feed import Feed
+from limbeck.tools.evaluate_model import examine, write_answers
 
 pytestmark = pytest.mark.usefixtures("fast")
 WORDS = ("ba", "be", "bi", "bo", "bu", "da", "de", "di")

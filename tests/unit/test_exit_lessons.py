@@ -15,16 +15,19 @@ from families import CAUSAL, CONFIGS
 from kernel import BLOCKS, VOCABULARY, batch, frozen, gradients_of, still_of
 from torch import Tensor, nn
 
-from limbeck import bridges, casting, lessons, schemes, seeds, settings, terms
-from limbeck.actors import Ema, Learner, Optimisation
-from limbeck.anatomy import FAMILIES
-from limbeck.exits import cut
+from limbeck.assemble import actors, terms
+from limbeck.distil import lessons, projections, schemes
+from limbeck.distil.learner import Ema, Learner, Optimisation
+from limbeck.distil.probe import probe
+from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.schedules import constant
+from limbeck.distil.still import Tally
+from limbeck.families import FAMILIES
 from limbeck.losses import LOSSES
-from limbeck.probe import probe
-from limbeck.reduce import Batch, Counts
-from limbeck.schedules import constant
-from limbeck.still import Tally
-from limbeck.taps import Tapped
+from limbeck.models.exits import cut
+from limbeck.models.taps import Tapped
+from limbeck.recipe import settings
+from limbeck.system import seeds
 
 DEPTH, WARM = 3, 3.0
 Said = dict[str, Any]
@@ -60,11 +63,11 @@ def pupil(
     setting = settings.Setting.model_validate(words)
     made = terms.of_setting(setting, model.config, {"teacher": frozen().model.config}, "settings.one")
     aids = {name: make for term in made for name, make in term.aids.items()}
-    built = bridges.build(aids, bridges.Making(seed, BLOCKS, Tapped(model))).to(torch.float64)
+    built = projections.build(aids, projections.Making(seed, BLOCKS, Tapped(model))).to(torch.float64)
     with seeds.seeded(7, torch.device("cpu")), torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    taps = {tap for term in made for tap in term.taps("student")} | set(casting.read_of("self", made))
+    taps = {tap for term in made for tap in term.taps("student")} | set(actors.read_of("self", made))
     how = Optimisation(constant(1e-3), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=1.0)
     return Learner(who, model, sorted(taps), seed=seed, bridges=built, optimisation=how), made
 
@@ -277,7 +280,7 @@ def test_the_average_begins_as_the_last_layer() -> None:
         one, made = pupil("gpt2", ({"loss": "forward_kl", "tap": "exit", "teacher": role},), at=(1,))
         cast = schemes.offline(one, {}, made)
         if role == "ema":
-            cast = schemes.averaged(one, Ema("one-ema", one, casting.read_of("ema", made), 0.9), {}, made)
+            cast = schemes.averaged(one, Ema("one-ema", one, actors.read_of("ema", made), 0.9), {}, made)
         tallies = schemes.together([cast], chunk=5).gradients([batch()], Counts.of([batch()]), 0)
         found.append((tallies["one"].terms[f"exit-{role}"], gradients_of(one)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-12, atol=1e-14)

@@ -11,9 +11,9 @@ import pytest
 from test_exit_runs import AT_EXIT, LABEL, OWN, STATES, table
 
 import limbeck
-from limbeck import costs, designs
+from limbeck.assemble import costs, design
 from limbeck.errors import UserError
-from limbeck.load import load
+from limbeck.recipe.load import load
 
 # what a recipe may not say
 
@@ -166,7 +166,7 @@ def test_exits_cost_their_heads(world: Path, tmp_path: Path) -> None:
         "two": terms(LABEL, AT_EXIT, exits=[1, 2]),
         "again": terms(LABEL, AT_EXIT, OWN, STATES, exits=[1, 2]),
     }
-    found = costs.of_study(designs.design(load(table(world, tmp_path / "run", said))))
+    found = costs.of_study(design.design(load(table(world, tmp_path / "run", said))))
     step = found.flops_per_step
     tokens = 4 * 10 * 0.15  # of which the logits are looked at
     head = 3 * tokens * found.student.head_flops

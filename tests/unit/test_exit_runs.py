@@ -17,7 +17,7 @@ from torch import Tensor
 
 import limbeck
 from limbeck.errors import Interrupted, UserError
-from limbeck.exits import FILE, EarlyExit
+from limbeck.models.exits import FILE, EarlyExit
 
 DEPTH = 3
 LABEL = {"loss": "cross_entropy", "name": "label"}

@@ -15,14 +15,15 @@ from kernel import BLOCKS
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from limbeck import bridges, checkpoint
-from limbeck.actors import Learner, Optimisation
+from limbeck.distil import projections
+from limbeck.distil.learner import Learner, Optimisation
+from limbeck.distil.schedules import constant
 from limbeck.errors import UserError
-from limbeck.evaluate import Evaluation
-from limbeck.exits import EarlyExit, Exit, cut, head
-from limbeck.schedules import constant
-from limbeck.taps import Tapped
-from limbeck.world import World
+from limbeck.measure.evaluation import Evaluation
+from limbeck.models.exits import EarlyExit, Exit, cut, head
+from limbeck.models.taps import Tapped
+from limbeck.system.processes import World
+from limbeck.training import checkpoint
 
 DEPTH = 3
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
@@ -149,7 +150,7 @@ def pupil(name: str, sort: str, layers: tuple[int, ...] = (1, 2)) -> Learner:
         model,
         [f"exit.{layer}" for layer in layers],
         seed=0,
-        bridges=bridges.build(aids, bridges.Making(0, BLOCKS, Tapped(model))).to(torch.float64),
+        bridges=projections.build(aids, projections.Making(0, BLOCKS, Tapped(model))).to(torch.float64),
         optimisation=Optimisation(constant(0.01), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=0.01),
     )
 

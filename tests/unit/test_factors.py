@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from kernel import STUDENT_WIDTH, TEACHER_WIDTH, batch, frozen, gradients_of, learner, still_of
 from torch import Tensor, nn
 
-from limbeck.bridges import Making, build
+from limbeck.distil.lessons import Pair, Term
+from limbeck.distil.paraphraser import RATE, Paraphraser, paraphraser, translator
+from limbeck.distil.projections import Making, build
+from limbeck.distil.reduce import Counts
+from limbeck.distil.schedules import constant
 from limbeck.errors import Interrupted
-from limbeck.factors import RATE, Paraphraser, paraphraser, translator
-from limbeck.lessons import Pair, Term
 from limbeck.losses import factor_transfer
-from limbeck.reduce import Counts
-from limbeck.schedules import constant
 
 H, K = 12, 4
 

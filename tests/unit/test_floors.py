@@ -65,7 +65,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 
 def part(path: Path) -> str:
-    """`lab` for limbeck/lab/table.py, `still` for limbeck/still.py."""
+    """`lab` for limbeck/lab/page/results.py, `still` for limbeck/distil/still.py."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 

@@ -13,10 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import limbeck
-from limbeck import build, costs, designs, rundir, studies
-from limbeck.load import load
-from limbeck.still import Still
-from limbeck.world import World
+from limbeck import rundir
+from limbeck.assemble import costs, design, study
+from limbeck.distil.still import Still
+from limbeck.recipe.load import load
+from limbeck.run import arms
+from limbeck.system.processes import World
 
 STEPS = 3
 
@@ -85,8 +87,8 @@ def test_the_mean_load_is_that_of_the_batches(place: Path, tmp_path: Path, accum
     if unlabelled:
         table(tmp_path / "more.tsv", [{"sentence": "ba " * (20 + i)} for i in range(9)])
         said["data"]["unlabelled"] = {"corpus": str(tmp_path / "more.tsv"), "share": 0.25}
-    plan = designs.design(load(said))
-    feed = build.feed(plan, build.text(plan, lambda line: None), 0)
+    plan = design.design(load(said))
+    feed = study.feed(plan, study.text(plan, lambda line: None), 0)
     rows, found = 8 // accumulate, np.zeros(4)
     for step in range(STEPS):
         lengths = feed.lengths(step)
@@ -101,8 +103,8 @@ def test_the_mean_load_is_that_of_the_batches(place: Path, tmp_path: Path, accum
 @pytest.mark.usefixtures("fast")
 def test_a_run_of_an_earlier_version_goes_on(place: Path, tmp_path: Path) -> None:
     """Its checkpoint has no sum: what its lines say so far stands."""
-    from limbeck import checkpoint
-    from limbeck.feeds.store import json_sha256
+    from limbeck.system.store import json_sha256
+    from limbeck.training import checkpoint
 
     said = of_rows(place, tmp_path / "run") | {"seeds": [0]}
     said["train"] |= {"schedule": "constant", "warmup": 0, "checkpoint_every": 1}
@@ -120,6 +122,6 @@ def test_a_run_of_an_earlier_version_goes_on(place: Path, tmp_path: Path) -> Non
 
 
 def test_equal_flops_looks_at_the_rows(place: Path, tmp_path: Path) -> None:
-    plan = designs.design(load(of_rows(place, tmp_path / "run")))
-    price = studies._flops(plan, World(), lambda line: None)
+    plan = design.design(load(of_rows(place, tmp_path / "run")))
+    price = arms._flops(plan, World(), lambda line: None)
     assert 0 < price["a"] < 0.8 * costs.of_study(plan).flops_per_step["a"], "rows are shorter than max_length"

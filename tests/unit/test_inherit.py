@@ -13,10 +13,11 @@ from heirs import blocks, heir, model, silence
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from limbeck import models, recipe, students
-from limbeck.anatomy import FAMILIES, family
 from limbeck.errors import UserError
-from limbeck.inherit import _parts, inherit
+from limbeck.families import FAMILIES, family
+from limbeck.models import pretrained, students
+from limbeck.models.inherit import _parts, inherit
+from limbeck.recipe import recipe
 
 MODEL = Path(__file__).resolve().parents[3] / "shared" / "models" / "wiki-minilm-mlm"
 IDS = torch.tensor([[5, 17, 3, 99, 42, 8, 23]])
@@ -281,7 +282,7 @@ def test_rotary_heads_keep_their_width() -> None:
     "said", [{"layers": 3}, {"layers": 3, "hidden": 192, "heads": 6}, {"layers": 3, "hidden": 192}]
 )
 def test_a_real_model_cut_down_is_better_than_a_random_one(said: dict[str, Any]) -> None:
-    origin = models.model_of(recipe.Source(source=str(MODEL)), torch.float32).eval()
+    origin = pretrained.model_of(recipe.Source(source=str(MODEL)), torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     text = [
         "The city lies on the river and was founded in the twelfth century by monks.",

@@ -8,7 +8,7 @@ import torch
 from heirs import blocks, heir, model
 from torch import Tensor
 
-from limbeck.inherit import inherit
+from limbeck.models.inherit import inherit
 
 
 def heaviest(scores: list[float], count: int) -> list[int]:

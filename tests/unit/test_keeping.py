@@ -14,14 +14,16 @@ from runfiles import same_run, tensors, untimed, weights
 from test_task_runs import likenesses, of_task, opinions, stopped
 
 import limbeck
-from limbeck import changes, checkpoint, designs, manifest
-from limbeck.casting import trained_head
+from limbeck.assemble import design
+from limbeck.assemble.actors import trained_head
+from limbeck.assemble.tasks import measurable
 from limbeck.errors import UserError
-from limbeck.keeping import Keeper
-from limbeck.lab import report
-from limbeck.load import load
-from limbeck.stages import expand
-from limbeck.tasks import measurable
+from limbeck.lab.page import report
+from limbeck.recipe.load import load
+from limbeck.recipe.stages import expand
+from limbeck.run import changes, manifest
+from limbeck.training import checkpoint
+from limbeck.training.best import Keeper
 
 Change = Callable[..., dict[str, Any]]
 STEPS = 7
@@ -114,7 +116,7 @@ def test_the_beginning_counts_where_the_head_was_trained(
     stages = [{"stage": "first", "models": models(first[0]), "settings": {"one": first[1]}}] if first else []
     last = {"stage": "last", "models": models(begins), "settings": {"a": LOGITS}}
     plain = {word: value for word, value in made.items() if word not in ("models", "settings")}
-    plans = designs.chain(expand(plain | {"stages": [*stages, last]}))
+    plans = design.chain(expand(plain | {"stages": [*stages, last]}))
     assert trained_head(plans["last"], "a") is trained
 
 
@@ -122,7 +124,7 @@ def test_the_beginning_counts_where_the_head_was_trained(
 def test_the_beginning_of_a_language_model(world: Path, tmp_path: Path, init: str, trained: bool) -> None:
     text = recipe(world, tmp_path / "run")
     text["models"]["student"] = {"layers": 2, "init": init}
-    assert trained_head(designs.design(load(text)), "logit") is trained
+    assert trained_head(design.design(load(text)), "logit") is trained
 
 
 @pytest.mark.usefixtures("fast")
@@ -132,7 +134,7 @@ def test_a_lucky_beginning_is_kept_where_it_is_no_luck(
 ) -> None:
     """Every evaluation is worse than the one before it."""
     fall = iter(range(99, 0, -1))
-    monkeypatch.setattr("limbeck.evaluate.metrics.scores", lambda *_: {"accuracy": next(fall) / 100})
+    monkeypatch.setattr("limbeck.measure.evaluation.metrics.scores", lambda *_: {"accuracy": next(fall) / 100})
     made = said(tasks, tmp_path / "run", keep="best", steps=2) | {"seeds": [0]}
     student, settings = made.pop("models"), {"a": made.pop("settings")["a"]}
     begins = {"student": {"init": init}} if init == "$first" else student
@@ -267,7 +269,7 @@ def test_where_all_have_ended_the_run_is_done(tasks: Path, tmp_path: Path, monke
     assert untimed(limbeck.run(made, quiet=True).evals) == before, "run again, it is done"
 
     with monkeypatch.context() as patch:  # killed while it ends
-        patch.setattr("limbeck.session.export.export", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("limbeck.run.session.export.export", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             limbeck.run(made | {"out": str(tmp_path / "killed")}, quiet=True)
     same_run(limbeck.run(made | {"out": str(tmp_path / "killed")}, quiet=True), run, checkpoints=False)
@@ -290,9 +292,9 @@ def test_an_undefined_measure_is_never_better() -> None:
 def test_checkpoints_verify_where_no_measure_was_defined(
     tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from limbeck import evaluate
+    from limbeck.measure import evaluation
 
-    monkeypatch.setattr(evaluate.metrics, "scores", lambda *_: {"pearson": None, "spearman": None})
+    monkeypatch.setattr(evaluation.metrics, "scores", lambda *_: {"pearson": None, "spearman": None})
     made = said(tasks, tmp_path / "run", "likenesses", steps=3, keep="best", checkpoint_every=1)
     stopped(made, monkeypatch, 2)
     (newest, *_) = checkpoint.list_all(tmp_path / "run" / "checkpoints")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis.strategies import integers
 
 from limbeck.errors import UserError
-from limbeck.layers import describe, resolve
+from limbeck.models.layer_maps import describe, resolve
 
 CASES = [
     ("uniform", 3, 6, {1: 2, 2: 4, 3: 6}),

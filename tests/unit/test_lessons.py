@@ -29,9 +29,11 @@ from kernel import (
 from kernel import batch as kernel_batch
 from torch import Tensor, nn
 
-from limbeck import bridges
-from limbeck.actors import Frozen, Learner
-from limbeck.lessons import Pair, Term
+from limbeck.distil import projections
+from limbeck.distil.learner import Frozen, Learner
+from limbeck.distil.lessons import Pair, Term
+from limbeck.distil.reduce import Counts
+from limbeck.distil.schedules import constant
 from limbeck.losses import (
     attention_kl,
     attention_mse,
@@ -46,9 +48,7 @@ from limbeck.losses import (
     relation_kl,
     rkd_distance,
 )
-from limbeck.reduce import Counts
-from limbeck.schedules import constant
-from limbeck.taps import Readout, Tapped
+from limbeck.models.taps import Readout, Tapped
 
 
 def test_scores_are_compared_where_both_sides_see_the_key() -> None:
@@ -145,7 +145,7 @@ def read(*taps: str, batch: dict[str, Tensor], teacher: bool = False) -> Readout
 
 
 def widen(*names: str) -> nn.ModuleDict:
-    return bridges.build(dict.fromkeys(names, WIDEN), bridges.Making(3, BLOCKS)).double()
+    return projections.build(dict.fromkeys(names, WIDEN), projections.Making(3, BLOCKS)).double()
 
 
 def value_of(term: Term, batches: list[dict[str, Tensor]], aids: nn.ModuleDict | None = None) -> Tensor:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from kernel import GIVEN
 
-from limbeck.arms import asked, placed_all
-from limbeck.changes import changed_words
 from limbeck.errors import UserError
-from limbeck.load import built_in, load
-from limbeck.manifest import identity, text
-from limbeck.models import HUB_ID
-from limbeck.stages import sources
+from limbeck.models.pretrained import HUB_ID
+from limbeck.recipe.arms import asked, placed_all
+from limbeck.recipe.load import built_in, load
+from limbeck.recipe.stages import sources
+from limbeck.run.changes import changed_words
+from limbeck.run.manifest import identity, text
 
 FILES: list[tuple[bytes, str]] = [
     (b"", "a recipe is a table of words and values"),

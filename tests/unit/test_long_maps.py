@@ -8,12 +8,12 @@ import pytest
 import torch
 from families import CONFIGS, tiny
 
-from limbeck import lessons
-from limbeck.lessons import Pair, Term
+from limbeck.distil import lessons
+from limbeck.distil.lessons import Pair, Term
+from limbeck.distil.reduce import Counts
+from limbeck.distil.schedules import constant
 from limbeck.losses import LOSSES
-from limbeck.reduce import Counts
-from limbeck.schedules import constant
-from limbeck.taps import Tapped
+from limbeck.models.taps import Tapped
 
 TAPS = {"attention_scores_mse": "scores", "attention_mse": "probs", "attention_kl": "scores"}
 

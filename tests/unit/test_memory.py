@@ -22,14 +22,14 @@ from kernel import (
 )
 from torch import Tensor
 
-from limbeck import checkpoint
-from limbeck.bridges import Making, build
-from limbeck.lessons import Pair, Term
+from limbeck.distil.contrastive import ContrastiveMemory, contrastive_memory
+from limbeck.distil.lessons import Pair, Term
+from limbeck.distil.projections import Making, build
+from limbeck.distil.reduce import Counts
+from limbeck.distil.schedules import constant
 from limbeck.losses import contrastive
-from limbeck.memory import ContrastiveMemory, contrastive_memory
-from limbeck.reduce import Counts
-from limbeck.schedules import constant
-from limbeck.world import World
+from limbeck.system.processes import World
+from limbeck.training import checkpoint
 
 H_S, H_T, D, K, N = 6, 10, 5, 7, 20  # widths, negatives, blocks
 MOMENTUM = 0.25

@@ -7,8 +7,8 @@ from math import fsum, sqrt
 import numpy as np
 import pytest
 
-from limbeck.metrics import scores
-from limbeck.words import METRICS
+from limbeck.measure.metrics import scores
+from limbeck.recipe.words import METRICS
 
 Rows = list[float]
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from kernel import TEACHER_DEPTH, TEACHER_WIDTH, lay_out
 
-from limbeck import models
 from limbeck.errors import Interrupted, UserError
-from limbeck.recipe import Source
+from limbeck.models import pretrained
+from limbeck.recipe.recipe import Source
 
 EVIL = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nclass C: pass\n"
 
@@ -76,7 +76,7 @@ def test_damage_is_one_line(what: str, how: dict[str, str], teacher: Path, capfd
     damage(teacher)
     source = Source(source=str(teacher))
     with pytest.raises(UserError) as caught:
-        (models.tokenizer_of(source), models.model_of(source, torch.float32, **how))
+        (pretrained.tokenizer_of(source), pretrained.model_of(source, torch.float32, **how))
     said = str(caught.value)
     assert message in said
     assert said.isprintable()
@@ -87,25 +87,25 @@ def test_damage_is_one_line(what: str, how: dict[str, str], teacher: Path, capfd
 
 def test_a_sound_folder(teacher: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = Source(source=str(teacher))
-    assert models.config_of(source).hidden_size == TEACHER_WIDTH
-    assert len(models.tokenizer_of(source)) == 60
-    model = models.model_of(source, torch.bfloat16)
+    assert pretrained.config_of(source).hidden_size == TEACHER_WIDTH
+    assert len(pretrained.tokenizer_of(source)) == 60
+    model = pretrained.model_of(source, torch.bfloat16)
     assert model.dtype == torch.bfloat16
     assert model.config.num_hidden_layers == TEACHER_DEPTH
-    assert next(models.model_of(source, torch.float32, device_map="meta").parameters()).is_meta
+    assert next(pretrained.model_of(source, torch.float32, device_map="meta").parameters()).is_meta
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_known_family_runs_no_code_of_the_folder(teacher: Path) -> None:
     config(auto_map={"AutoConfig": "evil.C", "AutoModelForMaskedLM": "evil.C"})(teacher)
     (teacher / "evil.py").write_text(EVIL)
-    models.model_of(Source(source=str(teacher)), torch.float32)
+    pretrained.model_of(Source(source=str(teacher)), torch.float32)
     assert not (teacher / "ran").exists()
 
 
 def test_the_embedded_teacher() -> None:
-    source = Source(source=models.EMBEDDED)
-    assert len(models.tokenizer_of(source)) == models.config_of(source).vocab_size
+    source = Source(source=pretrained.EMBEDDED)
+    assert len(pretrained.tokenizer_of(source)) == pretrained.config_of(source).vocab_size
 
 
 @pytest.mark.parametrize(
@@ -113,17 +113,17 @@ def test_the_embedded_teacher() -> None:
 )
 def test_no_such_folder(source: str) -> None:
     with pytest.raises(UserError, match="no such model folder; give a folder, 'embedded', or a Hub id") as caught:
-        models.config_of(Source(source=source))
-    assert not isinstance(caught.value, models.NotDownloaded)
+        pretrained.config_of(Source(source=source))
+    assert not isinstance(caught.value, pretrained.NotDownloaded)
 
 
 def test_a_model_without_a_head_is_named_so(teacher: Path, tmp_path: Path) -> None:
     source = Source(source=str(tmp_path))
-    models.model_of(Source(source=str(teacher)), torch.float32).base_model.save_pretrained(tmp_path)
+    pretrained.model_of(Source(source=str(teacher)), torch.float32).base_model.save_pretrained(tmp_path)
     with pytest.raises(
         UserError, match=r"are missing \(\d+ in all\); it was saved as \w+Model, without a head; take the"
     ):
-        models.model_of(source, torch.float32)
+        pretrained.model_of(source, torch.float32)
 
 
 def test_an_interruption_is_no_damaged_model(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,10 +132,10 @@ def test_an_interruption_is_no_damaged_model(teacher: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", stopped)
     with pytest.raises(Interrupted):
-        models.config_of(Source(source="nobody/interrupted"))
-    monkeypatch.setattr(models.AutoConfig, "from_pretrained", stopped)
+        pretrained.config_of(Source(source="nobody/interrupted"))
+    monkeypatch.setattr(pretrained.AutoConfig, "from_pretrained", stopped)
     with pytest.raises(Interrupted):
-        models.config_of(Source(source=str(teacher)))
+        pretrained.config_of(Source(source=str(teacher)))
 
 
 def test_a_hub_out_of_reach_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,12 +146,12 @@ def test_a_hub_out_of_reach_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError("the network is down")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", down)
-    for fetch in (models.config_of, models.tokenizer_of):
-        with pytest.raises(models.NotDownloaded, match=r"not to be had from the Hub \(the network is down\)"):
+    for fetch in (pretrained.config_of, pretrained.tokenizer_of):
+        with pytest.raises(pretrained.NotDownloaded, match=r"not to be had from the Hub \(the network is down\)"):
             fetch(Source(source="nobody/nothing"))
     assert len(asked) == 1
     for _ in range(2):
-        with pytest.raises(models.NotDownloaded) as caught:
-            models.config_of(Source(source="nobody/other"), offline=True)
+        with pytest.raises(pretrained.NotDownloaded) as caught:
+            pretrained.config_of(Source(source="nobody/other"), offline=True)
         assert caught.value.far == {"nobody/other": "the network is down"}
     assert len(asked) == 2

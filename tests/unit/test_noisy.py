@@ -13,16 +13,20 @@ from test_stages import fits
 from torch import Tensor
 
 import limbeck
-from limbeck import api, arms, build, designs, schemes
-from limbeck.actors import Frozen
-from limbeck.ensemble import Ensemble
+from limbeck import api
+from limbeck.assemble import design
+from limbeck.assemble import study as build
+from limbeck.distil import schemes
+from limbeck.distil.learner import Frozen
+from limbeck.distil.noisy import Noisy
+from limbeck.distil.reduce import Counts
+from limbeck.distil.still import Micro
+from limbeck.distil.teachers import Ensemble
 from limbeck.errors import Interrupted, UserError
-from limbeck.load import load
-from limbeck.noisy import Noisy
-from limbeck.reduce import Counts
-from limbeck.seeds import derive_seed
-from limbeck.still import Micro
-from limbeck.world import World
+from limbeck.recipe import arms
+from limbeck.recipe.load import load
+from limbeck.system.processes import World
+from limbeck.system.seeds import derive_seed
 
 TAPS = ["embedding", "hidden.2", "hidden.4", "scores.2", "scores.4", "logits"]
 SETTINGS: dict[str, Any] = {
@@ -134,13 +138,13 @@ def noisy(world: Path, out: Path, share: float = 0.2, **more: Any) -> dict[str, 
 @pytest.fixture(scope="module")
 def company(world: Path, tmp_path_factory: pytest.TempPathFactory) -> limbeck.Run:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("limbeck.lab.report.write", lambda folder: folder)
+        patch.setattr("limbeck.lab.page.report.write", lambda folder: folder)
         return limbeck.run(noisy(world, tmp_path_factory.mktemp("noisy") / "all"), quiet=True)
 
 
 def test_the_share_is_the_recipes(world: Path, tmp_path: Path) -> None:
     """Of the embedding, behind its norm, about so many numbers are 0 and the others are 1 / (1 - p) times as large."""
-    plan = designs.design(load(noisy(world, tmp_path / "run", 0.25)))
+    plan = design.design(load(noisy(world, tmp_path / "run", 0.25)))
     study = build.study(plan, World(), build.text(plan, lambda line: None))
     one, calm = study.stills[0].actors["teacher"], study.teachers["logit-seed0"]["teacher"]
     assert isinstance(one, Noisy) and isinstance(calm, Frozen)

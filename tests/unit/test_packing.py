@@ -12,13 +12,14 @@ import torch
 from test_every_loss import fragment
 from torch import Tensor
 
-from limbeck import build, designs
-from limbeck.load import load
+from limbeck.assemble import design
+from limbeck.assemble import study as build
 from limbeck.losses import LOSSES, forward_kl
 from limbeck.losses.sparse import TopK
-from limbeck.packing import Packing, grow, logits_of, shrink
-from limbeck.words import LOSSES as WORDS
-from limbeck.world import World
+from limbeck.recipe.load import load
+from limbeck.recipe.words import LOSSES as WORDS
+from limbeck.system.processes import World
+from limbeck.teacher_cache.packing import Packing, grow, logits_of, shrink
 
 BOUND = 1e-3  # nats: what packing may cost of a prediction
 
@@ -177,7 +178,7 @@ def test_what_packing_costs_on_real_text() -> None:
             "train": {"batch_size": 16, "device": "cpu", "steps": 1, "precision": "fp32"},
         }
     )
-    plan = designs.design(table)
+    plan = design.design(table)
     study = build.study(plan, World(), build.text(plan, lambda line: None))
     teacher: Any = study.stills[0].actors["teacher"]
     batch = study.feeds[0].batch(0)

@@ -14,8 +14,9 @@ from kernel import answer, recipe
 from runfiles import untimed, weights
 
 import limbeck
-from limbeck import manifest, precision
-from limbeck.load import built_in, load
+from limbeck.recipe.load import built_in, load
+from limbeck.run import manifest
+from limbeck.system import precision
 
 Train = Callable[..., limbeck.Run]
 X86, ARM = {"architecture": "x86_64", "avx2": True}, {"architecture": "arm64", "neon": True}

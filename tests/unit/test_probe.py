@@ -27,17 +27,17 @@ from kernel import (
 from plain import plain_terms
 from torch import Tensor, nn
 
-from limbeck import checkpoint
-from limbeck.actors import Frozen, Learner, Optimisation
-from limbeck.balance import Balance, Probed
-from limbeck.lessons import Lesson, Pair, Term
+from limbeck.distil.balance import Balance, Probed
+from limbeck.distil.contrastive import contrastive_memory
+from limbeck.distil.learner import Frozen, Learner, Optimisation
+from limbeck.distil.lessons import Lesson, Pair, Term
+from limbeck.distil.probe import probe
+from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.schedules import constant, ramp
+from limbeck.distil.still import Still
 from limbeck.losses import contrastive, pearson, rkd_angle, rkd_distance
-from limbeck.memory import contrastive_memory
-from limbeck.probe import probe
-from limbeck.reduce import Batch, Counts
-from limbeck.schedules import constant, ramp
-from limbeck.still import Still
-from limbeck.world import World
+from limbeck.system.processes import World
+from limbeck.training import checkpoint
 
 PEARSON = Term("pearson", pearson, LOGITS, constant(0.7), per="batch")
 POOLED = Term("pooled", rkd_distance, (Pair("pooled", "pooled"),), constant(25.0), per="batch")

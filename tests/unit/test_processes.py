@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 import limbeck
 from limbeck.errors import UserError
-from limbeck.lab import report
-from limbeck.world import World
+from limbeck.lab.page import report
+from limbeck.system.processes import World
 
 TORCHRUN = ["torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d",
             "--rdzv-endpoint=localhost:0", "-m", "limbeck"]  # fmt: skip

@@ -13,8 +13,10 @@ from kernel import answer, lay_out
 from torch import nn
 from transformers import BertConfig, LlamaConfig
 
-from limbeck import profile, rundir, students
-from limbeck.lab import profiles
+from limbeck import rundir
+from limbeck.lab.terminal import profiles
+from limbeck.measure import profile
+from limbeck.models import students
 
 V, P, H, L, M, T, C = 60, 32, 16, 2, 40, 10, 3  # vocabulary, positions, width, layers, intermediate, tokens, classes
 SIZES: dict[str, Any] = {

@@ -19,11 +19,13 @@ import rows
 import yaml
 from kernel import LOGIT, batch, frozen, lay_out, learner
 
-from limbeck import hooks, profile, progress
-from limbeck.engine import Record
-from limbeck.evaluate import Evaluation
-from limbeck.progress import Doing, doing, shown, tell
-from limbeck.reasons import Reasons
+from limbeck.measure import profile
+from limbeck.measure.evaluation import Evaluation
+from limbeck.measure.reasons import Reasons
+from limbeck.run import hooks
+from limbeck.system import progress
+from limbeck.system.progress import Doing, doing, shown, tell
+from limbeck.training.loop import Record
 
 START = "at work (0:00)"  # before anything is said to be done
 LONG = "evaluation at step 200 of a run that has a very long name"
@@ -268,7 +270,7 @@ def slow(owner, name, times=1):
     setattr(owner, name, go)
 def slowly():
     from limbeck import build, evaluate, profile, proposals, reasons, session, still
-    from limbeck.feeds import tokenise
+    from limbeck.text import tokenise
     from limbeck.lab import heat, report
     report.draw = heat.draw = lambda what: []  # the pause is enough
     slow(tokenise, "encode")

@@ -10,9 +10,9 @@ import torch
 from kernel import batch, bert
 
 import limbeck
-from limbeck import quantised, students
 from limbeck.errors import UserError
-from limbeck.taps import Tapped
+from limbeck.models import int8, students
+from limbeck.models.taps import Tapped
 
 installed = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 
@@ -28,7 +28,7 @@ def test_weights_are_rounded_and_the_effect_is_what_it_says() -> None:
     """No weight moves by more than half a step of its output, max |w| / 127; the KL is that of its formula."""
     model, plain, one = bert(64, 3, seed=1).float(), bert(64, 3, seed=1).float(), batch(rows=4)
     before = students.digest(model.named_parameters())
-    effect = quantised.int8(model, one)
+    effect = int8.int8(model, one)
     for name, module in plain.named_modules():
         if isinstance(module, torch.nn.Linear):
             found = model.get_submodule(name)

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from kernel import LABEL, LOGIT, MULTI, VOCABULARY, batch, bert, frozen, gradients_of, learner, parameters_of, still_of
 from torch import Tensor, nn
 
-from limbeck import checkpoint
-from limbeck.actors import Frozen, Learner
-from limbeck.ensemble import Ensemble
-from limbeck.evaluate import Evaluation
-from limbeck.findings import CONFIDENCES, Layer, calibration, cka_grid, effective_rank, linear_cka
-from limbeck.paths import barrier, cosines
-from limbeck.reasons import PLACES, Found, Reasons
-from limbeck.reduce import Batch, Counts
+from limbeck.distil.learner import Frozen, Learner
+from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.teachers import Ensemble
+from limbeck.measure.barrier import barrier, cosines
+from limbeck.measure.evaluation import Evaluation
+from limbeck.measure.quantities import CONFIDENCES, Layer, calibration, cka_grid, effective_rank, linear_cka
+from limbeck.measure.reasons import PLACES, Found, Reasons
+from limbeck.training import checkpoint
 
 BATCHES = [batch(20), batch(21, rows=2), batch(22, rows=4)]
 COUNTS = np.array([0] * 10 + [1, 9, 10, 99, 100] * 10, np.int64)  # of 60 tokens
@@ -215,7 +215,7 @@ def test_cosines_of_known_gradients() -> None:
 
 def test_cosines_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over all parameters together, in pieces, and where fp32 would lose the small ones."""
-    monkeypatch.setattr("limbeck.paths.PIECE", 7)
+    monkeypatch.setattr("limbeck.measure.barrier.PIECE", 7)
     sums = {name: [draw(5, 4, seed=n), draw(9, seed=n + 10)] for n, name in enumerate("abc")}
     sums["c"] = [(g * 1e-25).float() for g in sums["c"]]
     flat = {name: np.concatenate([g.double().numpy().ravel() for g in parts]) for name, parts in sums.items()}

@@ -10,11 +10,11 @@ from families import CAUSAL, CONFIGS, tiny
 from rows import classifier
 from torch import Tensor
 
-from limbeck import recall
-from limbeck.actors import Answers, Cached, Frozen
-from limbeck.recall import Recall
-from limbeck.reduce import Batch
-from limbeck.taps import Readout, Tapped
+from limbeck.distil.learner import Answers, Cached, Frozen
+from limbeck.distil.reduce import Batch
+from limbeck.models.taps import Readout, Tapped
+from limbeck.teacher_cache import readouts
+from limbeck.teacher_cache.readouts import Recall
 
 LENGTH = 11
 LENGTHS = ((11, 7, 2), (11, 11, 11), (5, 9, 4))  # of rows: padded, full, and shorter than the longest that there may be
@@ -31,7 +31,7 @@ def batch(lengths: tuple[int, ...], seed: int = 0) -> Batch:
 def kept(live: Readout, names: tuple[str, ...], attended: Tensor) -> dict[str, Tensor]:
     """The states as they come from a disk: one line a token, nothing where there is padding."""
     found = {}
-    for name, state in recall.states(live, names).items():
+    for name, state in readouts.states(live, names).items():
         assert state.dim() == 3, name
         found[name] = torch.where(attended.bool()[..., None], state, 0).clone()
     return found
@@ -149,9 +149,9 @@ def test_what_is_kept() -> None:
         "exit.2",
     ]
     expected = {"hidden.0", "hidden.3", "hidden.2", "query.1", "key.1", "value.2", "ffn.2"}
-    assert set(recall.kept(taps, 3)) == expected
-    assert list(recall.kept(taps, 3)) == sorted(expected) == list(recall.kept(taps[::-1], 3))
-    assert recall.kept(["logits"], 3) == ()
+    assert set(readouts.kept(taps, 3)) == expected
+    assert list(readouts.kept(taps, 3)) == sorted(expected) == list(readouts.kept(taps[::-1], 3))
+    assert readouts.kept(["logits"], 3) == ()
 
 
 def test_nothing_is_asked_where_nothing_is_attended() -> None:
@@ -184,7 +184,7 @@ def test_a_cached_teacher_answers_as_what_is_kept_says() -> None:
     given, model = batch((9, 4)), tiny("bert")
     teacher = Frozen("teacher", model, ["hidden.2", "scores.1", "logits"])
     live = teacher.read(given)
-    names = recall.kept(teacher.tapped.taps, 3)
+    names = readouts.kept(teacher.tapped.taps, 3)
     cached = Cached(teacher, Shelf(live, names, given["attention_mask"]), LENGTH)
     calls: list[int] = []
     model.base_model.register_forward_hook(lambda *_: calls.append(1))

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from kernel import GIVEN
 
-from limbeck.anatomy import FAMILIES
-from limbeck.arms import asked
 from limbeck.errors import UserError
-from limbeck.load import built_in, load
-from limbeck.recipe import Recipe
-from limbeck.stages import dump, of_table
-from limbeck.words import LOSSES
+from limbeck.families import FAMILIES
+from limbeck.recipe.arms import asked
+from limbeck.recipe.load import built_in, load
+from limbeck.recipe.recipe import Recipe
+from limbeck.recipe.stages import dump, of_table
+from limbeck.recipe.words import LOSSES
 
 PLAIN: dict[str, Any] = {
     "name": "plain",

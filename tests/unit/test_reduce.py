@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel import batch
 
-from limbeck.reduce import Counts, share_of_mean
+from limbeck.distil.reduce import Counts, share_of_mean
 
 
 def halves(whole: dict[str, torch.Tensor], at: int) -> list[dict[str, torch.Tensor]]:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from limbeck.losses import LOSSES
-from limbeck.settings import Term
+from limbeck.recipe.settings import Term
 
 DOCS = Path(__file__).parents[2] / "docs"
 

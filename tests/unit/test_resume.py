@@ -17,8 +17,10 @@ from kernel import WORDS, answer, lay_out, recipe, with_dropout
 from runfiles import hashes, same_run, same_state, stop_after, untimed, weights
 
 import limbeck
-from limbeck import api, changes, checkpoint, rundir, session
+from limbeck import api, rundir
 from limbeck.errors import Failed, Interrupted, UserError
+from limbeck.run import changes, session
+from limbeck.training import checkpoint
 
 # stopping and going on
 
@@ -218,7 +220,7 @@ def test_a_word_that_no_bit_depends_on_may_change(
     first = {"report_to": ["tensorboard"]} if word == "report_to" else {}
     if first:
         monkeypatch.setattr(session, "Trackers", lambda *_: Silent())
-        monkeypatch.setattr("limbeck.trackers.require", lambda names: None)
+        monkeypatch.setattr("limbeck.run.trackers.require", lambda names: None)
     stopped_at(monkeypatch, train, "run", 3, **first)
     capsys.readouterr()
     gone_on = limbeck.run(with_dropout(recipe(world, tmp_path / "run", **FREE[word]), 0.1))
@@ -330,7 +332,7 @@ def test_a_finished_run_whose_text_is_another(
         return status, err.strip().splitlines()[-1]
 
     with monkeypatch.context() as patch:
-        for place in ("feeds.unchanged._hashes", "designs.design", "world.World.join"):
+        for place in ("text.unchanged._hashes", "assemble.design.design", "system.processes.World.join"):
             patch.setattr(f"limbeck.{place}", lambda *_: pytest.fail("more than a look at the files"))
         os.utime(corpus)
         status, line = run()
@@ -444,15 +446,15 @@ def test_no_room_is_said_before_the_start(
 def test_the_estimate_is_near_what_is_written(
     train: Callable[..., limbeck.Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from limbeck import room
+    from limbeck.run import disk_space
 
     said: list[int] = []
-    plain = room.needed
-    monkeypatch.setattr(room, "needed", lambda study, folder: said.append(plain(study, folder)) or said[-1])
+    plain = disk_space.needed
+    monkeypatch.setattr(disk_space, "needed", lambda study, folder: said.append(plain(study, folder)) or said[-1])
     run = train("run")
     place = run.folder / "checkpoints" / "step-000006"
     written = 3 * rundir.size(place) + sum((p / "model.safetensors").stat().st_size for p in run.students.values())
-    assert written * 0.8 < said[0] - room.PAGE - room.LINE * 6 * 2 < written * 1.05
+    assert written * 0.8 < said[0] - disk_space.PAGE - disk_space.LINE * 6 * 2 < written * 1.05
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])

@@ -10,10 +10,12 @@ import pytest
 import torch
 from kernel import answer, recipe
 
-from limbeck import costs, designs, room, rundir
+from limbeck import rundir
+from limbeck.assemble import costs, design
 from limbeck.errors import UserError
-from limbeck.load import load
-from limbeck.world import World
+from limbeck.recipe.load import load
+from limbeck.run import disk_space
+from limbeck.system.processes import World
 
 GIB = 2.0**30
 V1, V2 = "4:memory:/outer/inner\n0::/\n", "0::/outer/inner\n"
@@ -43,21 +45,21 @@ def machine(root: Path, version: str, limit: str) -> Path:
 @pytest.mark.parametrize(("limit", "free"), [(str(8 << 30), 6), (str(64 << 30), 16), (str(1 << 30), 0), ("max", 16)])
 def test_the_limits_of_containers_count(tmp_path: Path, version: str, limit: str, free: float) -> None:
     """Pages of files that could go count as free; so does all where nobody sets a limit."""
-    assert room.free_memory(World(), machine(tmp_path, version, limit)) == pytest.approx(free * GIB)
+    assert disk_space.free_memory(World(), machine(tmp_path, version, limit)) == pytest.approx(free * GIB)
 
 
 def test_where_nobody_says_nothing_is_refused(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert room.free_memory(World(), tmp_path) == math.inf
-    assert room.free_memory(World(device=torch.device("mps"))) == math.inf
-    monkeypatch.setattr(room, "free_memory", lambda world: math.inf)
+    assert disk_space.free_memory(World(), tmp_path) == math.inf
+    assert disk_space.free_memory(World(device=torch.device("mps"))) == math.inf
+    monkeypatch.setattr(disk_space, "free_memory", lambda world: math.inf)
     said = recipe(world, tmp_path / "run", train={"batch_size": 10**9})
-    room.fits(designs.design(load(said)), World())
+    disk_space.fits(design.design(load(said)), World())
 
 
 def test_where_nothing_is_free_nothing_fits(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "free_memory", lambda world: 0.0)
+    monkeypatch.setattr(disk_space, "free_memory", lambda world: 0.0)
     with pytest.raises(UserError, match=r"of memory, and 0\.0 MiB are free here"):
-        room.fits(designs.design(load(recipe(world, tmp_path / "run"))), World())
+        disk_space.fits(design.design(load(recipe(world, tmp_path / "run"))), World())
 
 
 @pytest.mark.usefixtures("fast")
@@ -69,11 +71,11 @@ def test_a_run_that_does_not_fit(
     path = tmp_path / "tiny.yaml"
     path.write_text(json.dumps(recipe(world, tmp_path / "run", only=["logit"], train={"steps": 1})))
     if what == "memory":
-        monkeypatch.setattr(room, "free_memory", lambda world: 2.0**17)
+        monkeypatch.setattr(disk_space, "free_memory", lambda world: 2.0**17)
     else:
         monkeypatch.setattr(rundir, "free", lambda folder: 2**17)
     with monkeypatch.context() as patch:
-        patch.setattr("limbeck.build.text", lambda *_: pytest.fail("the text is read"))
+        patch.setattr("limbeck.assemble.study.text", lambda *_: pytest.fail("the text is read"))
         for command in ("check", "run"):
             status, out, err = answer(monkeypatch, capsys, command, str(path))
             assert (status, out) == (2, "") and f"run: needs about 0.2 MiB of {what}, and 0.1 MiB are free" in err
@@ -84,7 +86,7 @@ def test_a_run_that_does_not_fit(
 def test_smaller_micro_batches_need_less(world: Path, tmp_path: Path) -> None:
     """What a GPU needs at least is what remains of one row at a time."""
     whole, halves, single = (
-        costs.of_study(designs.design(load(recipe(world, tmp_path, train={"batch_size": 64, "accumulate": parts}))))
+        costs.of_study(design.design(load(recipe(world, tmp_path, train={"batch_size": 64, "accumulate": parts}))))
         for parts in (1, 2, 64)
     )
     assert whole.memory > halves.memory > single.memory == single.least == whole.least

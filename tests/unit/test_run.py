@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import limbeck
-from limbeck import build, checkpoint, designs, students
-from limbeck.load import load
-from limbeck.world import World
+from limbeck.assemble import design, study
+from limbeck.models import students
+from limbeck.recipe.load import load
+from limbeck.system.processes import World
+from limbeck.training import checkpoint
 
 DRAWN = {"test_the_run_directory"}
 
@@ -156,9 +158,9 @@ def test_the_exported_student_is_the_learner(finished: limbeck.Run, name: str) -
         torch.testing.assert_close(exported(**given).logits, learner.read(given)["logits"], rtol=1e-5, atol=1e-5)
 
 
-def study_of(table: Any) -> build.Study:
-    plan = designs.design(table)
-    return build.study(plan, World(), build.text(plan, lambda line: None))
+def study_of(table: Any) -> study.Study:
+    plan = design.design(table)
+    return study.study(plan, World(), study.text(plan, lambda line: None))
 
 
 # a function of its recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from limbeck.schedules import constant, learning_rate, ramp
+from limbeck.distil.schedules import constant, learning_rate, ramp
 
 
 def test_constant() -> None:

@@ -15,12 +15,12 @@ from runfiles import same_run, stop_after, tensors, untimed
 from torch import Tensor
 
 import limbeck
-from limbeck import schemes
-from limbeck.actors import Ema, Learner
+from limbeck.distil import schemes
+from limbeck.distil.learner import Ema, Learner
+from limbeck.distil.reduce import Counts
 from limbeck.errors import Interrupted, UserError
-from limbeck.load import load
 from limbeck.losses import cross_entropy, forward_kl
-from limbeck.reduce import Counts
+from limbeck.recipe.load import load
 
 PEERS = replace(LOGIT, name="logit-peers", teacher="peers")
 AVERAGE = replace(LOGIT, name="logit-ema", teacher="ema")

@@ -22,9 +22,14 @@ from test_processes import close
 from transformers import AutoModelForMaskedLM
 
 import limbeck
-from limbeck import build, chain, checkpoint, session, stages, students
+from limbeck.assemble import study
 from limbeck.errors import Interrupted, UserError
-from limbeck.world import World
+from limbeck.models import students
+from limbeck.recipe import stages
+from limbeck.run import session
+from limbeck.run import stages as chain
+from limbeck.system.processes import World
+from limbeck.training import checkpoint
 
 KL: dict[str, Any] = {"terms": [{"loss": "forward_kl"}]}
 HINT: dict[str, Any] = {"terms": [{"loss": "mse", "tap": "hidden"}]}
@@ -87,10 +92,10 @@ def digest(folder: Path) -> str:
     return students.digest(AutoModelForMaskedLM.from_pretrained(folder, dtype="auto").named_parameters())
 
 
-def study_of(table: dict[str, Any], stage: str) -> build.Study:
+def study_of(table: dict[str, Any], stage: str) -> study.Study:
     """A stage as it is before its first update; those before it are finished."""
     plan = chain.plans_of(stages.expand(table), World())[stage]
-    return build.study(plan, World(), build.text(plan, lambda line: None))
+    return study.study(plan, World(), study.text(plan, lambda line: None))
 
 
 # a stage is the run that it would be alone
@@ -128,8 +133,8 @@ def test_in_company_is_alone(go: Callable[..., limbeck.Run], chained: limbeck.Ru
 def test_each_student_is_measured_against_its_own_teacher(chained: limbeck.Run) -> None:
     """The mean KL(assistant of the same seed and setting, student), by transformers alone."""
     plan = chain.plans_of(stages.expand(chained.folder / "recipe.yaml"), World())["student"]
-    material = build.text(plan, lambda line: None)
-    batches = list(build.feed(plan, material, 0, "heldout").fixed(8, batch_size=16))
+    material = study.text(plan, lambda line: None)
+    batches = list(study.feed(plan, material, 0, "heldout").fixed(8, batch_size=16))
     told = {row["learner"]: row["logit_loss"] for row in chained.evals if (row["step"], row["split"]) == (4, "test")}
     found = {}
     for name, place in chained.students.items():

@@ -12,12 +12,13 @@ import pytest
 import yaml
 from kernel import SPECIALS, WORDS, answer, lay_out, recipe
 
-from limbeck import arms, hub, stages
 from limbeck.errors import UserError
-from limbeck.load import built_in
-from limbeck.manifest import text
-from limbeck.recipe import Recipe
-from limbeck.settings import Setting
+from limbeck.recipe import arms, stages
+from limbeck.recipe.load import built_in
+from limbeck.recipe.recipe import Recipe
+from limbeck.recipe.settings import Setting
+from limbeck.run.manifest import text
+from limbeck.system import hub
 
 KL: dict[str, Any] = {"terms": [{"loss": "forward_kl"}]}
 HINT: dict[str, Any] = {"terms": [{"loss": "mse", "tap": "hidden"}]}

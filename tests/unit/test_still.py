@@ -28,12 +28,12 @@ from kernel import (
 from plain import plain, same
 from torch import Tensor
 
-from limbeck.actors import Frozen, Learner
-from limbeck.lessons import Lesson, Term
+from limbeck.distil.learner import Frozen, Learner
+from limbeck.distil.lessons import Lesson, Term
+from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.schedules import ramp
+from limbeck.distil.still import Still
 from limbeck.losses import forward_kl
-from limbeck.reduce import Batch, Counts
-from limbeck.schedules import ramp
-from limbeck.still import Still
 
 
 def still(teacher: Frozen | None, students: Sequence[tuple[Learner, tuple[Term, ...]]], chunk: int = 7) -> Still:

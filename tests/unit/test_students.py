@@ -10,10 +10,11 @@ from families import CONFIGS
 from torch import Tensor
 from transformers import AutoConfig
 
-from limbeck import recipe, students
-from limbeck.anatomy import FAMILIES, family, reserved_positions
 from limbeck.errors import UserError
-from limbeck.taps import Tapped
+from limbeck.families import FAMILIES, family, reserved_positions
+from limbeck.models import students
+from limbeck.models.taps import Tapped
+from limbeck.recipe import recipe
 
 GROUPED = [name for name in CONFIGS if FAMILIES[name].n_kv_heads]
 

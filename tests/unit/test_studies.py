@@ -12,11 +12,14 @@ from kernel import recipe
 from runfiles import hashes, untimed, weights
 
 import limbeck
-from limbeck import arms, chain, costs, designs, room, studies
+from limbeck.assemble import costs, design
 from limbeck.errors import UserError
-from limbeck.feeds.corpora import separate
-from limbeck.load import load
+from limbeck.recipe import arms
+from limbeck.recipe.load import load
+from limbeck.run import arms as studies
+from limbeck.run import disk_space, stages
 from limbeck.rundir import read_json
+from limbeck.text.corpora import separate
 
 Train = Callable[..., limbeck.Run]
 RATES = {"train.lr": [1e-2, 1e-3]}
@@ -44,7 +47,7 @@ def exported(run: limbeck.Run) -> dict[str, bytes]:
 def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
     """The calls of a function of `studies` or `chain`, as they come."""
     calls: list[Any] = []
-    place: Any = studies if hasattr(studies, name) else chain
+    place: Any = studies if hasattr(studies, name) else stages
     whole = getattr(place, name)
 
     def counted(*given: Any, **more: Any) -> Any:
@@ -90,12 +93,12 @@ def test_what_does_not_fit_into_memory_is_trained_apart(
     train: Train, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = max(
-        costs.of_study(designs.design(load(recipe(world, tmp_path, only=[name])))).memory for name in ("logit", "multi")
+        costs.of_study(design.design(load(recipe(world, tmp_path, only=[name])))).memory for name in ("logit", "multi")
     )
-    monkeypatch.setattr(room, "free_memory", lambda world: 1.01 * alone)
+    monkeypatch.setattr(disk_space, "free_memory", lambda world: 1.01 * alone)
     run = train("small", train=SHORT)
     assert list(run.arms) == ["arms/01", "arms/02"]
-    monkeypatch.setattr(room, "free_memory", lambda world: math.inf)
+    monkeypatch.setattr(disk_space, "free_memory", lambda world: math.inf)
     before = hashes(run.folder / "arms")
     assert list(train("small", train=SHORT).arms) == ["arms/01", "arms/02"], "once split, it stays so"
     assert hashes(run.folder / "arms") == before
@@ -155,14 +158,14 @@ class Killed(BaseException):
 def test_killed_between_arms_it_goes_on(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train("whole", 0.1, vary=RATES, train=SHORT)
     with monkeypatch.context() as patch:
-        trained, real = [], chain.train
+        trained, real = [], stages.train
 
         def dies(tables: Any, *given: Any) -> None:
             if trained:
                 raise Killed
             trained.append(real(tables, *given))
 
-        patch.setattr(chain, "train", dies)
+        patch.setattr(stages, "train", dies)
         with pytest.raises(Killed):
             train("killed", 0.1, vary=RATES, train=SHORT)
     folder = whole.folder.parent / "killed"

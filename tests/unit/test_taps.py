@@ -10,10 +10,10 @@ import torch
 from families import CAUSAL, CONFIGS, tiny
 from torch import nn
 
-from limbeck import attention
-from limbeck.anatomy import FAMILIES, width_of
 from limbeck.errors import UserError
-from limbeck.taps import Readout, Recording, Tapped
+from limbeck.families import FAMILIES, width_of
+from limbeck.models import attention
+from limbeck.models.taps import Readout, Recording, Tapped
 
 DEPTH = 3
 EAGER_IN_FP32 = {

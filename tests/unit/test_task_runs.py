@@ -21,13 +21,14 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import limbeck
-from limbeck import build, chain, designs
+from limbeck.assemble import design, study
+from limbeck.distil.reduce import Counts
 from limbeck.errors import Interrupted, UserError
-from limbeck.feeds.mixed import Mixed
-from limbeck.lab import report
-from limbeck.load import load
-from limbeck.reduce import Counts
-from limbeck.world import World
+from limbeck.lab.page import report
+from limbeck.recipe.load import load
+from limbeck.run import stages
+from limbeck.system.processes import World
+from limbeck.text.mixed_feed import Mixed
 
 Rows = list[dict[str, Any]]
 CLASSES = ("bad", "good", "middling")
@@ -259,7 +260,7 @@ def stopped(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch, updates: int)
         yield ask
 
     with monkeypatch.context() as patch:
-        patch.setattr(chain, "interruptible", signals)
+        patch.setattr(stages, "interruptible", signals)
         with pytest.raises(Interrupted):
             limbeck.run(said, quiet=True)
 
@@ -287,9 +288,9 @@ def test_a_stopped_run_does_not_go_on_over_other_unlabelled_text(
 # rows without labels
 
 
-def study_of(said: dict[str, Any]) -> build.Study:
-    plan = designs.design(load(said))
-    return build.study(plan, World(), build.text(plan, lambda line: None))
+def study_of(said: dict[str, Any]) -> study.Study:
+    plan = design.design(load(said))
+    return study.study(plan, World(), study.text(plan, lambda line: None))
 
 
 @pytest.mark.parametrize("named", [True, False])

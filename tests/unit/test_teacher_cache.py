@@ -20,12 +20,16 @@ from runfiles import hashes, same_run, tensors
 from transformers import AutoModelForMaskedLM
 
 import limbeck
-from limbeck import api, build, cache, chain, designs
-from limbeck.actors import Frozen
+from limbeck import api
+from limbeck.assemble import design
+from limbeck.assemble import study as build
+from limbeck.distil.learner import Frozen
+from limbeck.distil.still import Still
 from limbeck.errors import Interrupted, UserError
-from limbeck.load import load
-from limbeck.still import Still
-from limbeck.world import World
+from limbeck.recipe.load import load
+from limbeck.run import stages
+from limbeck.system.processes import World
+from limbeck.teacher_cache import shelf
 
 pytestmark = pytest.mark.usefixtures("fast")
 
@@ -74,8 +78,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones, so that there are several, of which the last is not full."""
-    monkeypatch.setattr(cache, "SHARD", 40)
-    monkeypatch.setattr(cache, "ROWS", 16)
+    monkeypatch.setattr(shelf, "SHARD", 40)
+    monkeypatch.setattr(shelf, "ROWS", 16)
 
 
 def text(world: Path, out: Path, **more: Any) -> dict[str, Any]:
@@ -205,7 +209,7 @@ def test_some_tokens_of_a_prediction_are_near(world: Path, tmp_path: Path) -> No
     """30 of 60: the first loss by hand over the 30 and all others as one, at temperature 2; the students learn the same."""
     said = text(world, tmp_path / "live", only=["logit"])
     live, kept = run(said), run(text(world, tmp_path / "kept", only=["logit"], cache={"top_k": 30}))
-    plan = designs.design(load(said))
+    plan = design.design(load(said))
     study = build.study(plan, World(), build.text(plan, lambda line: None))
     batch, actors = study.feeds[0].batch(0), study.stills[0].actors
     teacher, student = (_said(actors[name], batch) for name in ("teacher", "logit-seed0"))
@@ -256,7 +260,7 @@ class Watch:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.training = self.writing = self.other = 0
         self._inside: list[str] = []
-        read, step, write = Frozen.read, Still.step, cache.Shelf._write
+        read, step, write = Frozen.read, Still.step, shelf.Shelf._write
 
         def reads(one: Frozen, *given: Any, **how: Any) -> Any:
             where = self._inside[-1] if self._inside else "other"
@@ -275,7 +279,7 @@ class Watch:
 
         patch.setattr(Frozen, "read", reads)
         patch.setattr(Still, "step", within("training", step))
-        patch.setattr(cache.Shelf, "_write", within("writing", write))
+        patch.setattr(shelf.Shelf, "_write", within("writing", write))
 
 
 @pytest.mark.slow
@@ -442,7 +446,7 @@ def test_a_shard_from_elsewhere_is_refused(whence: str, world: Path, tmp_path: P
 @pytest.mark.parametrize("what", ["input_ids", "select", "blocks"])
 def test_a_row_of_other_text_is_refused(what: str, world: Path, tmp_path: Path) -> None:
     """The last line of defence: each row carries a checksum of what the teacher read."""
-    plan = designs.design(load(text(world, tmp_path / "run", cache={})))
+    plan = design.design(load(text(world, tmp_path / "run", cache={})))
     study = build.study(plan, World(), build.text(plan, lambda line: None))
     teacher: Any = study.stills[0].actors["teacher"]
     batch = study.feeds[0].batch(0)
@@ -469,9 +473,9 @@ def test_killed_while_writing(world: Path, tmp_path: Path, monkeypatch: pytest.M
     """In the middle of the second shard: the first stays, the others are written by the next start."""
     alone = tmp_path / "alone" / "run"
     expected = run(text(world, alone, cache={}))
-    read, reads = cache.Shelf._arrays, []
+    read, reads = shelf.Shelf._arrays, []
 
-    def dies(one: cache.Shelf, batch: Any) -> Any:
+    def dies(one: shelf.Shelf, batch: Any) -> Any:
         reads.append(1)
         if len(reads) == 5:  # of three reads a shard
             raise Killed
@@ -479,7 +483,7 @@ def test_killed_while_writing(world: Path, tmp_path: Path, monkeypatch: pytest.M
 
     said = text(world, tmp_path / "run", cache={})
     with monkeypatch.context() as patch:
-        patch.setattr(cache.Shelf, "_arrays", dies)
+        patch.setattr(shelf.Shelf, "_arrays", dies)
         with pytest.raises(Killed):
             run(said)
     (place,) = entries(tmp_path / "run")
@@ -513,7 +517,7 @@ def test_asked_to_stop_while_writing(world: Path, tmp_path: Path, monkeypatch: p
 
     said = text(world, tmp_path / "run", cache={})
     with monkeypatch.context() as patch:
-        patch.setattr(chain, "interruptible", signals)
+        patch.setattr(stages, "interruptible", signals)
         with pytest.raises(Interrupted, match="while answers of the teacher were written; run it again to go on"):
             run(said)
     (place,) = entries(tmp_path / "run")
@@ -523,13 +527,13 @@ def test_asked_to_stop_while_writing(world: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_full_disk_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = designs.design(load(text(world, tmp_path / "run", cache={})))
+    plan = design.design(load(text(world, tmp_path / "run", cache={})))
     material = build.text(plan, lambda line: None)
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.shards.np, "save", full)
+    monkeypatch.setattr(shelf.shards.np, "save", full)
     with pytest.raises(UserError, match=r"No space left on device; make room, or name another disk with data\.cache"):
         build.study(plan, World(), material)
     assert not list(entries(tmp_path / "run")[0].iterdir())

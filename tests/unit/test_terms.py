@@ -14,15 +14,18 @@ from kernel import recipe, tokenizer
 from torch import nn
 
 import limbeck
-from limbeck import api, bridges, build, designs, students, terms
-from limbeck.anatomy import heads_of, width_of
+from limbeck import api
+from limbeck.assemble import design, study, terms
+from limbeck.distil import projections
+from limbeck.distil.contrastive import ContrastiveMemory
+from limbeck.distil.lessons import Term, each
+from limbeck.distil.paraphraser import Paraphraser
 from limbeck.errors import UserError
-from limbeck.factors import Paraphraser
-from limbeck.lessons import Term, each
-from limbeck.load import load
-from limbeck.memory import ContrastiveMemory
-from limbeck.settings import Setting
-from limbeck.taps import Tapped
+from limbeck.families import heads_of, width_of
+from limbeck.models import students
+from limbeck.models.taps import Tapped
+from limbeck.recipe.load import load
+from limbeck.recipe.settings import Setting
 
 
 def shape(width: int = 16, depth: int = 2, heads: int = 4, inner: int = 32) -> tf.PretrainedConfig:
@@ -50,7 +53,7 @@ def refusal(*said: dict[str, Any], **configs: Any) -> str:
 
 
 def aids(term: Term) -> nn.ModuleDict:
-    return bridges.build(term.aids, bridges.Making(0, blocks=12))
+    return projections.build(term.aids, projections.Making(0, blocks=12))
 
 
 def sizes(module: Any) -> tuple[int, int]:
@@ -354,7 +357,7 @@ def test_values_of_the_wrong_kind(said: dict[str, Any], word: str, message: str,
     def table(term: dict[str, Any]) -> dict[str, Any]:
         return recipe(world, tmp_path / "run", settings={"a": {"terms": [term]}})
 
-    designs.design(load(table({key: value for key, value in said.items() if key != word})))
+    design.design(load(table({key: value for key, value in said.items() if key != word})))
     with pytest.raises(UserError) as caught:
         api.check(table(said))
     assert str(caught.value).startswith(f"recipe: settings.a.terms[0].{word}: must be {message}")
@@ -386,9 +389,9 @@ def test_a_causal_student_reads_its_last_token(causal: Path, tmp_path: Path) -> 
     patient = {"loss": "patient", "tap": "hidden"}
     for said in (patient, patient | {"position": "first"}, patient | {"tap": "embedding"}):
         with pytest.raises(UserError, match=r"settings\.patient-0: patient reads the first .*; set position: last"):
-            designs.design(load(of_causal(causal, tmp_path / "run", said)))
+            design.design(load(of_causal(causal, tmp_path / "run", said)))
     for said in (patient | {"position": "last"}, patient | {"tap": "pooled"}):
-        assert designs.design(load(of_causal(causal, tmp_path / "run", said))).causal
+        assert design.design(load(of_causal(causal, tmp_path / "run", said))).causal
 
 
 @pytest.mark.slow
@@ -404,7 +407,7 @@ def test_a_grouped_query_student_learns_every_part(causal: Path, tmp_path: Path,
         {"loss": "patient", "tap": "hidden", "position": "last"},
         {"loss": "contrastive", "tap": "pooled", "negatives": 50, "width": 8, "temperature": 1.0},
     ]
-    blocks = len(build.text(designs.design(load(of_causal(causal, tmp_path, *said))), lambda line: None).corpus.train)
+    blocks = len(study.text(design.design(load(of_causal(causal, tmp_path, *said))), lambda line: None).corpus.train)
     how = {"steps": 4, "probe_every": 1, "batch_size": blocks, "lr": 2e-3, "warmup": 0, "eval_every": 4}
     run = limbeck.run(of_causal(causal, tmp_path / "run", *said, **how), quiet=True)
     for i, term in enumerate(said):

@@ -82,7 +82,7 @@ def said(place: Path, out: Path) -> dict[str, Any]:
 def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> limbeck.Run:
     """Undisturbed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("limbeck.lab.report.write", lambda folder: folder)
+        patch.setattr("limbeck.lab.page.report.write", lambda folder: folder)
         return limbeck.run(said(place, tmp_path_factory.mktemp("runs") / "whole"), quiet=True)
 
 

@@ -13,9 +13,11 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from kernel import recipe
 
 import limbeck
-from limbeck import chain, cli, load, trackers
-from limbeck.manifest import identity
-from limbeck.trackers import OF_EVALUATION, OF_STEP
+from limbeck import cli
+from limbeck.recipe import load
+from limbeck.run import stages, trackers
+from limbeck.run.manifest import identity
+from limbeck.run.trackers import OF_EVALUATION, OF_STEP
 
 
 class Kept:
@@ -90,7 +92,7 @@ def test_a_tracker_is_no_part_of_the_run(
 ) -> None:
     plain = train("same", train={"steps": 2})
     trained: list[Any] = []
-    monkeypatch.setattr(chain, "_train", lambda *given: trained.append(given))
+    monkeypatch.setattr(stages, "_train", lambda *given: trained.append(given))
     again = train("same", train={"steps": 2}, report_to=["tensorboard"])
     assert trained == [] and again.evals == plain.evals, "the finished run is the same one"
     tables = [load.load(recipe(Path("x"), Path("y"), report_to=names)) for names in ([], ["tensorboard"])]

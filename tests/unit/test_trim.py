@@ -15,7 +15,7 @@ from spelling import FAMILIES, STRANGE, lay_out, sentences
 
 import limbeck
 from limbeck.errors import UserError
-from limbeck.trim import trim
+from limbeck.tools.trim import trim
 
 SIZES = {"wordpiece": 150, "roberta": 350, "bytes": 350, "unigram": 120}
 

@@ -7,11 +7,11 @@ import inspect
 import pytest
 
 import limbeck
-from limbeck import arms
 from limbeck.errors import Failed, Interrupted, UserError
 from limbeck.losses import LOSSES
-from limbeck.words import ELSEWHERE, TAPS, nearest
-from limbeck.words import LOSSES as WORDS
+from limbeck.recipe import arms
+from limbeck.recipe.words import ELSEWHERE, TAPS, nearest
+from limbeck.recipe.words import LOSSES as WORDS
 
 TENSORS = {"student", "teacher", "labels", "mask"}
 

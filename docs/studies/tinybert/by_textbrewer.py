@@ -15,10 +15,12 @@ import torch
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 from transformers import get_linear_schedule_with_warmup
 
-from limbeck import build, designs, stages
-from limbeck.models import model_of
-from limbeck.recipe import Recipe
-from limbeck.world import World
+from limbeck.assemble import design
+from limbeck.assemble import study as build
+from limbeck.models.pretrained import model_of
+from limbeck.recipe import stages
+from limbeck.recipe.recipe import Recipe
+from limbeck.system.processes import World
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ASKED = {"output_hidden_states": True, "output_attentions": True}
@@ -74,7 +76,7 @@ def main(out: Path, path: str, overrides: list[str]) -> None:
     """All seeds."""
     first, second = stages.expand(path, [*overrides, "only=full"])
     torch.set_num_threads(first.train.threads or torch.get_num_threads())
-    plan = designs.design(first)
+    plan = design.design(first)
     material = build.augmented(plan, World(), build.text(plan, print), print)
     study = build.study(plan, World(), material)
     teacher = model_of(first.models.members[0], torch.float32, config=plan.teacher)

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from limbeck.material import Data
+from limbeck.recipe.data import Data
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = ("a", "b", "c", "d", "e", "f", "g", "h", "still", "wort", "play", "##ing", "playing")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from limbeck.errors import UserError
-from limbeck.feeds import blocks as module
-from limbeck.feeds import store, tokenise
-from limbeck.feeds.blocks import Blocks, prepare
-from limbeck.feeds.tokenise import Special
+from limbeck.system import store
+from limbeck.text import blocks as module
+from limbeck.text import tokenise
+from limbeck.text.blocks import Blocks, prepare
+from limbeck.text.tokenise import Special
 
 Build = Callable[..., Any]
 

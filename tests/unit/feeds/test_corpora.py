@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.errors import UserError
-from limbeck.feeds import docs, readers
-from limbeck.feeds.corpora import find_files, fingerprint, heldout_source, read_documents, separate
-from limbeck.material import Data
+from limbeck.recipe.data import Data
 from limbeck.rundir import file_sha256
+from limbeck.text import docs, readers
+from limbeck.text.corpora import find_files, fingerprint, heldout_source, read_documents, separate
 
 TEXTS = ["one spirit", "zwei Geister\nund Ärger", "three \u2028 stills"]
 PACK: dict[str, Callable[[bytes], bytes]] = {

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from limbeck.feeds import docs
+from limbeck.text import docs
 
 DIGEST = """
 import hashlib, sys
-from limbeck.feeds.docs import documents
+from limbeck.text.docs import documents
 print(hashlib.sha256(repr(documents()).encode()).hexdigest())
 packages = {"torch", "transformers", "numpy", "datasets", "accelerate", "huggingface_hub"}
 print(*sorted(packages & set(sys.modules)))

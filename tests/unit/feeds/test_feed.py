@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from limbeck.errors import UserError
-from limbeck.feeds.blocks import Blocks, Corpus, prepare
-from limbeck.feeds.feed import Feed
-from limbeck.feeds.order import derive_seed, uniform
-from limbeck.material import Masking, Sampled
+from limbeck.recipe.data import Masking, Sampled
+from limbeck.text.blocks import Blocks, Corpus, prepare
+from limbeck.text.feed import Feed
+from limbeck.text.order import derive_seed, uniform
 
 Build = Callable[..., Any]
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.feeds.masking import mask_tokens
+from limbeck.text.masking import mask_tokens
 
 SPECIAL, MASK, VOCABULARY = (0, 100, 101, 102, 103), 103, 1000
 

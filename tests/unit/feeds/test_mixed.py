@@ -12,13 +12,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from limbeck.errors import UserError
-from limbeck.feeds.blocks import Blocks
-from limbeck.feeds.feed import Feed
-from limbeck.feeds.mixed import Mixed
-from limbeck.feeds.taskfeed import TaskFeed
-from limbeck.feeds.tasks import Rows
-from limbeck.feeds.tokenise import Special
-from limbeck.material import Masking
+from limbeck.recipe.data import Masking
+from limbeck.text.blocks import Blocks
+from limbeck.text.feed import Feed
+from limbeck.text.mixed_feed import Mixed
+from limbeck.text.row_feed import TaskFeed
+from limbeck.text.rows import Rows
+from limbeck.text.tokenise import Special
 
 Build = Callable[..., Any]
 LABELLED, BARE, PAD = 7, 13, 99  # rows of the two parts

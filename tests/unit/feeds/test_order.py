@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.feeds.order import block_indices, derive_seed, mix, permute, uniform
+from limbeck.text.order import block_indices, derive_seed, mix, permute, uniform
 
 SEEDS = st.integers(0, 2**63 - 1)
 

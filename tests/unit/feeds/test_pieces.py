@@ -11,19 +11,19 @@ from spelling import STRANGE, TOKENIZERS, sentences
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from limbeck.errors import UserError
-from limbeck.feeds import pieces
-from limbeck.feeds.tokenise import serialised
+from limbeck.text.tokenise import serialised
+from limbeck.tools import trim_tokenizer
 
 
-def table(tokenizer: Tokenizer) -> pieces.Table:
+def table(tokenizer: Tokenizer) -> trim_tokenizer.Table:
     return json.loads(tokenizer.to_str())
 
 
 def trimmed(tokenizer: Tokenizer, counts: Sequence[int], size: int) -> Tokenizer:
     """A tokenizer of so many pieces; the library accepts it, and numbers it in the order of the old numbers."""
-    there = pieces.read(table(tokenizer))
-    kept = pieces.choose(there, counts, size, pieces.core(there, size))
-    made = Tokenizer.from_str(json.dumps(pieces.cut(table(tokenizer), kept)))
+    there = trim_tokenizer.read(table(tokenizer))
+    kept = trim_tokenizer.choose(there, counts, size, trim_tokenizer.core(there, size))
+    made = Tokenizer.from_str(json.dumps(trim_tokenizer.cut(table(tokenizer), kept)))
     assert made.get_vocab() == {piece: i for i, piece in enumerate(kept)} and len(kept) == size
     return made
 
@@ -55,7 +55,7 @@ def test_texts_of_kept_pieces_are_read_as_before(kind: str) -> None:
         if kind == "all splits"
         else [*sentences(60, seed=4), *(line[:5] for line in sentences(60, seed=5)), *STRANGE]
     )
-    there, same, other = pieces.read(table(made)), 0, 0
+    there, same, other = trim_tokenizer.read(table(made)), 0, 0
     least = next(size for size in range(total + 1) if _works(there, size))
     for _ in range(12):
         counts = [dice.randint(0, 3) for _ in range(total)]
@@ -72,9 +72,9 @@ def test_texts_of_kept_pieces_are_read_as_before(kind: str) -> None:
     assert same > 20 and other > 20
 
 
-def _works(there: pieces.Pieces, size: int) -> bool:
+def _works(there: trim_tokenizer.Pieces, size: int) -> bool:
     try:
-        return bool(pieces.core(there, size))
+        return bool(trim_tokenizer.core(there, size))
     except UserError:
         return False
 
@@ -92,7 +92,9 @@ def test_a_piece_stays_with_what_it_is_merged_from() -> None:
 def test_the_most_frequent_stay_and_of_equal_ones_the_first() -> None:
     ids = {piece: i for i, piece in enumerate(["[UNK]", "a", "##a", "b", "##b", "ab", "aa", "##bb", "ba"])}
     made = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    assert list(pieces.choose(pieces.read(table(made)), [0, 0, 0, 0, 0, 2, 1, 5, 2], 7, set(list(ids)[:5]))) == [
+    assert list(
+        trim_tokenizer.choose(trim_tokenizer.read(table(made)), [0, 0, 0, 0, 0, 2, 1, 5, 2], 7, set(list(ids)[:5]))
+    ) == [
         *list(ids)[:5],
         "ab",
         "##bb",
@@ -103,7 +105,7 @@ def test_a_character_that_has_no_piece_of_its_own_stays_in_its_pieces() -> None:
     ids = {piece: i for i, piece in enumerate(["[UNK]", "a", "##a", "b", "##b", "ab", "##ba", "aé"])}
     made = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
-    there = pieces.read(table(made))
+    there = trim_tokenizer.read(table(made))
     assert there.needed == {"[UNK]", "a", "##a", "b", "##b", "aé"}
     assert spelled(trimmed(made, [0] * 8, 6), "aé ab é") == ["aé", "a", "##b", "[UNK]"]
 
@@ -126,7 +128,7 @@ def test_processors_and_the_unknown_piece_get_new_numbers() -> None:
 
 def test_kinds_that_cannot_be_trimmed() -> None:
     with pytest.raises(UserError, match="kind WordLevel cannot be trimmed; WordPiece, BPE, Unigram can"):
-        pieces.read(table(Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))))
+        trim_tokenizer.read(table(Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))))
     marked = Tokenizer(models.BPE({"a</w>": 0}, [], end_of_word_suffix="</w>"))
     with pytest.raises(UserError, match="marks the ends or the insides of words"):
-        pieces.read(table(marked))
+        trim_tokenizer.read(table(marked))

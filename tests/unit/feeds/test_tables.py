@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from places import SHARED
 
 from limbeck.errors import UserError
-from limbeck.feeds import readers, tables
-from limbeck.feeds.corpora import column_names, find_files, fingerprint, read_documents, read_rows, separate_rows
-from limbeck.feeds.readers import kind_of
-from limbeck.material import Data
+from limbeck.recipe.data import Data
+from limbeck.text import readers, tables
+from limbeck.text.corpora import column_names, find_files, fingerprint, read_documents, read_rows, separate_rows
+from limbeck.text.readers import kind_of
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -357,7 +357,7 @@ def test_a_share_of_rows_is_held_out_by_both_texts(tmp_path: Path) -> None:
 
 def test_a_share_of_single_texts_is_that_of_documents(tmp_path: Path) -> None:
     """A row of one text falls on the side on which the same document of running text falls."""
-    from limbeck.feeds.corpora import separate
+    from limbeck.text.corpora import separate
 
     path = write(tmp_path / "a.jsonl", [{"sentence": f"text {i}", "label": 1} for i in range(200)])
     rows = parts(table(path, heldout=0.2))

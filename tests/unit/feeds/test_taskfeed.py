@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.feeds.feed import Feed
-from limbeck.feeds.order import block_indices
-from limbeck.feeds.taskfeed import TaskFeed
-from limbeck.feeds.tasks import Rows
-from limbeck.feeds.tokenise import Special
-from limbeck.material import Masking
+from limbeck.recipe.data import Masking
+from limbeck.text.feed import Feed
+from limbeck.text.order import block_indices
+from limbeck.text.row_feed import TaskFeed
+from limbeck.text.rows import Rows
+from limbeck.text.tokenise import Special
 
 Build = Callable[..., Any]
 LENGTHS = [3, 7, 2, 9, 4, 4, 8, 2, 5, 6, 3]  # tokens of the rows
@@ -158,7 +158,7 @@ def test_fixed_rows_are_spread_over_the_part() -> None:
 
 
 def test_it_answers_to_the_names_of_feed(data: Build, word_piece: Build) -> None:
-    from limbeck.feeds.blocks import prepare
+    from limbeck.text.blocks import prepare
 
     corpus = prepare(data(), word_piece(), tell=lambda _: None)
     packed = Feed(corpus.train, masking=Masking())
@@ -174,7 +174,7 @@ def test_it_answers_to_the_names_of_feed(data: Build, word_piece: Build) -> None
 
 
 def test_counts_of_the_training_step() -> None:
-    from limbeck.reduce import Counts
+    from limbeck.distil.reduce import Counts
 
     batches = [feed().sample(np.array([4, 0])), feed().sample(np.array([1]))]
     assert Counts.of(batches) == Counts(
@@ -184,8 +184,8 @@ def test_counts_of_the_training_step() -> None:
 
 def test_batches_of_a_corpus(tmp_path: Path, word_piece: Build) -> None:
     """From a file to a batch, against transformers' own padding."""
-    from limbeck.feeds.tasks import prepare_task
-    from limbeck.material import Data
+    from limbeck.recipe.data import Data
+    from limbeck.text.rows import prepare_task
 
     texts = ["a b", "c", "d e f", "g h a", "still wort"]
     for name, chosen in (("train", texts), ("dev", ["x y"])):

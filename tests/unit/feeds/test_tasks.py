@@ -17,11 +17,11 @@ from places import SHARED
 from tokenizers import processors
 
 from limbeck.errors import UserError
-from limbeck.feeds import blocks, readers, tasks, tokenise
-from limbeck.feeds.labels import choose, class_name, numbers, score
-from limbeck.feeds.tasks import TaskCorpus, prepare_task
-from limbeck.feeds.tokenise import Encoder, longest_first
-from limbeck.material import Data, Task
+from limbeck.recipe.data import Data, Task
+from limbeck.text import blocks, readers, rows, tokenise
+from limbeck.text.labels import choose, class_name, numbers, score
+from limbeck.text.rows import TaskCorpus, prepare_task
+from limbeck.text.tokenise import Encoder, longest_first
 
 Build = Callable[..., Any]
 BERT_UNCASED, SST, STS = (SHARED / "tokenizers/bert-uncased", SHARED / "data/glue/SST-2", SHARED / "data/glue/STS-B")
@@ -199,7 +199,7 @@ def test_stsb_has_no_line_of_names(tmp_path: Path, uncased: Any) -> None:
     task = {"kind": "regression", "text": 5, "pair": 6, "label": 4}
     words = {"heldout": str(STS / "sts-test.tsv"), "max_length": 24}
     corpus = prepare_task(table(STS / "sts-dev.tsv", tmp_path, task)(**words), uncased, tell=quiet)
-    for rows, name in ((corpus.train, "sts-dev.tsv"), (corpus.heldout, "sts-test.tsv")):
+    for part, name in ((corpus.train, "sts-dev.tsv"), (corpus.heldout, "sts-test.tsv")):
         lines = [line.split("\t") for line in (STS / name).read_text(encoding="utf-8").split("\n") if line]
         heldout = {(line[5], line[6]) for line in lines} if name == "sts-test.tsv" else set()
         if name == "sts-dev.tsv":
@@ -210,10 +210,10 @@ def test_stsb_has_no_line_of_names(tmp_path: Path, uncased: Any) -> None:
             lines = [line for line in lines if (line[5], line[6]) not in heldout]
         ids, types = expected(uncased, [line[5] for line in lines], [line[6] for line in lines], 24)
         everything = range(len(lines))
-        assert len(rows) == len(lines)
-        assert listed(rows.rows(everything)) == ids
-        assert listed(rows.segments(everything)) == types
-        assert np.array_equal(rows.labels(everything), np.array([float(line[4]) for line in lines], np.float32))
+        assert len(part) == len(lines)
+        assert listed(part.rows(everything)) == ids
+        assert listed(part.segments(everything)) == types
+        assert np.array_equal(part.labels(everything), np.array([float(line[4]) for line in lines], np.float32))
 
 
 # --- what a tokenizer puts in, and what stands in a text ---
@@ -406,7 +406,7 @@ def test_scores_that_are_missing(tmp_path: Path, framed: Build) -> None:
 
 
 def test_too_many_classes(single: Build, framed: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "MOST", 2)
+    monkeypatch.setattr(rows, "MOST", 2)
     remedy = "set data.task.label to another column, or data.task.kind to regression"
     expected = f"dev.tsv:4: more than 2 classes in the column of labels; {remedy}"
     assert message(lambda: prepare_task(single(), framed(), tell=quiet)) == expected
@@ -565,8 +565,8 @@ def test_damage_is_noticed_and_mended(single: Build, framed: Build, encoded: lis
 
 KILLED = """
 import os, signal, sys
-from limbeck.feeds import tasks
-from limbeck.material import Data
+from limbeck.text import tasks
+from limbeck.recipe.data import Data
 from transformers import AutoTokenizer
 
 add, count = tasks._RowPart.add, 0
@@ -586,7 +586,7 @@ tasks.prepare_task(Data.model_validate_json(sys.argv[1]), AutoTokenizer.from_pre
 def test_a_writer_that_was_killed_leaves_no_entry(single: Build, framed: Build, tmp_path: Path) -> None:
     framed().save_pretrained(tmp_path / "tokenizer")
     command = [sys.executable, "-c", KILLED, single().model_dump_json(), str(tmp_path / "tokenizer")]
-    root = Path(tasks.__file__).parents[2]
+    root = Path(rows.__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     (left,) = (Path(single().cache) / "tasks").iterdir()

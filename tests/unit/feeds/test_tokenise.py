@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from limbeck.errors import UserError
-from limbeck.feeds import tokenise
-from limbeck.feeds.tokenise import Encoder, Special, serialised, special_of
+from limbeck.text import tokenise
+from limbeck.text.tokenise import Encoder, Special, serialised, special_of
 
 Build = Callable[..., Any]
 WORDS = ("a", "b", "c", "d", "e", "f", "g", "h", "still", "wort", "play", "##ing")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from limbeck.lab.report import write
+from limbeck.lab.page.report import write
 
 STEPS, EVERY, LAYERS = 40, 10, 3
 TERMS = {

@@ -11,11 +11,12 @@ import pytest
 from kernel import recipe
 
 import limbeck
-from limbeck.lab import evidence, joined, judged
-from limbeck.lab.baselines import of_baselines
-from limbeck.lab.read import read
-from limbeck.lab.summary import findings
-from limbeck.lab.table import as_text, best, cells, rows, title
+from limbeck.lab.data import joined
+from limbeck.lab.data.run import read
+from limbeck.lab.page import tables, verdicts
+from limbeck.lab.page.baselines import of_baselines
+from limbeck.lab.page.results import as_text, best, cells, rows, title
+from limbeck.lab.page.summary import findings
 
 ASKED = {"baselines": ["initial", "teacher"]}
 TEACHER = {"teacher_label_loss": 2.5, "teacher_label_accuracy": 0.75}
@@ -47,7 +48,7 @@ def test_no_baseline_is_the_best_or_judged(make_run: Any) -> None:
     results = [*rows(run), *of_baselines(run)]
     found = {column.key: best(results, column) for column, _ in cells(results)}
     assert found["test_logit_loss"] == found["label_loss"] == [False, True, False, False]
-    assert all("initial" not in line for each in judged.judged(run) for line in each.lines)
+    assert all("initial" not in line for each in verdicts.judged(run) for line in each.lines)
     plain = read(make_run("plain"))
     assert findings(run, rows(run)) == findings(plain, rows(plain))
 
@@ -95,7 +96,7 @@ def test_nothing_is_shown_that_nobody_asked_for_or_recorded(make_run: Any) -> No
 
 def test_the_files_have_them(make_run: Any) -> None:
     folder = rewritten(make_run(facts=ASKED), lambda row: row | TEACHER)
-    paths = {path.name: path.read_text() for path in evidence.write(read(folder))}
+    paths = {path.name: path.read_text() for path in tables.write(read(folder))}
     assert paths["results.md"].splitlines()[0].endswith("| logit | multi | initial | teacher |")
     assert " & initial & teacher " in paths["results.tex"]
     lines = [line.rsplit(",", 3) for line in paths["results.csv"].splitlines()]
@@ -150,7 +151,7 @@ def test_each_setting_at_its_own_end(make_run: Any, tmp_path: Path) -> None:
     assert findings(run, results)[0].startswith(
         "At the end of each setting (20 to 40 steps): logit is better than multi: "
     )
-    (verdict,) = judged.judged(run)[0].lines
+    (verdict,) = verdicts.judged(run)[0].lines
     assert verdict[3] == f"+{9.045 * (1 / 1.8 - 1 / 2.2):.4f}", "of the ends"
     assert as_text(results).splitlines()[-3].split() == ["updates", "40", "20"]
 

@@ -18,7 +18,7 @@ from matplotlib.image import imread
 from test_cost import PROFILE
 from test_reasons_page import add_reasons
 
-from limbeck.lab.report import write
+from limbeck.lab.page.report import write
 
 DRAWN: set[str] = set()  # the pages that are fixtures alone
 

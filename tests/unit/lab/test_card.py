@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from limbeck.export import model_card
+from limbeck.training.export import model_card
 
 MANIFEST: dict[str, Any] = {
     "name": "first", "versions": {"limbeck": "0.1.0"}, "students": {"kd-seed1": {"parameters": 8514}},

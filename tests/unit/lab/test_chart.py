@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from conftest import write_run
 
-from limbeck.lab import chart, figures, lines, style
-from limbeck.lab.read import read
-from limbeck.lab.svg import SVG, XLINK
+from limbeck.lab.data.run import read
+from limbeck.lab.figures import chart, lines, style, training
+from limbeck.lab.figures.svg import SVG, XLINK
 
 DRAWN = True
 
@@ -24,7 +24,7 @@ HEAT_MAP = "gradient-norm-layers"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with its figures; to be read only."""
     run = write_run(tmp_path_factory.mktemp("charts") / "run")
-    figures.draw(run)
+    training.draw(run)
     return run
 
 
@@ -126,7 +126,7 @@ def test_a_figure_without_points_has_no_group(folder: Path) -> None:
 
 def test_the_level_of_the_teacher_is_said(tmp_path: Path) -> None:
     run = read(write_run(tmp_path / "run", task="classification"))
-    made = figures.metric_test(run)
+    made = training.metric_test(run)
     assert made is not None
     with style.rules():
         path, _ = chart.save(made, tmp_path, "metric")

@@ -10,8 +10,9 @@ import pytest
 from kernel import recipe
 
 import limbeck
-from limbeck.lab import cost, joined, report
-from limbeck.lab.read import read
+from limbeck.lab.data import joined
+from limbeck.lab.data.run import read
+from limbeck.lab.page import cost, report
 
 PROFILING = 10.0  # seconds: latency is looked at here
 

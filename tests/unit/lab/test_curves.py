@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from limbeck.lab.curves import across_seeds, binned, over_seeds, running_mean
-from limbeck.lab.read import read
+from limbeck.lab.data.curves import across_seeds, binned, over_seeds, running_mean
+from limbeck.lab.data.run import read
 
 
 def test_running_mean_by_hand():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from limbeck.lab import exits
-from limbeck.lab.read import read
-from limbeck.lab.report import write
-from limbeck.lab.table import as_markdown, as_text, rows
+from limbeck.lab.data.run import read
+from limbeck.lab.page import exits
+from limbeck.lab.page.report import write
+from limbeck.lab.page.results import as_markdown, as_text, rows
 
 
 def test_a_line_for_each_exit_in_the_order_of_the_layers_and_one_for_the_last(make_run):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from limbeck.lab import style
-from limbeck.lab.captions import CAPTIONS
-from limbeck.lab.figures import FIGURES, draw, logit_loss_test, multi_loss_terms
-from limbeck.lab.read import read
+from limbeck.lab.data.run import read
+from limbeck.lab.figures import style
+from limbeck.lab.figures.captions import CAPTIONS
+from limbeck.lab.figures.training import FIGURES, draw, logit_loss_test, multi_loss_terms
 
 DRAWN = True
 

@@ -15,7 +15,8 @@ from kernel import recipe
 import limbeck
 from limbeck import cli
 from limbeck.errors import UserError
-from limbeck.lab import joined, judged, report, table
+from limbeck.lab.data import joined
+from limbeck.lab.page import report, results, verdicts
 
 KL: dict[str, Any] = {"loss": "forward_kl"}
 MUTUAL = {"terms": [KL, KL | {"teacher": "peers"}], "peers": 2}
@@ -53,9 +54,9 @@ def test_settings_under_the_names_of_the_study(study: limbeck.Run) -> None:
 
 
 def test_the_numbers_are_those_of_the_arms(study: limbeck.Run) -> None:
-    found = {row["setting"]: row for row in table.rows(joined.gather(study.folder))}
+    found = {row["setting"]: row for row in results.rows(joined.gather(study.folder))}
     for lr, arm in zip((0.01, 0.001), study.arms.values(), strict=True):
-        for row in table.rows(joined.gather(arm.folder)):
+        for row in results.rows(joined.gather(arm.folder)):
             mine = found[f"{row['setting']} lr={lr}"]
             for name in ("test_logit_loss", "train_logit_loss", "agreement", "label_loss", "grad_norm_mean", "flops"):
                 assert mine[name].by_seed == row[name].by_seed, name
@@ -112,8 +113,10 @@ def test_several_runs_side_by_side(finished: limbeck.Run, study: limbeck.Run, tm
     arm = study.folder / "arms" / "01"
     run = joined.several([finished.folder, arm], tmp_path)
     assert run.settings == ["finished logit", "multi", "01 logit", "mutual-a", "mutual-b"]
-    mine = {row["setting"]: row["flops"].by_seed for row in table.rows(run)}
-    assert mine["01 logit"] == {row["setting"]: row for row in table.rows(joined.gather(arm))}["logit"]["flops"].by_seed
+    mine = {row["setting"]: row["flops"].by_seed for row in results.rows(run)}
+    assert (
+        mine["01 logit"] == {row["setting"]: row for row in results.rows(joined.gather(arm))}["logit"]["flops"].by_seed
+    )
 
 
 def test_runs_of_one_name_are_told_apart(finished: limbeck.Run, tmp_path: Path) -> None:
@@ -159,22 +162,22 @@ def _longer(folder: Path) -> Path:
 def test_runs_that_are_done_are_judged_at_their_own_ends(study: limbeck.Run, tmp_path: Path) -> None:
     one, two = (study.folder / "arms" / "01", _longer(shutil.copytree(study.folder / "arms" / "02", tmp_path / "two")))
     run = joined.several([one, two], tmp_path)
-    assert [row["step"] for row in table.rows(run)] == [3, 3, 3, 6, 6, 6]
-    assert "updates" in [column.key for column, _ in table.cells(table.rows(run))]
-    loss = next(each for each in judged.judged(run) if each.main)
+    assert [row["step"] for row in results.rows(run)] == [3, 3, 3, 6, 6, 6]
+    assert "updates" in [column.key for column, _ in results.cells(results.rows(run))]
+    loss = next(each for each in verdicts.judged(run) if each.main)
     settings = ["01 logit", "01 mutual", "two logit", "two mutual"]  # whatever their runs call the last stage
     assert [(line[2], line[0]) for line in loss.lines] == list(combinations(settings, 2))
     manifest = json.loads((two / "manifest.json").read_text())
     (two / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
     run = joined.several([one, two], tmp_path)
-    assert {row["step"] for row in table.rows(run)} == {0}  # while one is on its way: where all have been
+    assert {row["step"] for row in results.rows(run)} == {0}  # while one is on its way: where all have been
 
 
 def test_verdicts_against_one_setting(study: limbeck.Run) -> None:
     with pytest.raises(UserError, match=r"^none: no such setting; there are logit lr=0.01, mutual lr=0.01, "):
         report.gathered([study.folder], against="none")
     run = report.gathered([study.folder], against="logit lr=0.001")
-    loss = next(each for each in judged.judged(run) if each.main)
+    loss = next(each for each in verdicts.judged(run) if each.main)
     others = ["logit lr=0.01", "mutual lr=0.01", "mutual lr=0.001"]
     assert [(line[0], line[2]) for line in loss.lines] == [(name, "logit lr=0.001") for name in others]
     assert "p by Holm over 3 pairs, each with logit lr=0.001." in loss.remark

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from limbeck.lab import evidence, judged, report
-from limbeck.lab.joined import gather
-from limbeck.lab.read import read
+from limbeck.lab.data.joined import gather
+from limbeck.lab.data.run import read
+from limbeck.lab.page import report, tables, verdicts
 
 MakeRun = Callable[..., Path]
 
@@ -31,8 +31,8 @@ def spoiled(folder: Path, values: dict[tuple[str, int], float]) -> Path:
     return folder
 
 
-def main_of(folder: Path) -> judged.Judged:
-    (found,) = [each for each in judged.judged(read(folder)) if each.main]
+def main_of(folder: Path) -> verdicts.Judged:
+    (found,) = [each for each in verdicts.judged(read(folder)) if each.main]
     return found
 
 
@@ -75,7 +75,7 @@ def test_a_single_seed_gives_no_verdict(make_run: MakeRun) -> None:
 
 def test_a_single_setting_has_nothing_to_be_compared_with(make_run: MakeRun) -> None:
     folder = make_run(settings=("logit",))
-    assert judged.judged(read(folder)) == [] and judged.sentences(read(folder)) == []
+    assert verdicts.judged(read(folder)) == [] and verdicts.sentences(read(folder)) == []
 
 
 def test_the_page_shows_the_verdict_before_the_results(make_run: MakeRun) -> None:
@@ -88,7 +88,7 @@ def test_the_page_shows_the_verdict_before_the_results(make_run: MakeRun) -> Non
 
 
 def test_the_terminal_says_it_too(make_run: MakeRun) -> None:
-    heading, line, remark = judged.sentences(gather(run_of(make_run, FAR)))
+    heading, line, remark = verdicts.sentences(gather(run_of(make_run, FAR)))
     assert heading == "verdicts, logit loss, test text:"
     assert line.strip().startswith("multi is better than logit: −")
     assert "5 seeds" in remark
@@ -96,7 +96,7 @@ def test_the_terminal_says_it_too(make_run: MakeRun) -> None:
 
 def test_evidence_equals_the_files(make_run: MakeRun) -> None:
     folder = run_of(make_run, FAR)
-    written = {path.name: path for path in evidence.write(read(folder))}
+    written = {path.name: path for path in tables.write(read(folder))}
     assert set(written) == {"results.csv", "results.md", "results.tex", "verdicts.csv", "evals.csv", "metrics.csv"}
     (pair,) = [
         row

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from limbeck.lab import facts, words
-from limbeck.lab.captions import caption
-from limbeck.lab.figures import FIGURES, draw, metric_test, metric_train
-from limbeck.lab.lines import evaluated
-from limbeck.lab.read import read
-from limbeck.lab.report import write
-from limbeck.lab.summary import findings
-from limbeck.lab.table import as_markdown, as_text, best, cells, rows
+from limbeck.lab import names
+from limbeck.lab.data.run import read
+from limbeck.lab.figures.captions import caption
+from limbeck.lab.figures.lines import evaluated
+from limbeck.lab.figures.training import FIGURES, draw, metric_test, metric_train
+from limbeck.lab.page import made_of
+from limbeck.lab.page.report import write
+from limbeck.lab.page.results import as_markdown, as_text, best, cells, rows
+from limbeck.lab.page.summary import findings
 
 Make = Callable[..., Path]
 
@@ -152,11 +153,11 @@ def test_a_part_of_the_rows_is_called_so(make_run: Make) -> None:
     headings = [column.heading for column, _ in cells(rows(run))]
     assert headings[0] == "accuracy, 50 of 1,043 held-out rows"
     assert "logit loss, 50 of 1,043 held-out rows (nats per row)" in headings
-    assert dict(facts.lines(run))["held-out rows"] == "1,043 rows, 8,000 tokens; evaluations measure 50 of the rows"
+    assert dict(made_of.lines(run))["held-out rows"] == "1,043 rows, 8,000 tokens; evaluations measure 50 of the rows"
     assert "<h2>Verdicts: accuracy, 50 of 1,043 held-out rows</h2>" in write(run.folder).read_text()
     whole = read(make_run("whole", task="classification", facts={"data": data | {"heldout_documents": 50}}))
     assert next(column.heading for column, _ in cells(rows(whole))) == "accuracy, held-out rows"
-    assert dict(facts.lines(whole))["held-out rows"] == "50 rows, 8,000 tokens"
+    assert dict(made_of.lines(whole))["held-out rows"] == "50 rows, 8,000 tokens"
 
 
 def test_several_classes_and_a_hostile_one(make_run: Make) -> None:
@@ -324,6 +325,6 @@ def test_the_page_of_a_task(make_run: Make) -> None:
 
 def test_a_run_of_before_has_no_task_and_is_still_read(make_run: Make) -> None:
     run = read(make_run())
-    assert run.task is None and words.of(run) is words.TEXT
+    assert run.task is None and names.of(run) is names.TEXT
     assert run.shares_teacher
     assert evaluated(run, "metrics.accuracy", "test", "accuracy") is None

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from test_judged import FAR, NEAR, run_of, spoiled
 
-from limbeck.lab import report, terminal
-from limbeck.lab.judged import judged, main_outcome
-from limbeck.lab.lead import lead, listed
-from limbeck.lab.read import read
+from limbeck.lab.data.run import read
+from limbeck.lab.page import report
+from limbeck.lab.page.lead import lead, listed
+from limbeck.lab.page.verdicts import judged, main_outcome
+from limbeck.lab.terminal import results
 
 MakeRun = Callable[..., Path]
 Values = dict[str, list[float]]
@@ -92,7 +93,7 @@ def test_names_in_a_row(names: str, text: str) -> None:
 
 def test_the_terminal_begins_with_it(make_run: MakeRun) -> None:
     run = read(run_of(make_run, FAR))
-    first, empty, head, *_, verdict, remark = terminal.text(run).splitlines()
+    first, empty, head, *_, verdict, remark = results.text(run).splitlines()
     assert (first, empty) == (lead(run), "")
     assert head.split()[-2:] == ["logit", "multi"]
     assert verdict.strip().startswith("multi is better than logit: ") and remark.strip().startswith("Paired by 5 seeds")
@@ -101,6 +102,6 @@ def test_the_terminal_begins_with_it(make_run: MakeRun) -> None:
 def test_a_single_setting_is_not_compared(make_run: MakeRun) -> None:
     run: Any = read(make_run(settings=("logit",)))
     assert lead(run) == ""
-    assert terminal.text(run).startswith(
+    assert results.text(run).startswith(
         "After 40 steps, the mean held-out logit loss is 4.111 nats per token for logit.\n"
     )

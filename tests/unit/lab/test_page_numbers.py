@@ -19,7 +19,7 @@ import pytest
 from scipy import stats
 from test_reasons_page import add_reasons
 
-from limbeck.lab.report import write
+from limbeck.lab.page.report import write
 
 Row = dict[str, Any]
 Values = dict[str, list[float | None]]  # setting -> values by seed

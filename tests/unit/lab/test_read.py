@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import limbeck
 from limbeck.errors import UserError
-from limbeck.lab.read import read
-from limbeck.lab.words import compared
+from limbeck.lab.data.run import read
+from limbeck.lab.names import compared
 
 
 def test_series_are_the_numbers_of_the_file(make_run):
@@ -88,8 +89,9 @@ def test_tied_learners_of_a_setting_are_told_apart_and_the_last_stage_counts(mak
 
 
 def test_the_lab_imports_no_torch():
-    modules = sorted(Path(read.__code__.co_filename).parent.glob("*.py"))
-    names = ", ".join(f"limbeck.lab.{path.stem}" for path in modules if path.stem != "__init__")
+    root = Path(limbeck.__file__).parent
+    modules = [path.relative_to(root.parent).with_suffix("") for path in sorted((root / "lab").rglob("*.py"))]
+    names = ", ".join(".".join(module.parts) for module in modules if module.name != "__init__")
     code = f"import sys, {names}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from limbeck.errors import UserError
-from limbeck.lab import explained as words
-from limbeck.lab import heat, reasons, report
-from limbeck.lab.read import read
-from limbeck.lab.report import write
-from limbeck.lab.svg import SVG
+from limbeck.lab.data import reasons
+from limbeck.lab.data.run import read
+from limbeck.lab.figures import reasons as heat
+from limbeck.lab.figures.svg import SVG
+from limbeck.lab.page import reasons as words
+from limbeck.lab.page import report
+from limbeck.lab.page.report import write
 
 DRAWN = {  # the others read the words of the page
     "test_the_cells_of_the_heat_map_are_the_mean_over_the_seeds",

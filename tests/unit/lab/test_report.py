@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.lab import report as report_module
-from limbeck.lab import svg
-from limbeck.lab.report import write
+from limbeck.lab.figures import svg
+from limbeck.lab.page import report as report_module
+from limbeck.lab.page.report import write
 
 DRAWN = {
     "test_ids_do_not_collide_and_every_reference_is_met",

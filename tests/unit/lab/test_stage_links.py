@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from limbeck.lab import facts, stages
-from limbeck.lab.captions import caption
-from limbeck.lab.figures import draw
-from limbeck.lab.read import read
-from limbeck.lab.report import write
-from limbeck.lab.summary import findings, question
-from limbeck.lab.table import best, cells, rows
+from limbeck.lab.data.run import read
+from limbeck.lab.figures.captions import caption
+from limbeck.lab.figures.training import draw
+from limbeck.lab.page import made_of, stages
+from limbeck.lab.page.report import write
+from limbeck.lab.page.results import best, cells, rows
+from limbeck.lab.page.summary import findings, question
 
 STAGED = """
 name: staged
@@ -87,7 +87,7 @@ def test_what_a_run_was_made_of(make_run):
     teachers = [TEACHER | {"name": "teacher@tune-seed1"}, {"name": "old", "source": "bert", "parameters": 99}]
     students = {f"logit-seed{seed}": {"parameters": 10} for seed in (0, 1)} | {"multi-seed0": {"parameters": 1000}}
     folder = staged(make_run, task="classification", data=data, teacher=TEACHER, teachers=teachers, students=students)
-    assert dict(facts.lines(read(folder))) == {
+    assert dict(made_of.lines(read(folder))) == {
         "teacher": "tune-seed0, tune-seed1 of the stage hints: 1,234 parameters each",
         "old": "bert: 99 parameters",
         "students": "logit-seed0, logit-seed1 of 10 parameters each; multi-seed0 of 1,000 parameters",
@@ -102,7 +102,7 @@ def test_what_a_run_was_made_of(make_run):
 
 
 def test_an_old_manifest_has_few_facts(make_run):
-    lines = dict(facts.lines(read(make_run())))
+    lines = dict(made_of.lines(read(make_run())))
     assert lines == {"teacher": "embedded: 1,234 parameters", "training text": "docs: 10 documents"}
 
 

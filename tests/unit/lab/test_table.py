@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from limbeck.lab import facts
+from limbeck.lab.data.run import read
 from limbeck.lab.numbers import coefficient, duration, flops, number, percent, points, share, whole
-from limbeck.lab.read import read
-from limbeck.lab.summary import findings, question
-from limbeck.lab.table import as_markdown, as_text, rows
+from limbeck.lab.page import made_of
+from limbeck.lab.page.results import as_markdown, as_text, rows
+from limbeck.lab.page.summary import findings, question
 
 
 def test_a_row_holds_the_numbers_of_the_files(make_run):
@@ -151,10 +151,10 @@ def test_the_tokens_that_were_measured_are_told(make_run):
     run = read(folder)
     told = {line.split("  ")[0]: line.split()[-2:] for line in as_text(rows(run)).splitlines()}
     assert told["tokens measured, test text"] == ["4,096", "4,096"]
-    assert dict(facts.lines(run))["held-out text"] == (
+    assert dict(made_of.lines(run))["held-out text"] == (
         "3 documents, 299,307 tokens; evaluations measure 4,096 of the tokens"
     )
-    assert dict(facts.lines(run))["training text"].endswith("9,000 tokens; evaluations measure 4,096 of the tokens")
+    assert dict(made_of.lines(run))["training text"].endswith("9,000 tokens; evaluations measure 4,096 of the tokens")
     assert "tokens measured" not in as_text(rows(read(make_run("plain"))))
 
 

@@ -11,10 +11,9 @@ import pytest
 from scipy import stats
 
 from limbeck.errors import UserError
-from limbeck.evaluate import SUMS, document_rows
-from limbeck.lab.inner import documents_of, inner_variance
-from limbeck.lab.outcomes import of_run
-from limbeck.lab.verdicts import (
+from limbeck.lab.statistics.documents import documents_of, inner_variance
+from limbeck.lab.statistics.outcomes import of_run
+from limbeck.lab.statistics.verdicts import (
     MEASURES,
     compare,
     detectable_effect,
@@ -23,7 +22,8 @@ from limbeck.lab.verdicts import (
     paired_t,
     verdicts,
 )
-from limbeck.words import METRICS
+from limbeck.measure.evaluation import SUMS, document_rows
+from limbeck.recipe.words import METRICS
 
 LOSS, SCORE = MEASURES["logit_loss"], MEASURES["f1"]
 NOISES = {

@@ -12,7 +12,7 @@ from conftest import write_run
 from rich.console import Console
 
 from limbeck.errors import UserError
-from limbeck.lab import watch
+from limbeck.lab.terminal import watch
 from limbeck.rundir import write_json
 
 

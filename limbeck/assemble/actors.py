@@ -1,0 +1,196 @@
+"""Actors from the words of a recipe: fixed teachers, learners, averages, and the scheme that ties them together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from limbeck import rundir
+from limbeck.assemble.design import Design, sources
+from limbeck.distil import lessons, projections, schedules, schemes
+from limbeck.distil.balance import Balance
+from limbeck.distil.learner import Ema, Frozen, Learner, Optimisation
+from limbeck.distil.reduce import Batch
+from limbeck.distil.teachers import Ensemble
+from limbeck.families import family
+from limbeck.models import inherit, int8, pretrained, students
+from limbeck.models.taps import Tapped
+from limbeck.recipe import recipe, settings
+from limbeck.recipe.stages import folder_of, stage_of, student_of
+from limbeck.system import seeds
+from limbeck.system.precision import DTYPES
+from limbeck.system.processes import World
+from limbeck.training import checkpoint
+
+Tell = Callable[[str], None]
+
+
+class Company:
+    """Makes the actors of a study. A pretrained model is read once, however many learn from it or begin as it."""
+
+    def __init__(self, plan: Design, world: World, sample: Batch | None = None, tell: Tell = lambda line: None) -> None:
+        self.plan, self.world, self.sample, self.tell = plan, world, sample, tell
+        self.said, self.learned = plan.recipe.models, [term for terms in plan.terms.values() for term in terms]
+        self._frozen: dict[str, Frozen] = {}
+        self._ensembles: dict[str, Ensemble] = {}
+        self._origins: dict[str, PreTrainedModel] = {}
+
+    def teachers(self, setting: str, seed: int) -> schemes.Fixed:
+        """Role -> who plays it for a setting and a seed; students of an earlier stage teach those of their own seed."""
+        made = {name: self._teacher(name, source, setting, seed) for name, source in sources(self.said).items()}
+        if not isinstance(self.said.teacher, recipe.Ensemble):
+            return dict(made)
+        members = [made.pop(name) for name in list(made) if name not in self.said.teachers]
+        how = self.said.teacher
+        key = " ".join(member.name for member in members)
+        if key not in self._ensembles:
+            name = "teacher" if not any("@" in member.name for member in members) else f"teacher@{len(self._ensembles)}"
+            self._ensembles[key] = Ensemble(name, members, how.average, how.weights)
+        return {"teacher": self._ensembles[key], **made}
+
+    def _teacher(self, role: str, source: recipe.Source, setting: str, seed: int) -> Frozen:
+        trained = self._trained(source, setting, seed)
+        name = f"{role}@{trained.name}" if trained else role
+        if name not in self._frozen:
+            where = recipe.Source(source=str(trained)) if trained else source
+            config = pretrained.config_of(where) if trained else self.plan.teachers[role]
+            config = _dropping(config, source.dropout) if source.dropout else config
+            model = pretrained.model_of(where, DTYPES[self.plan.recipe.train.precision], config=config, bare=True)
+            torch.nn.Module.to(model, self.world.device)
+            effect = self._quantise(name, model)
+            self._frozen[name] = Frozen(name, model, read_of(role, self.learned), self.plan.columns)
+            self._frozen[name].effect, self._frozen[name].dropout = effect, source.dropout
+        return self._frozen[name]
+
+    def _quantise(self, name: str, model: PreTrainedModel) -> int8.Effect | None:
+        """Where the recipe asks for int8: what it changed, which is told."""
+        if self.plan.recipe.train.teacher_precision != "int8" or self.sample is None:
+            return None
+        effect = int8.int8(model, self.sample, self.plan.autocast)
+        self.tell(
+            f"{name} in int8: {effect.kl:.2g} nats a token from its own predictions, {effect.agreement:.1%} the same first"
+        )
+        return effect
+
+    def _trained(self, source: recipe.Source, setting: str, seed: int) -> Path | None:
+        """The folder of the student that a stage trained, None for any other model."""
+        stage = stage_of(source.source)
+        if stage is None:
+            return None
+        return folder_of(self.plan.earlier[stage].recipe, source.source, setting, seed)
+
+    def learner(self, setting: str, number: int, making: projections.Making) -> Learner:
+        """A learner of one setting; all settings of a seed begin with the same parameters, and so do their n-th peers."""
+        plan, how, learned = self.plan, self.plan.recipe.train, self.plan.terms[setting]
+        dtype = torch.float64 if how.precision == "fp64" else torch.float32
+        draw = [number, self.said.student.draw] if self.said.student.draw else [number] if number else []
+        model = students.build(plan.student, seeds.derive_seed(making.seed, "student", *draw))
+        torch.nn.Module.to(model, dtype)
+        origin = self._origin(setting, making.seed, dtype)
+        if origin is not None:
+            inherit.inherit(model, origin, self.said.student.from_layers)
+        making = replace(making, tapped=Tapped(model, columns=plan.columns))
+        built = projections.build({name: make for term in learned for name, make in term.aids.items()}, making)
+        torch.nn.Module.to(built, dtype)
+        self._take_aids(built, setting, making.seed)
+        balance = Balance(plan.recipe.settings[setting].balance, [term.name for term in learned])
+        for module in (model, built, balance):
+            torch.nn.Module.to(module, self.world.device, dtype)
+        taps = {
+            *(tap for term in learned for tap in term.taps("student")),
+            *read_of("peers", learned),
+            *read_of("self", learned),
+        }
+        return Learner(
+            plan.recipe.learner(setting, making.seed, number),
+            model,
+            sorted(taps),
+            seed=making.seed,
+            bridges=built,
+            optimisation=_optimisation(how),
+            balance=balance,
+            columns=plan.columns,
+        )
+
+    def _origin(self, setting: str, seed: int, dtype: torch.dtype) -> PreTrainedModel | None:
+        """The weights that a student begins with, in the precision of its own."""
+        source = self.said.beginning
+        if source is None:
+            return None
+        trained = self._trained(source, setting, seed)
+        where = recipe.Source(source=str(trained)) if trained else source
+        if str(where) not in self._origins:
+            self._origins[str(where)] = pretrained.model_of(where, dtype)
+        return self._origins[str(where)]
+
+    @torch.no_grad()
+    def _take_aids(self, built: torch.nn.ModuleDict, setting: str, seed: int) -> None:
+        """A student that goes on from an earlier stage keeps the bridges of the terms that go on with it."""
+        origin = self.said.student.origin
+        stage = stage_of(origin.source) if origin else None
+        if origin is None or stage is None or not built:
+            return
+        earlier, trained = self.plan.earlier[stage].recipe, self._trained(origin, setting, seed)
+        assert trained is not None
+        last = Path(earlier.run_dir) / rundir.CHECKPOINTS / rundir.step_name(earlier.train.steps)
+        kept = checkpoint.aids(last, trained.name)
+        for name, parameter in built.named_parameters():
+            if name in kept and kept[name].shape == parameter.shape:
+                parameter.copy_(kept[name])
+
+    def cast(
+        self, setting: settings.Setting, terms: Sequence[lessons.Term], peers: list[Learner], teachers: schemes.Teachers
+    ) -> schemes.Cast:
+        """The scheme that a setting asks for."""
+        if setting.peers > 1:
+            return schemes.mutual(peers, teachers, terms, setting.alternate)
+        if setting.ema is not None:
+            average = Ema(f"{peers[0].name}-ema", peers[0], read_of("ema", terms), setting.ema)
+            return schemes.averaged(peers[0], average, teachers, terms)
+        return schemes.offline(peers[0], teachers, terms)
+
+
+def trained_head(plan: Design, setting: str) -> bool:
+    """Whether the head with which the students of a setting begin was trained before, for what this recipe trains it for.
+
+    A student of an earlier stage has such a head where a term of that stage looked at its logits, or it began with one.
+    """
+    source, student, shape = plan.recipe.models.beginning, plan.student, plan.origin
+    if source is None or shape is None or shape.problem_type != student.problem_type:
+        return False
+    one, other = (family(it.model_type).classifier[-1] for it in (student, shape))
+    if student.problem_type and (shape.num_labels != student.num_labels or one != other):  # such a head is not taken
+        return False
+    if (stage := stage_of(source.source)) is None:
+        return True
+    earlier = plan.earlier[stage]
+    learner = student_of(earlier.recipe, source.source, setting, plan.recipe.seeds[0])
+    taken = next(
+        name
+        for name in earlier.terms
+        if learner in {earlier.recipe.learner(name, seed) for seed in earlier.recipe.seeds}
+    )
+    return any("logits" in term.taps("student") for term in earlier.terms[taken]) or trained_head(earlier, taken)
+
+
+def read_of(role: str, terms: Sequence[lessons.Term]) -> list[str]:
+    """The taps that terms read of who plays a role."""
+    return sorted({tap for term in terms if term.teacher == role for tap in term.taps("teacher")})
+
+
+def _dropping(config: PretrainedConfig, share: float) -> PretrainedConfig:
+    """A copy of a config with this dropout; none between the last state and the classes."""
+    config = copy.deepcopy(config)
+    for word in family(config.model_type).dropouts:
+        setattr(config, word, share)
+    return config
+
+
+def _optimisation(how: recipe.Train) -> Optimisation:
+    schedule = schedules.learning_rate(how.lr, how.steps, how.warmup_steps, how.schedule)
+    return Optimisation(schedule, how.weight_decay, how.betas, how.eps, how.clip)

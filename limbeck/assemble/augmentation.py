@@ -1,0 +1,123 @@
+"""Data augmentation of a study: which masked language model is asked, and the task with the copies of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+
+import torch
+from torch import nn
+
+from limbeck.assemble import costs
+from limbeck.assemble.design import Design
+from limbeck.errors import UserError
+from limbeck.families import family
+from limbeck.models import pretrained, students
+from limbeck.recipe import recipe
+from limbeck.recipe.data import Augment
+from limbeck.recipe.stages import stage_of
+from limbeck.system.precision import DTYPES
+from limbeck.system.processes import World
+from limbeck.system.store import cache_folder, json_sha256
+from limbeck.text.augment.augmented_rows import entry, open_augmented, training
+from limbeck.text.augment.copies import Shelf
+from limbeck.text.augment.proposals import Proposer
+from limbeck.text.rows import TaskCorpus
+from limbeck.text.tokenise import Encoder
+
+FOLDER = "candidates"
+SAMPLE = 256  # rows by which the cost of all is estimated
+WORD = "data.task.augment.model"
+REMEDY = f"name the masked language model in {WORD}"
+
+
+def augmented(plan: Design, world: World, corpus: TaskCorpus, tell: Callable[[str], None]) -> TaskCorpus:
+    """The task whose training rows are followed by their copies, from the cache or made now.
+
+    Args:
+        plan: the study, whose task asks for copies.
+        world: the processes, each of which makes a share.
+        corpus: the task as it is.
+        tell: receives one line for each thing that the user should know.
+
+    Raises:
+        UserError: no masked language model to ask, no word vectors, or the cache cannot be written.
+    """
+    data, how = plan.recipe.data, _how(plan)
+    encoder, proposer = Encoder(plan.teacher_tokenizer, plan.student_tokenizer), _proposer(plan, how, world)
+    key = json_sha256([proposer.identity, corpus.facts["sha256"]])
+    shelf = Shelf(cache_folder(data.cache) / FOLDER / key, proposer, tell)
+    folder = entry(data, corpus, encoder, [proposer.identity, how.copies, how.probability, how.draw])
+    if not folder.exists():
+        shelf.write(training(data), world.rank, world.size, len(corpus.train))
+    world.wait()
+    if not world.is_main:
+        world.wait()
+    made = open_augmented(folder, data, corpus, encoder, lambda rows: shelf.augmented(rows, how), tell)
+    if world.is_main:
+        world.wait()
+    return made
+
+
+def flops(plan: Design) -> float:
+    """What the masked language model multiplies for all training rows, counted on the first `SAMPLE` of them."""
+    source, rest = masked_model(plan), training(plan.recipe.data)
+    texts = [row for _, row in islice(rest, SAMPLE)]
+    config = pretrained.config_of(source)
+    with torch.device("meta"):
+        model = students.build(config, seed=0)
+    queries, tokens = Proposer(model, pretrained.tokenizer_of(source), _how(plan)).reads(
+        [it for row in texts for it in row]
+    )
+    if not queries:
+        return 0.0
+    cost = costs.of_model(config, round(tokens / queries))
+    of_sample = tokens * cost.backbone_flops + queries * cost.head_flops
+    return of_sample * (len(texts) + sum(1 for _ in rest)) / len(texts)
+
+
+def _how(plan: Design) -> Augment:
+    task = plan.recipe.data.task
+    assert task is not None and task.augment is not None
+    return task.augment
+
+
+def _proposer(plan: Design, how: Augment, world: World) -> Proposer:
+    """The masked language model, in the precision of the run, where the run is."""
+    source = masked_model(plan)
+    model = pretrained.model_of(source, DTYPES[plan.recipe.train.precision])
+    nn.Module.to(model, world.device)
+    return Proposer(model, pretrained.tokenizer_of(source), how, plan.autocast)
+
+
+def masked_model(plan: Design) -> recipe.Source:
+    """The masked language model that proposes words: the one that is named, or what the teacher was fine-tuned from.
+
+    Raises:
+        UserError: there is none, or it is a classifier or predicts the next word.
+    """
+    said, source = _how(plan).model, _origin(plan)
+    if said is not None:
+        source = recipe.source_of(said)
+    if source is None:
+        raise UserError(f"{WORD}: missing; no teacher here was fine-tuned from one in an earlier stage; {REMEDY}")
+    config = pretrained.config_of(source)
+    if config.problem_type is not None:
+        raise UserError(
+            f"{source.source}: a classifier, which proposes no words; {REMEDY} from which it was fine-tuned"
+        )
+    if family(config.model_type).causal:
+        raise UserError(f"{source.source}: predicts the next word, and no masked ones; {REMEDY}")
+    return source
+
+
+def _origin(plan: Design) -> recipe.Source | None:
+    """The pretrained model that the teacher is, or that the stages before began with; without a teacher the student's."""
+    said = plan.recipe.models
+    source = next(iter(said.members), said.student.origin)
+    while source and (stage := stage_of(source.source)):
+        before = plan.earlier[stage].recipe.models
+        source = before.student.origin or (
+            next(iter(before.members), None) if before.student.init == "teacher" else None
+        )
+    return source

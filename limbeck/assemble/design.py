@@ -1,0 +1,334 @@
+"""What is known of a study before any weight is read: shapes, tokenizers, terms; whether all of it fits together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from limbeck.assemble import bare, tasks, terms
+from limbeck.distil import lessons, projections
+from limbeck.distil.still import chunk_of
+from limbeck.errors import UserError
+from limbeck.families import family, reserved_positions
+from limbeck.models import inherit, int8, layer_maps, pretrained, students
+from limbeck.models.taps import Tapped
+from limbeck.recipe import recipe
+from limbeck.recipe.stages import stage_of
+from limbeck.recipe.words import LAYERED_TAPS, LOSSES
+
+PER_BATCH = {name for name, words in LOSSES.items() if words.per == "batch"}
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is known of a study before any weight is read."""
+
+    recipe: recipe.Recipe
+    teachers: dict[str, PretrainedConfig]  # of every pretrained model; the first gives students their shape
+    student: PretrainedConfig
+    teacher_tokenizer: PreTrainedTokenizerBase
+    student_tokenizer: PreTrainedTokenizerBase
+    terms: dict[str, tuple[lessons.Term, ...]]  # of each setting
+    origin: PretrainedConfig | None  # the shape of what the students begin as
+    earlier: Mapping[str, Design]  # the stages before, by their names
+
+    @property
+    def teacher(self) -> PretrainedConfig | None:
+        """The shape of the teacher, of the first one of an ensemble."""
+        return next(iter(self.teachers.values()), None)
+
+    @property
+    def roles(self) -> dict[str, PretrainedConfig]:
+        """The shape of the fixed teacher of each role."""
+        named = {name: self.teachers[name] for name in self.recipe.models.teachers}
+        return {"teacher": self.teacher, **named} if self.teacher else {}
+
+    @property
+    def columns(self) -> int | None:
+        """The columns that all logits share, where embeddings are padded to different sizes; None where all are alike."""
+        sizes = {config.vocab_size for config in (*self.teachers.values(), self.student)}
+        return min(sizes) if len(sizes) > 1 and self.recipe.data.task is None else None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the task in the order of their logits; none for scores and for running text."""
+        return (
+            tuple((self.student.id2label or {}).values())
+            if self.student.problem_type == "single_label_classification"
+            else ()
+        )
+
+    def with_recipe(self, table: recipe.Recipe) -> Design:
+        """The same models for another recipe: other text, or fewer settings and seeds."""
+        return replace(self, recipe=table, terms={name: self.terms[name] for name in table.chosen})
+
+    @cached_property
+    def skeleton(self) -> Tapped:
+        """The student on the meta device: shapes without weights."""
+        with torch.device("meta"):
+            return Tapped(students.build(self.student, seed=0), columns=self.columns)
+
+    @cached_property
+    def aids(self) -> dict[str, list[torch.nn.ModuleDict]]:
+        """Setting -> the modules of each of its terms, on the meta device."""
+        making = projections.Making(0, tapped=self.skeleton)
+        with torch.device("meta"):
+            return {
+                name: [projections.build(term.aids, making) for term in terms] for name, terms in self.terms.items()
+            }
+
+    @property
+    def causal(self) -> bool:
+        """Whether the student predicts the next token."""
+        return family(self.student.model_type).causal
+
+    @property
+    def top_k(self) -> int | None:
+        """How many tokens of a prediction the cache keeps; None without a cache, or where it keeps them all."""
+        cache, columns = self.recipe.cache, self.columns or tasks.vocabulary(self.student)
+        return cache.top_k if cache and self.teachers and columns > cache.top_k else None
+
+    @property
+    def chunk(self) -> int:
+        """Tokens whose logits exist at a time."""
+        how = self.recipe.train
+        return how.chunk or chunk_of(tasks.vocabulary(self.student), how.precision)
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of matrix products where it is not the parameters'."""
+        return torch.bfloat16 if self.recipe.train.precision == "bf16" else None
+
+
+def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, Design] | None = None) -> Design:
+    """Reads configurations and tokenizers and matches the parts of teacher and student.
+
+    Args:
+        table: the recipe.
+        offline: do not ask the Hub.
+        earlier: the stages before, by their names, whose students it may name.
+
+    Raises:
+        UserError: something is missing, or does not fit.
+    """
+    library, said = _Library(offline, earlier or {}), table.models.student
+    shapes = {name: library.config(source) for name, source in sources(table.models).items()}
+    teacher = next(iter(shapes.values()), None)
+    origin = library.config(said.origin) if said.origin else teacher if said.init == "teacher" else None
+    theirs = _one_tokenizer(table.models, library)
+    mine = library.tokenizer(recipe.Source(source=said.tokenizer)) if said.tokenizer else theirs
+    mine = mine or (library.tokenizer(said.origin) if said.origin else None)
+    if mine and said.origin and stage_of(said.origin.source):
+        _same_words(mine, library.tokenizer(said.origin), said.origin.source)
+    if mine is None:
+        raise UserError("models.student.tokenizer: missing; without a teacher the student needs a tokenizer")
+    student = students.shape(said, origin or teacher, **_facts(mine))
+    tasks.give(table.data, student, shapes, theirs or mine, mine, offline)
+    for config in shapes.values():
+        if family(config.model_type).causal != family(student.model_type).causal:
+            raise UserError(
+                f"a {student.model_type} student cannot learn from a {config.model_type} teacher: one predicts the next token; set models.student.family"
+            )
+    for config in (*shapes.values(), student):
+        _fits(config, table.data.max_length, 1 + max(mine.get_vocab().values()))
+    plan = Design(table, shapes, student, theirs or mine, mine, {}, origin, earlier or {})
+    for name, setting in table.chosen.items():
+        plan.terms[name] = terms.of_setting(setting, student, plan.roles, f"settings.{name}", plan.top_k)
+    _has_targets(table, plan.terms, plan.causal)
+    if table.train.teacher_precision == "int8":
+        int8.require()
+    _sees_enough(table)
+    _can_be_cached(plan)
+    bare.require_states_alone(table, shapes, origin, plan.terms)
+    masks = not plan.causal and table.data.task is None and table.data.masking.mode != "none"
+    if masks and plan.teacher_tokenizer.mask_token_id is None:
+        raise UserError(
+            "the tokenizer has no mask token, and the text is masked; take a tokenizer that has one, or set "
+            "data.masking.mode to none"
+        )
+    return plan
+
+
+@contextmanager
+def naming(table: recipe.Recipe, several: bool) -> Iterator[None]:
+    """What is wrong inside is said with the name of the stage, where there are several."""
+    try:
+        yield
+    except pretrained.NotDownloaded:
+        raise
+    except UserError as error:
+        raise UserError(f"stage {table.stage}: {error}" if several else str(error)) from error
+
+
+def chain(tables: Sequence[recipe.Recipe], offline: bool = False) -> dict[str, Design]:
+    """The designs of stages that follow one another, by their names."""
+    plans: dict[str, Design] = {}
+    for table in tables:
+        plans[table.stage] = design(table, offline, dict(plans))
+    return plans
+
+
+def sources(said: recipe.Models) -> dict[str, recipe.Source]:
+    """Every pretrained model that a recipe names: `teacher`, or `teacher-1` and so on of an ensemble, then the others."""
+    members = said.members
+    names = ["teacher"] if len(members) == 1 else [f"teacher-{number}" for number, _ in enumerate(members, start=1)]
+    return {**dict(zip(names, members, strict=True)), **said.teachers}
+
+
+@dataclass(frozen=True)
+class _Library:
+    """Shapes and tokenizers of what a recipe names: models on disk or on the Hub, students of earlier stages."""
+
+    offline: bool
+    earlier: Mapping[str, Design]
+
+    def config(self, source: recipe.Source) -> PretrainedConfig:
+        stage = stage_of(source.source)
+        return copy.deepcopy(self.earlier[stage].student) if stage else pretrained.config_of(source, self.offline)
+
+    def tokenizer(self, source: recipe.Source) -> PreTrainedTokenizerBase:
+        stage = stage_of(source.source)
+        return self.earlier[stage].student_tokenizer if stage else pretrained.tokenizer_of(source, self.offline)
+
+
+def _one_tokenizer(said: recipe.Models, library: _Library) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that all teachers share."""
+    found = {name: library.tokenizer(source) for name, source in sources(said).items()}
+    first = next(iter(found.values()), None)
+    for name, other in found.items():
+        if first is not None and other.get_vocab() != first.get_vocab():
+            raise UserError(
+                f"models: {name} has another vocabulary than {next(iter(found))}; teachers of one student must share theirs"
+            )
+    return first
+
+
+def _same_words(mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, source: str) -> None:
+    """Whether a student reads the vocabulary that it learned in an earlier stage."""
+    if mine.get_vocab() != theirs.get_vocab():
+        raise UserError(
+            f"models.student.init: {source} learned another vocabulary than this stage's teacher or tokenizer has; give both "
+            "stages the same, or set init to random"
+        )
+
+
+def _facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    names = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+    return {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
+
+
+def _fits(config: PretrainedConfig, length: int, vocabulary: int) -> None:
+    """Whether a model has a position for every token of a block, and an embedding for every token."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and length > (room := positions - reserved_positions(config)):
+        raise UserError(
+            f"data.max_length: {length} tokens are more than the {room} positions of the {config.model_type} model; lower it"
+        )
+    if vocabulary > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocabulary} tokens and the {config.model_type} model {config.vocab_size}; "
+            "give the tokenizer that belongs to the model"
+        )
+
+
+def _has_targets(table: recipe.Recipe, made: dict[str, tuple[lessons.Term, ...]], causal: bool) -> None:
+    """Whether the data give every setting what its losses look at."""
+    for name, setting in table.chosen.items():
+        if causal and any(terms.reads_first_token(term) for term in setting.terms):
+            raise UserError(
+                f"settings.{name}: patient reads the first token, which sees nothing in a causal model; set position: last"
+            )
+    tasks.has_targets(table, made)
+    if table.data.task is not None:
+        return
+    if causal and table.data.positions == "masked":
+        raise UserError("data.positions: masked, but a causal model is never masked; set data.positions to all")
+    if causal or table.data.masking.mode != "none":
+        return
+    for name, learned in made.items():
+        if any("labels" in term.needs for term in learned):
+            raise UserError(
+                f"settings.{name}: without masking there are no labels to learn; set data.masking.mode to dynamic or static"
+            )
+
+
+def weights_fit(plan: Design, offline: bool = False) -> list[str]:
+    """Compares names and shapes of the teachers' weights with their configs, and with the student that begins as one.
+
+    Returns:
+        Lines for people: what the student leaves of the model that it begins as.
+
+    Raises:
+        UserError: they do not fit. Said before the corpus is tokenised, which can take hours.
+    """
+    wanted, said = plan.recipe.models.student, sources(plan.recipe.models)
+    found = {name: _on_meta(plan, source, plan.teachers[name], offline) for name, source in said.items()}
+    if plan.origin is None:
+        return []
+    first = next(iter(found.values()), None)
+    origin = _on_meta(plan, wanted.origin, plan.origin, offline) if wanted.origin else first
+    assert origin is not None
+    with torch.device("meta"):
+        student = students.build(plan.student, seed=0)
+    return inherit.inherit(student, origin, wanted.from_layers)
+
+
+def _on_meta(plan: Design, source: recipe.Source, config: PretrainedConfig, offline: bool) -> PreTrainedModel:
+    """A model without its weights, whose names and shapes are those on disk or those that a stage will train."""
+    if stage_of(source.source):
+        with torch.device("meta"):
+            return students.build(config, seed=0)
+    return pretrained.model_of(source, torch.float32, offline=offline, config=config, bare=True, device_map="meta")
+
+
+def _sees_enough(table: recipe.Recipe) -> None:
+    """Whether losses between rows see more than one of them."""
+    rows = table.train.batch_size // table.train.accumulate
+    for name, setting in table.chosen.items():
+        for term in setting.terms:
+            least = 3 if term.loss == "rkd_angle" else 2
+            between_rows = term.loss == "similarity" or (term.loss in PER_BATCH and term.taps == ("pooled",))
+            if between_rows and rows < least:
+                raise UserError(
+                    f"settings.{name}.{term.label}: {term.loss} compares rows, and a micro-batch has {rows}; "
+                    f"raise train.batch_size or lower train.accumulate, to {least} rows or more"
+                )
+
+
+def _can_be_cached(plan: Design) -> None:
+    """Whether every epoch reads the same text."""
+    table = plan.recipe
+    if table.cache is None or not plan.teachers:
+        return
+    if table.data.masking.mode == "dynamic" and not plan.causal and table.data.task is None:
+        raise UserError(
+            "cache: every epoch masks the text anew, and a cache holds one masking; set data.masking.mode to static"
+        )
+    for name, setting in table.chosen.items():
+        for term in setting.terms:
+            fixed = term.teacher not in ("peers", "ema", "self")
+            if fixed and term.loss in LOSSES and LOSSES[term.loss].padding:
+                raise UserError(
+                    f"settings.{name}.{term.label}: {term.loss} looks at padding, of which a cache keeps nothing; leave cache out"
+                )
+
+
+def facts(plan: Design) -> dict[str, Any]:
+    """The layer maps of every setting, for people: setting -> term -> `1<-2 2<-4`."""
+    return {
+        name: {
+            term.label: layer_maps.describe(
+                terms.layer_map(term, plan.student, terms.shape_of(term, plan.student, plan.roles), name, setting.exits)
+            )
+            for term in setting.terms
+            if set(term.taps) & set(LAYERED_TAPS)
+        }
+        for name, setting in plan.recipe.chosen.items()
+    }

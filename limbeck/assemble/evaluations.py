@@ -1,0 +1,115 @@
+"""What a run is measured on: fixed blocks, or rows, of both splits, and those on which reasons are looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from limbeck.assemble import costs
+from limbeck.assemble import study as build
+from limbeck.assemble.study import Study
+from limbeck.distil.learner import Learner
+from limbeck.measure.barrier import barrier
+from limbeck.measure.evaluation import Evaluation
+from limbeck.measure.reasons import Reasons
+from limbeck.system import clock
+from limbeck.system.progress import doing
+from limbeck.training.loop import to_device
+
+PIECE = 1 << 22  # tokens that are counted at a time
+BLOCKS = 64  # of an evaluation
+BARRIERS, POINTS = 12, 11  # pairs of students up to which the way between them is followed, and at how many points
+
+
+def reasons(study: Study, tell: Callable[[str], None]) -> Reasons | None:
+    """What looks for reasons at evaluations, in the first process."""
+    count, task, material = study.design.recipe.train.reasons_blocks, study.design.recipe.data.task, study.material
+    if not count or not study.world.is_main:
+        return None
+    plan, heldout = study.design, material.corpus.heldout
+    feed = build.feed(plan, build.Material(material.corpus, None), 0, "heldout")
+    batches = [to_device(b, study.world.device) for b in feed.fixed(len(heldout) if task else count, batch_size=16)]
+    counts = None if task else _occurrences(material.corpus.train.tokens, plan.student.vocab_size)
+    return Reasons(study.measures, batches, chunk=plan.chunk, autocast=plan.autocast, counts=counts, tell=tell)
+
+
+def noun(study: Study) -> str:
+    """What is measured on."""
+    return "rows" if study.design.recipe.data.task else "blocks"
+
+
+def reason_rows(
+    reasons: Reasons,
+    who: Sequence[Learner],
+    describe: Callable[[str], dict[str, Any]],
+    at: dict[str, Any],
+    last: bool,
+) -> list[dict[str, Any]]:
+    """The lines of reasons.jsonl that an evaluation adds, each beginning with `at`; at the last one with the ways between students.
+
+    `describe`: learner -> its setting and seed.
+    """
+    begin, rows = perf_counter(), []
+    learners = {learner.name: learner for learner in who}
+    with doing(f"reasons at step {at['step']}", "blocks") as done:
+        found = reasons(list(who), done=done)
+    for name, said in found.learners.items():
+        role = {key: describe(name)[key] for key in ("setting", "seed")}
+        rows.append({**at, "kind": "learner", **role, "learner": name, **said})
+    for pair in found.pairs:
+        one, other = (learners[name] for name in pair["learners"])
+        named = [describe(name)["setting"] for name in pair["learners"]]
+        ends = last and len(found.pairs) <= BARRIERS and named[0] != named[1]  # one beginning
+        rows.append({**at, "kind": "pair", **pair, "settings": named, **(_way(reasons, one, other) if ends else {})})
+    spent = clock.since(begin)
+    return [row | {"seconds": spent / len(rows)} for row in rows]
+
+
+def _way(reasons: Reasons, one: Learner, other: Learner) -> dict[str, Any]:
+    """The loss on the way from one student to another."""
+    passed = count()
+    with doing(f"the way from {one.name} to {other.name}", "points") as done:
+
+        def loss(model: nn.Module) -> float:
+            assert model is one.model
+            done(next(passed), POINTS)
+            return reasons.label_loss(one)
+
+        return {"barrier": barrier(one.model, other.model, loss, POINTS)}
+
+
+def evaluation(study: Study, tell: Callable[[str], None]) -> Evaluation:
+    """The fixed blocks of both splits."""
+    plan, material, world = study.design, study.material, study.world
+    batches = {}
+    task = study.design.recipe.data.task
+    count = study.design.recipe.train.eval_blocks or (len(material.corpus.heldout) if task else BLOCKS)
+    for split, part in (("train", "train"), ("test", "heldout")):
+        feed = build.feed(plan, build.Material(material.corpus, None), 0, part)
+        batches[split] = [to_device(b, world.device) for b in feed.fixed(count, batch_size=16)]
+    return Evaluation(
+        study.measures,
+        batches,
+        chunk=plan.chunk,
+        autocast=plan.autocast,
+        device=world.device,
+        task=task.kind if task else None,
+        tell=tell,
+    )
+
+
+def _occurrences(tokens: np.ndarray, vocabulary: int) -> np.ndarray:
+    """How often each token stands in a stream: int64 `[V]`; a piece at a time, for the stream is on disk."""
+    pieces = (tokens[start : start + PIECE] for start in range(0, len(tokens), PIECE))
+    return sum((np.bincount(piece, minlength=vocabulary) for piece in pieces), np.zeros(vocabulary, np.int64))
+
+
+def cost(study: Study) -> costs.StudyCost:
+    """What its training costs, by the lengths of its rows."""
+    feed = study.feeds[study.design.recipe.seeds[0]]
+    return costs.of_study(study.design, costs.mean(study.design, feed, study.world.size))

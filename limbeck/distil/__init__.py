@@ -1,0 +1,1 @@
+"""The cast, its lessons, the one training step."""

@@ -1,0 +1,172 @@
+"""Lessons: who learns from whom, by which weighted terms. Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from limbeck.distil.projections import Make
+from limbeck.distil.reduce import Batch, Counts, share_of_mean
+from limbeck.distil.schedules import Schedule
+from limbeck.losses import Loss, attention_kl, attention_mse, attention_scores_mse
+from limbeck.losses.blockwise import blockwise
+from limbeck.models.taps import Readout
+
+LARGE = 1 << 25  # numbers of an attention map beyond which it is made in blocks of queries: fp32, 128 MiB
+BY_QUERY = (attention_scores_mse, attention_mse, attention_kl)  # losses that look at each query for itself
+
+Taps = str | tuple[str, ...]
+Seen = Tensor | tuple["Seen", ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The taps that a term compares at one place, and the modules in between, by their names among the term's aids."""
+
+    student: Taps  # several where the loss takes tuples
+    teacher: Taps
+    bridge: str | tuple[str, ...] | None = None  # what the student's tensor goes through; one for each tap
+    lens: str | None = None  # what the teacher's tensor goes through
+    memory: str | None = None  # gives each side what it compares itself with
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss, the taps that it compares, a weight that follows a schedule."""
+
+    name: str
+    loss: Loss
+    pairs: tuple[Pair, ...]
+    weight: Schedule
+    needs: tuple[str, ...] = ("teacher", "mask")  # what the loss takes beside the student: teacher, labels, mask
+    per: str = "token"  # what the loss gives one value for: token, row, batch
+    aids: Mapping[str, Make] = field(default_factory=dict)  # the modules that its pairs name
+    teacher: str = "teacher"  # the role of who teaches it
+    padding: bool = False  # padding counts: the loss is told of attention maps alone which keys are seen
+
+    @property
+    def on_logits(self) -> bool:
+        """Whether the term is evaluated on selected tokens, chunk by chunk unless it needs the batch as a whole."""
+        return is_spoken(self.pairs[0].student)
+
+    def taps(self, side: str) -> set[str]:
+        """The taps that the term reads of the `student` or of the `teacher`."""
+        return {tap for pair in self.pairs for tap in each(getattr(pair, side))}
+
+    def of_logits(self, student: Tensor, teacher: Tensor | None, labels: Tensor, counts: Counts) -> Tensor:
+        """What some selected tokens add to the term's mean: logits `[n, V]`, labels `[n]` -> `[]`."""
+        given = {"student": student, "teacher": teacher, "labels": labels, "mask": None}
+        others = {name: given[name] for name in self.needs}
+        if self.per != "token":
+            return share_of_mean(self.loss(student=student, **others), None, counts.spoken)
+        values = blockwise(self.loss, student, others)
+        if "labels" in self.needs:
+            return share_of_mean(values, labels != -100, counts.labels)
+        return share_of_mean(values, None, counts.selected)
+
+    def of_readouts(
+        self, student: Readout, teacher: Readout, aids: nn.ModuleDict, batch: Batch, counts: Counts
+    ) -> Tensor:
+        """What a micro-batch adds to the term: the sum over its pairs of the mean over tokens, rows or batches."""
+        attended = batch["attention_mask"].bool()
+        kept = None if bool(attended.all()) else attended
+        values = [_share(self._of(pair, student, teacher, aids, batch, kept), kept, counts) for pair in self.pairs]
+        return sum(values[1:], start=values[0])
+
+    def _of(
+        self, pair: Pair, student: Readout, teacher: Readout, aids: nn.ModuleDict, batch: Batch, kept: Tensor | None
+    ) -> Tensor:
+        if self.loss in BY_QUERY:
+            return self._of_maps(pair, student, teacher, _mask(pair, student, teacher, kept))
+        mine = _look(student, pair.student, pair.bridge, aids)
+        theirs = _look(teacher, pair.teacher, pair.lens, aids, constant=True)
+        if pair.memory:
+            mine, theirs = aids[pair.memory](mine, theirs, batch["blocks"])
+        mask = _mask(pair, student, teacher, None if self.padding else kept)
+        given = {"student": mine, "teacher": theirs, "labels": batch.get("labels"), "mask": mask}
+        return self.loss(**{name: given[name] for name in ("student", *self.needs)})
+
+    def _of_maps(self, pair: Pair, student: Readout, teacher: Readout, mask: Tensor | None) -> Tensor:
+        """A loss on attention maps, `[B, T]`; large ones are made for some queries at a time, and again for the gradient."""
+        tap, other = str(pair.student), str(pair.teacher)
+
+        def of(some: slice) -> Tensor:
+            seen = mask if mask is None or mask.shape[2] == 1 else mask[:, :, some]
+            theirs = teacher.queries(other, some).detach()
+            return self.loss(student=student.queries(tap, some), teacher=theirs, mask=seen)
+
+        numbers, length = student.numbers(tap)
+        step = max(1, LARGE * length // numbers)
+        if step >= length:
+            return of(slice(None))
+        parts = [slice(start, start + step) for start in range(0, length, step)]
+        return torch.cat([checkpoint(of, it, use_reentrant=False, preserve_rng_state=False) for it in parts], dim=1)
+
+
+def each(taps: Taps) -> tuple[str, ...]:
+    """One tap or several, as several."""
+    return (taps,) if isinstance(taps, str) else taps
+
+
+def is_spoken(tap: Taps) -> bool:
+    """Whether a tap holds logits, which a head speaks: `logits`, or `exit.3` of an early exit."""
+    return isinstance(tap, str) and tap.startswith(("logits", "exit."))
+
+
+def _look(readout: Readout, taps: Taps, through: Taps | None, aids: nn.ModuleDict, constant: bool = False) -> Seen:
+    """What stands at one tap, behind its module; a tuple for several. No gradient flows into a `constant`."""
+    if isinstance(taps, str):
+        assert through is None or isinstance(through, str)
+        seen = readout[taps].detach() if constant else readout[taps]
+        return aids[through](seen) if through else seen
+    names = through if isinstance(through, tuple) else (through,) * len(taps)
+    return tuple(_look(readout, tap, name, aids, constant) for tap, name in zip(taps, names, strict=True))
+
+
+def _mask(pair: Pair, student: Readout, teacher: Readout, kept: Tensor | None) -> Tensor | None:
+    """What counts: pairs of positions for attention maps, rows for pooled states, tokens otherwise; None for all."""
+    mine, theirs = each(pair.student)[0], each(pair.teacher)[0]
+    if mine.startswith(("scores", "probs")):
+        queries = None if kept is None else kept[:, None, :, None]
+        return _both(_both(student.visible(mine), teacher.visible(theirs)), queries)
+    return kept.any(1) if kept is not None and mine == "pooled" else kept
+
+
+def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Where both are True; None where all are."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a & b
+
+
+def _share(values: Tensor, kept: Tensor | None, counts: Counts) -> Tensor:
+    """What unreduced values of a micro-batch add to their mean over the step."""
+    if values.dim() == 2:
+        return share_of_mean(values, kept, counts.tokens)
+    if values.dim() == 1:
+        return share_of_mean(values, None if kept is None else kept.any(1), counts.rows)
+    return share_of_mean(values, None, counts.batches)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A directed edge of the cast: `student` learns from `teacher` (or from labels alone) by `terms`."""
+
+    student: str
+    teacher: str | None
+    terms: tuple[Term, ...]
+    measured: bool = True  # whether a still that has both logits also notes the logit loss that all settings share
+
+    @property
+    def logit_terms(self) -> list[Term]:
+        """The terms that are evaluated on the logits of selected tokens."""
+        return [term for term in self.terms if term.on_logits]
+
+    @property
+    def other_terms(self) -> list[Term]:
+        """The terms that compare readouts."""
+        return [term for term in self.terms if not term.on_logits]

@@ -1,0 +1,68 @@
+"""The tally: what one step measured of one learner, and whether it may change its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from limbeck.distil.learner import Norms
+from limbeck.distil.lessons import Term
+
+
+@dataclass
+class Tally:
+    """What one step measured of one learner."""
+
+    terms: dict[str, Tensor] = field(default_factory=dict)  # unweighted, of this process
+    weights: dict[str, float] = field(default_factory=dict)  # the recipe's, balanced
+    logit_loss: Tensor | None = None  # forward KL at temperature 1, where the step has both logits; of this process
+    norms: Norms | None = None
+    regulariser: float = 0.0  # what the balance adds to the loss
+    totals: Mapping[str, float] = field(default_factory=dict)  # the terms, over all processes
+    common: float = 0.0  # the logit loss, over all processes
+    micro_batches: int = 0  # of this process, in the end
+
+    def add(self, term: str, value: Tensor) -> None:
+        """Adds a micro-batch's or a chunk's part to a term."""
+        value = value.detach()
+        self.terms[term] = self.terms[term] + value if term in self.terms else value
+
+    def add_logit_loss(self, value: Tensor) -> None:
+        """Adds a chunk's part to the common logit loss."""
+        self.logit_loss = value.detach() if self.logit_loss is None else self.logit_loss + value.detach()
+
+    def local(self, names: Sequence[str], nothing: Tensor) -> list[Tensor]:
+        """This process's part of each term and of the logit loss; `nothing` where its rows have no such token."""
+        found = [self.terms.get(name, nothing) for name in names]
+        return [value.double() for value in (*found, nothing if self.logit_loss is None else self.logit_loss)]
+
+    @property
+    def loss(self) -> float:
+        """The weighted sum of the terms, over all processes."""
+        return sum(self.weights[name] * value for name, value in self.totals.items()) + self.regulariser
+
+    @property
+    def broken(self) -> list[str]:
+        """What of the loss is not finite: terms, or weights of terms. Where any is, no weight may be changed."""
+        found = [f"term {name}" for name, value in self.totals.items() if not math.isfinite(value)]
+        found += [f"weight of {name}" for name, value in self.weights.items() if not math.isfinite(value)]
+        return found or ([] if math.isfinite(self.loss) else ["loss"])
+
+    @property
+    def skipped(self) -> str | None:
+        """Why the update was skipped: what is not finite, such as `term hidden, layer 1`; None where it was taken.
+
+        The layer is the first one of the student whose gradient is not finite.
+        """
+        assert self.norms is not None
+        if not self.broken and self.norms.finite:
+            return None
+        return ", ".join([*(self.broken[:1] or ["gradient"]), *self.norms.broken[:1]])
+
+
+def names_of(terms: Sequence[Term]) -> list[str]:
+    """The names of some terms, each once."""
+    return list(dict.fromkeys(term.name for term in terms))

@@ -1,0 +1,336 @@
+"""What models cost when they answer: parameters, MACs, memory, latency, measured side by side on this machine.
+
+One pass is a whole forward pass over rows of equal length, without padding: a masked or causal language model gives the logits of
+every position (of a causal one this is the prefill), a sequence classifier those of every row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
+from itertools import cycle, islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PretrainedConfig, PreTrainedModel
+
+from limbeck.assemble.study import Study
+from limbeck.distil.teachers import Ensemble
+from limbeck.errors import UserError
+from limbeck.families import reserved_positions
+from limbeck.measure.evaluation import evaluating
+from limbeck.models import pretrained, students
+from limbeck.recipe.data import Data
+from limbeck.recipe.recipe import Source, source_of
+from limbeck.system.progress import doing
+from limbeck.text.rows import prepare_task
+
+PERCENTILES = (50, 90, 99)
+BATCHES, ROUNDS = (1, 32), 10  # of a study
+MOST = 100  # passes that read other rows than those before them
+LEAST = 3  # rounds, below which nothing is said of a latency
+
+Facts = dict[str, Any]
+Pass = Callable[[], Any]
+Tell = Callable[[str], None]
+Around = Callable[[], AbstractContextManager[Any]]
+Turn = Callable[[int, int], None]  # receives the number of a model, and the rows that it reads now
+
+
+def of_sources(
+    sources: Sequence[str],
+    *,
+    length: int = 128,
+    batches: Sequence[int] = (1, 32),
+    rounds: int = 30,
+    threads: int | None = None,
+    precision: str = "fp32",
+    data: Data | None = None,
+    tell: Tell = lambda line: None,
+) -> Facts:
+    """Profiles of model folders, or models of the Hub, on the processor: what `limbeck profile` shows.
+
+    Args:
+        sources: folders, `embedded` or Hub ids; the first one is what the others are compared with.
+        length: tokens of a row.
+        batches: numbers of rows of a pass.
+        rounds: passes of each model that are timed; in each round every model has its turn.
+        threads: of torch; as they are when left out.
+        precision: fp32 or bf16, of the parameters and of the computation.
+        data: of a task, whose held-out rows say how long rows are, each model's by its own tokenizer; in place of `length`.
+        tell: as in `measure`.
+
+    Raises:
+        UserError: a model cannot be loaded, or its rows cannot be so long; the data are no task.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    said = [source_of(name) for name in sources]
+    configs = [pretrained.config_of(source) for source in said]
+    lengths = [_lengths(source, data) for source in said] if data else [[length]] * len(said)
+    for name, config, mine in zip(sources, configs, lengths, strict=True):
+        room = config.max_position_embeddings - reserved_positions(config)
+        if max(mine) > room:
+            remedy = "data.max_length" if data else "--length"
+            raise UserError(f"{name}: rows of {max(mine)} tokens are more than its {room} positions; lower {remedy}")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    loaded = [pretrained.model_of(source, dtype, config=it).eval() for source, it in zip(said, configs, strict=True)]
+    how: dict[str, Any] = {"length": length, "batches": batches, "rounds": rounds, "lengths": lengths if data else None}
+    with doing("profile") as now:
+        found = measure(loaded, tell=tell, turn=lambda number, rows: now.at(f"{sources[number]}, rows: {rows}"), **how)
+    rows = [
+        {"name": name, **facts, "bytes_on_disk": on_disk(model)}
+        for name, model, facts in zip(sources, loaded, found["models"], strict=True)
+    ]
+    return found | {"precision": precision, "models": rows}
+
+
+def _lengths(source: Source, data: Data) -> list[int]:
+    """How many tokens the held-out rows of a task have, in the order of the file."""
+    if data.task is None:
+        raise UserError(
+            "--task: its data are running text, whose blocks have one length; leave it out and say --length"
+        )
+    classes = ("0", "1") if data.task.label is None else None  # of rows without labels, whose lengths hang on none
+    rows = prepare_task(data, pretrained.tokenizer_of(source), tell=lambda line: None, classes=classes)
+    return rows.heldout.lengths.tolist()
+
+
+def of_study(made: Study, seconds: float, turn: Callable[[str], None] = lambda what: None) -> Facts:
+    """Profiles of the students and teachers of a study as it holds them, at its precision: what profile.json holds.
+
+    One student stands for all settings whose students have its shape, and one teacher for all that play its role in this shape.
+    `turn` receives whose turn it is.
+    """
+    plan, kinds = made.design, {}
+    for learner in made.learners:
+        name, setting = learner.name, made.settings[learner.name]
+        kinds.setdefault(_shape(learner.model), (name, learner.model, {}))[2].setdefault(setting)
+    for actor in (actor for roles in made.teachers.values() for actor in roles.values()):
+        for one in actor.members if isinstance(actor, Ensemble) else [actor]:
+            kinds.setdefault(f"{one.name.partition('@')[0]} {_shape(one.model)}", (one.name, one.model, {}))
+
+    def around() -> AbstractContextManager[Any]:
+        return torch.autocast(made.world.device.type, dtype=plan.autocast, enabled=plan.autocast is not None)
+
+    said, length = list(kinds.values()), plan.recipe.data.max_length
+    with evaluating(made.learners):
+        loaded = [model for _, model, _ in said]
+        how: dict[str, Any] = {"length": length, "batches": BATCHES, "rounds": ROUNDS, "seconds": seconds}
+        found = measure(
+            loaded, around=around, turn=lambda number, rows: turn(f"{said[number][0]}, rows: {rows}"), **how
+        )
+    rows = [
+        {"name": name, "settings": list(settings), **facts}
+        for (name, _, settings), facts in zip(said, found["models"], strict=True)
+    ]
+    return found | {"precision": plan.recipe.train.precision, "models": rows}
+
+
+def _shape(model: PreTrainedModel) -> str:
+    return str({word: value for word, value in model.config.to_dict().items() if word != "_name_or_path"})
+
+
+def measure(
+    loaded: Sequence[PreTrainedModel],
+    *,
+    length: int,
+    batches: Sequence[int],
+    rounds: int,
+    seconds: float = math.inf,
+    around: Around = nullcontext,
+    lengths: Sequence[Sequence[int]] | None = None,
+    tell: Tell = lambda line: None,
+    turn: Turn = lambda number, rows: None,
+) -> Facts:
+    """The profiles of models in memory, in their order.
+
+    Args:
+        loaded: in evaluation mode, on one device.
+        length, batches, rounds: as in `of_sources`.
+        seconds: to be spent in all. Fewer rounds are made where they take longer; of a batch size of which fewer than `LEAST` fit,
+            latency and memory are None.
+        around: what every pass runs in, such as autocast.
+        lengths: of each model the tokens of the rows that its passes read one after another, padded to the longest of a pass;
+            then a row has their mean, in place of `length`.
+        tell: takes a line before a batch size is begun.
+        turn: is called before every pass.
+    """
+    device = loaded[0].device
+    rows_of = lengths or [[length]] * len(loaded)
+    length = round(float(np.mean(rows_of[0])))
+    found: list[Facts] = [{**size(model, length), "latency": {}, "peak_memory": {}} for model in loaded]
+    begin, pace = perf_counter(), 0.0
+    for rows in batches:
+        tell(f"batch {rows}: {rounds} passes of each model")
+        passes = [
+            _pass(model, rows, mine, around, partial(turn, number, rows))
+            for number, (model, mine) in enumerate(zip(loaded, rows_of, strict=True))
+        ]
+        left = seconds - (perf_counter() - begin)
+        times = latencies(passes, rounds, left, device) if pace * rows * LEAST < left else None
+        pace = sum(min(each) for each in times) / rows if times else pace  # seconds of a row of every model
+        for number, (model, one) in enumerate(zip(loaded, passes, strict=True)):
+            found[number]["latency"][str(rows)] = percentiles(times[number]) if times else None
+            found[number]["peak_memory"][str(rows)] = peak_memory(model, one) if times else None
+    how = {
+        "length": length,
+        "padded": lengths is not None,
+        "batches": list(batches),
+        "rounds": rounds,
+        "device": str(device),
+    }
+    return {**how, "threads": torch.get_num_threads(), "models": found}
+
+
+def size(model: PreTrainedModel, length: int) -> Facts:
+    """Parameters, and multiply-accumulates of a row of `length` tokens and of a token of it (the row's share)."""
+    whole = macs(model.config, length)
+    tables = [one for one in model.modules() if isinstance(one, nn.Embedding)]
+    embedded = {id(one.weight): one.weight.numel() for one in tables}  # a decoder that is tied to one goes with it
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "parameters": total,
+        "parameters_without_embeddings": total - sum(embedded.values()),
+        "macs_per_token": whole / length,
+        "macs_per_row": whole,
+    }
+
+
+def macs(config: PretrainedConfig, length: int) -> int:
+    """Multiply-accumulates of one row by torch's counter of FLOPs (two to one): matrix products, attention included.
+
+    Counted on the meta device, since the counter does not know the fused attention of processors. A causal model is counted
+    with the whole square of its attention. A shape is counted once.
+    """
+    return _macs(type(config), config.to_json_string(use_diff=False), length)
+
+
+@cache
+def _macs(kind: type[PretrainedConfig], words: str, length: int) -> int:
+    with torch.device("meta"):
+        model = students.build(kind.from_dict(json.loads(words)), seed=0).eval()
+        ids = torch.zeros(1, length, dtype=torch.long)
+        seen = torch.ones(1, 1, length, length, dtype=torch.bool)  # four axes: taken without a look inside
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(input_ids=ids, attention_mask=seen)
+    return counter.get_total_flops() // 2
+
+
+def on_disk(model: PreTrainedModel) -> int | None:
+    """Bytes of the weights in the folder that a model was read from; None of one that is not in a folder, but on the Hub."""
+    folder = Path(str(model.name_or_path))
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else None
+
+
+def latencies(
+    passes: Sequence[Pass],
+    rounds: int,
+    seconds: float = math.inf,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> list[list[float]] | None:
+    """Seconds of every pass in every round, `[len(passes)][rounds]`; they take turns, so that noise hits all alike.
+
+    A first call of each warms it up and is not counted; by it fewer rounds are made where `rounds` would take more than
+    `seconds`, and None is returned where fewer than `LEAST` fit.
+    """
+    first = sum(_seconds(one, device) for one in passes)
+    fit = int(min(rounds, seconds / first))
+    if fit < min(LEAST, rounds):
+        return None
+    return [list(each) for each in zip(*([_seconds(one, device) for one in passes] for _ in range(fit)), strict=True)]
+
+
+def percentiles(times: Sequence[float]) -> dict[str, float]:
+    """Of the seconds of some passes, linear between two of them.
+
+    >>> percentiles([1.0, 2.0, 3.0])
+    {'p50': 2.0, 'p90': 2.8, 'p99': 2.98}
+    """
+    return {
+        f"p{share}": float(value) for share, value in zip(PERCENTILES, np.percentile(times, PERCENTILES), strict=True)
+    }
+
+
+def peak_memory(model: nn.Module, one: Pass) -> int:
+    """Bytes of the parameters and buffers, and of the tensors that a pass holds at most at a time.
+
+    Counted tensor by tensor while the pass runs: what kernels use inside, libraries and the interpreter are not in it.
+    """
+    mine = {id(each): each for each in (*model.parameters(), *model.buffers())}.values()
+    storages = {each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in mine}
+    with _Held(set(storages)) as held:
+        one()
+    return sum(storages.values()) + held.most
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make while they are alive."""
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()
+        self.known, self.now, self.most = known, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for each in tree_leaves(made):
+            if isinstance(each, Tensor) and each.untyped_storage()._cdata not in self.known:
+                self._begin(each.untyped_storage())
+        return made
+
+    def _begin(self, storage: torch.UntypedStorage) -> None:
+        key, count = storage._cdata, storage.nbytes()
+        self.known.add(key)
+        self.now += count
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._end, key, count)
+
+    def _end(self, key: int, count: int) -> None:
+        self.known.discard(key)
+        self.now -= count
+
+
+def _pass(
+    model: PreTrainedModel, rows: int, lengths: Sequence[int], around: Around, turn: Callable[[], None] = lambda: None
+) -> Pass:
+    """A forward pass over random tokens: each call over the next `rows` rows of these lengths, from the first again at the end."""
+    coming = cycle(lengths)
+    count = min(MOST, max(1, len(lengths) // rows))
+    batches = cycle([_tokens(model, list(islice(coming, rows))) for _ in range(count)])
+
+    def go() -> Any:
+        turn()
+        batch = next(batches)
+        with torch.no_grad(), around():
+            return model(**batch).logits
+
+    return go
+
+
+def _tokens(model: PreTrainedModel, lengths: Sequence[int]) -> dict[str, Tensor]:
+    """Random tokens, padded on the right to the longest row."""
+    vocabulary, padding = model.config.vocab_size, model.config.pad_token_id
+    ids = torch.randint(vocabulary, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(0))
+    seen = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    if padding is not None:
+        ids = torch.where(seen, torch.where(ids == padding, (padding + 1) % vocabulary, ids), padding)
+    return {"input_ids": ids.to(model.device), "attention_mask": seen.long().to(model.device)}
+
+
+def _seconds(one: Pass, device: torch.device) -> float:
+    begin = perf_counter()
+    one()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter() - begin

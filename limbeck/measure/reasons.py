@@ -1,0 +1,320 @@
+"""Reasons: why one setting beats another, measured on a few fixed held-out batches; plain numbers, ready for JSON.
+
+What the layers hold (alignment with the teacher's, effective rank), how far predictions can be trusted (calibration), where
+the student differs from its teacher (by frequency and by place), and how far students of one seed went apart.
+
+n tokens, H width, L layers, V vocabulary. None stands wherever a number is not defined or not finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from limbeck.distil.learner import Frozen, Learner
+from limbeck.distil.reduce import Batch
+from limbeck.distil.still import common_loss
+from limbeck.distil.teachers import Ensemble
+from limbeck.losses import cross_entropy, squared_error, symmetric_kl
+from limbeck.losses.tensors import wide
+from limbeck.measure.evaluation import Teacher, evaluating
+from limbeck.measure.quantities import Layer, Numbers, binned, calibration, cka_grid, frequency_edges, plain
+from limbeck.models.taps import Tapped
+from limbeck.system.out_of_memory import Parts, cut, say
+from limbeck.system.progress import Done, uncounted
+
+TOKENS = 2048  # whose states are compared: the products are what costs
+PLACES = 8  # bins of the places in a block
+IGNORED = -100
+
+Actor = Learner | Frozen | Ensemble
+Couple = tuple[Learner, Learner]
+Layers = Mapping[Any, list[Layer]]  # actor -> its layers, none of an ensemble
+# An actor -> confidence and right of its tokens; two actors -> agreed and divergence: [2, n] for each chunk.
+Heard = dict[Any, list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A batch, and what of it is looked at: places in the flattened batch."""
+
+    batch: Batch
+    where: Tensor  # the selected tokens, or rows, that belong to a document: as in an evaluation
+    labels: Tensor  # theirs
+    states: Tensor  # the tokens whose states are compared
+
+    def cut(self, parts: int) -> Iterator[Fixed]:
+        """The same in up to `parts` runs of rows."""
+        selected, attended = (self.batch[name] for name in ("select", "attention_mask"))
+        first, one, other = 0, selected[0].numel(), attended[0].numel()  # places of a row
+        for batch in cut(self.batch, parts):
+            last = first + len(batch["select"])
+            chosen = (self.where >= first * one) & (self.where < last * one)
+            states = self.states[(self.states >= first * other) & (self.states < last * other)]
+            yield Fixed(batch, self.where[chosen] - first * one, self.labels[chosen], states - first * other)
+            first = last
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured."""
+
+    learners: dict[str, dict[str, Any]]
+    pairs: list[dict[str, Any]]  # of learners of one seed
+
+
+class Reasons:
+    """The measures, and the batches on which they are taken, fixed for the whole run.
+
+    Predictions are asked at the tokens of an evaluation (selected, of a document), states at no more than `tokens` of all
+    attended tokens of a document, evenly spread and the same for all models. Every model reads every batch once, in
+    evaluation mode; nothing is drawn, so that a run trains to the same bits with it as without.
+
+    With as many blocks as one of the two splits of an evaluation it costs some 0.45 of that evaluation (a teacher of 6
+    layers of 256, two students of 3, 30,522 words, on a CPU), a fifth of it for the pair; in proportion to the batches,
+    but for the layers, whose products cost at most 2 * tokens * A * B operations for widths that add up to A and B.
+
+    Frequency is that of the token which is predicted: of the label, and where there is none of the token that stands there.
+    For a causal model this is the next token; for a masked one it is the token itself, also where the input shows [MASK].
+
+    Args:
+        teachers: learner -> whose predictions are its measure, None where there is no teacher.
+        batches: held-out ones, at least one.
+        chunk: tokens whose logits exist at a time, of all learners of a seed and of their teachers.
+        autocast: dtype of matrix products.
+        counts: how often each token occurs in the training text, int64 `[V]`; None: nothing is told by frequency.
+        tokens: whose states are compared, at most.
+        tell: takes a line where memory is short, and batches are read in smaller parts from then on.
+    """
+
+    def __init__(
+        self,
+        teachers: Mapping[str, Teacher],
+        batches: Sequence[Batch],
+        *,
+        chunk: int,
+        autocast: torch.dtype | None = None,
+        counts: np.ndarray | None = None,
+        tokens: int = TOKENS,
+        tell: Callable[[str], None] = say,
+    ) -> None:
+        self.teachers, self.chunk, self.autocast = teachers, chunk, autocast
+        self.fixed = [
+            Fixed(batch, where, batch["labels"].flatten()[where], states)
+            for batch, states in zip(batches, _spread([_of_documents(batch) for batch in batches], tokens), strict=True)
+            for where in [(batch["select"] & (batch["documents"] >= 0)).flatten().nonzero().squeeze(1)]
+        ]
+        text = batches[0]["select"].dim() == 2
+        self.labelled = np.concatenate([_array(one.labels != IGNORED) for one in self.fixed]).astype(bool)
+        self.places = np.concatenate([_place(one) for one in self.fixed]) if text else None
+        self.edges = frequency_edges(counts) if counts is not None and text else None
+        self.frequencies = None
+        if self.edges is not None and counts is not None:
+            said = np.concatenate([_predicted(one) for one in self.fixed])
+            self.frequencies = np.searchsorted(self.edges, counts[said], side="right") - 1
+        self._wrapped: dict[nn.Module, Tapped] = {}
+        self.parts = Parts("reasons", max(len(batch["select"]) for batch in batches), tell)
+
+    @torch.no_grad()
+    def __call__(self, learners: Sequence[Learner], pairs: bool = True, done: Done = uncounted) -> Found:
+        """Measures some learners, and unless told otherwise every pair of those of one seed.
+
+        `done` receives how many blocks, or rows, all models have read.
+        """
+        return self.parts.fitting(lambda: self._found(learners, pairs, done))
+
+    def _found(self, learners: Sequence[Learner], pairs: bool, done: Done) -> Found:
+        theirs = dict.fromkeys(teacher for one in learners if (teacher := self.teachers[one.name]) is not None)
+        companies = [[one for one in learners if one.seed == seed] for seed in dict.fromkeys(o.seed for o in learners)]
+        couples = [list(combinations(company, 2)) if pairs else [] for company in companies]
+        states, heard = defaultdict(list), defaultdict(list)
+        count, of = 0, sum(len(fixed.batch["select"]) for fixed in self.fixed)
+        with evaluating(learners):
+            for fixed in self._cut():
+                done(count, of)
+                count += len(fixed.batch["select"])
+                with self._precision(fixed):
+                    features = {one: self._read(one, fixed, states[one]) for one in (*theirs, *learners)}
+                    for rows in self._chunks(fixed):
+                        said = self._speak(theirs, features, rows, fixed.labels, heard)
+                        for company, its in zip(companies, couples, strict=True):
+                            mine = self._speak(company, features, rows, fixed.labels, heard)
+                            self._compare(mine, said, its, heard)
+        done(count, of)
+        layers = {
+            one: [Layer.of(torch.cat(parts)) for parts in zip(*read, strict=True)] for one, read in states.items()
+        }
+        return Found(
+            {one.name: self._of_learner(one, layers, heard) for one in learners},
+            [self._of_pair(couple, layers, heard) for its in couples for couple in its],
+        )
+
+    @torch.no_grad()
+    def label_loss(self, learner: Learner) -> float:
+        """The mean label loss of one learner, nan without labels: what `paths.barrier` may follow. It reads no teacher."""
+        return self.parts.fitting(lambda: self._label_loss(learner))
+
+    def _label_loss(self, learner: Learner) -> float:
+        total = 0.0
+        with evaluating([learner]):
+            for fixed in self._cut():
+                with self._precision(fixed):
+                    features = self._read(learner, fixed)
+                    for rows in self._chunks(fixed):
+                        logits = learner.speak(features[rows])
+                        loss = cross_entropy if logits.shape[-1] > 1 else squared_error
+                        total += float(loss(student=logits, labels=fixed.labels[rows]).double().sum())
+        return total / int(self.labelled.sum()) if self.labelled.any() else math.nan
+
+    # reading and speaking
+
+    def _read(self, actor: Actor, fixed: Fixed, states: list[list[Tensor]] | None = None) -> Tensor:
+        """The inputs of a model's head at the selected tokens; to `states` goes what its layers hold, where it has any."""
+        if isinstance(actor, Ensemble):
+            return actor.read(fixed.batch).features.flatten(0, -2)[fixed.where]
+        taps = [f"hidden.{layer}" for layer in range(actor.tapped.depth + 1)]
+        if actor.model not in self._wrapped:
+            self._wrapped[actor.model] = Tapped(actor.model, taps, actor.tapped.columns)
+        readout = self._wrapped[actor.model](fixed.batch)
+        if states is not None:
+            states.append([readout[tap].flatten(0, 1)[fixed.states] for tap in taps])
+        return readout.features.flatten(0, -2)[fixed.where]
+
+    def _speak(
+        self, actors: Iterable[Actor], features: Mapping[Actor, Tensor], rows: slice, labels: Tensor, heard: Heard
+    ) -> dict[Actor, Tensor]:
+        """The logits of some actors; how sure they are, and whether they are right, is noted."""
+        said = {actor: actor.speak(features[actor][rows]) for actor in actors}
+        for actor, logits in said.items():
+            heard[actor].append(_array(_sureness(logits, labels[rows])))
+        return said
+
+    def _compare(
+        self, mine: Mapping[Actor, Tensor], said: Mapping[Actor, Tensor], couples: Sequence[Couple], heard: Heard
+    ) -> None:
+        """Notes where learners and their teachers, and the learners of a couple, agree, and how far they are apart."""
+        for one, logits in mine.items():
+            teacher = self.teachers[one.name]
+            if teacher is not None:
+                heard[one, teacher].append(_array(_distance(logits, said[teacher], common_loss)))
+        for one, other in couples:
+            heard[one, other].append(_array(_distance(mine[one], mine[other], _apart)))
+
+    def _cut(self) -> Iterator[Fixed]:
+        """The same rows, as many at a time as memory holds."""
+        return (part for fixed in self.fixed for part in fixed.cut(self.parts.count))
+
+    def _chunks(self, fixed: Fixed) -> Iterator[slice]:
+        return (slice(start, start + self.chunk) for start in range(0, len(fixed.where), self.chunk))
+
+    def _precision(self, fixed: Fixed) -> torch.autocast:
+        return torch.autocast(fixed.labels.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+    # what is told
+
+    def _of_learner(self, learner: Learner, layers: Layers, heard: Heard) -> dict[str, Any]:
+        teacher = self.teachers[learner.name]
+        mine, theirs = layers[learner], layers.get(teacher) or None
+        agreed, loss = _joined(heard[learner, teacher])
+        compared = {"agreement": agreed, "logit_loss": loss}
+        by_frequency = by_place = None
+        if teacher is not None and self.places is not None:
+            by_place = binned(self.places, PLACES, **compared)
+            if self.frequencies is not None and self.edges is not None:
+                table = binned(self.frequencies, len(self.edges), **compared)
+                by_frequency = {"from": self.edges.tolist(), **table}
+        return {
+            "tokens": len(self.labelled),
+            "states": len(mine[0].states),
+            "effective_rank": [plain(layer.rank) for layer in mine],
+            "teacher_effective_rank": theirs and [plain(layer.rank) for layer in theirs],
+            "cka": theirs and _grid(mine, theirs),
+            "calibration": self._calibration(heard[learner]),
+            "teacher_calibration": self._calibration(heard[teacher]) if teacher is not None else None,
+            "by_frequency": by_frequency,
+            "by_place": by_place,
+        }
+
+    def _calibration(self, heard: list[np.ndarray]) -> dict[str, Any] | None:
+        confidence, right = _joined(heard)[:, self.labelled]
+        return calibration(confidence, right)
+
+    def _of_pair(self, couple: Couple, layers: Layers, heard: Heard) -> dict[str, Any]:
+        one, other = couple
+        agreement, apart = _joined(heard[couple]).mean(1).tolist() if len(self.labelled) else (math.nan, math.nan)
+        return {
+            "seed": one.seed,
+            "learners": [one.name, other.name],
+            "agreement": plain(agreement),
+            "symmetric_kl": plain(apart),
+            "cka": _grid(layers[one], layers[other]),
+        }
+
+
+def _sureness(logits: Tensor, labels: Tensor) -> Tensor:
+    """Confidence, and whether the likeliest class is the label: `[2, n]`; nan of scores."""
+    if logits.shape[-1] == 1:
+        return torch.full((2, len(labels)), torch.nan)
+    top, best = wide(logits).max(-1)
+    return torch.stack([(top - wide(logits).logsumexp(-1)).exp(), (best == labels).to(top)])
+
+
+def _distance(mine: Tensor, theirs: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Whether both find the same class likeliest (nan of scores), and a divergence: `[2, n]`."""
+    apart = loss(mine, theirs)
+    agreed = (mine.argmax(-1) == theirs.argmax(-1)).to(apart) if mine.shape[-1] > 1 else apart * torch.nan
+    return torch.stack([agreed, apart])
+
+
+def _apart(mine: Tensor, theirs: Tensor) -> Tensor:
+    """The symmetric form of the loss that all settings share; of scores the square, which is symmetric."""
+    return symmetric_kl(student=mine, teacher=theirs) if mine.shape[-1] > 1 else common_loss(mine, theirs)
+
+
+def _of_documents(batch: Batch) -> Tensor:
+    """Where attended tokens are that belong to a document: bool `[B, T]`; of a row of a task all attended ones."""
+    mask, documents = batch["attention_mask"].bool(), batch["documents"]
+    return mask & (documents >= 0) if documents.dim() == 2 else mask
+
+
+def _spread(masks: Sequence[Tensor], most: int) -> list[Tensor]:
+    """For each mask the places of its part of at most `most` kept tokens, spread evenly over all masks."""
+    places = [mask.flatten().nonzero().squeeze(1) for mask in masks]
+    total = sum(map(len, places))
+    count = min(most, total)
+    chosen = torch.arange(count) * total // max(count, 1)
+    begins = np.cumsum([0, *map(len, places)]).tolist()
+    parts = [chosen[(chosen >= begin) & (chosen < end)] - begin for begin, end in pairwise(begins)]
+    return [here[part.to(here.device)] for here, part in zip(places, parts, strict=True)]
+
+
+def _place(fixed: Fixed) -> np.ndarray:
+    """The bin of the place in the block of each selected token."""
+    length = fixed.batch["input_ids"].shape[1]
+    return fixed.where.cpu().numpy() % length * PLACES // length
+
+
+def _predicted(fixed: Fixed) -> np.ndarray:
+    """The token that is predicted: the label, or what stands there."""
+    there = fixed.batch["input_ids"].flatten()[fixed.where]
+    return torch.where(fixed.labels != IGNORED, fixed.labels, there).cpu().numpy()
+
+
+def _grid(mine: Sequence[Layer], theirs: Sequence[Layer]) -> list[Numbers]:
+    return [[plain(cell) for cell in row] for row in cka_grid(mine, theirs)]
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty((2, 0)), *parts], axis=1)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()

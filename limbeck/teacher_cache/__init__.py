@@ -1,0 +1,1 @@
+"""Teachers' answers on disk."""

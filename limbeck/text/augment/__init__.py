@@ -1,0 +1,1 @@
+"""Copies of rows with words replaced."""

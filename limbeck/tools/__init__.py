@@ -1,0 +1,1 @@
+"""Commands on any model folder."""
