@@ -26,7 +26,8 @@ from limbeck.distil.still import Still
 from limbeck.losses import attention_scores_mse, forward_kl, mse
 from limbeck.losses.blockwise import blockwise
 from limbeck.recipe.load import load
-from limbeck.run import stages
+from limbeck.running import stages
+from limbeck.system import files
 from limbeck.system.precision import DTYPES
 from limbeck.system.processes import World
 from limbeck.training.loop import Course, Record, fit
@@ -112,7 +113,7 @@ def limbeck(turns: Turns, shape: Shape, precision: str | None = None, students: 
     with TemporaryDirectory() as folder:
 
         def record(record: Record) -> None:
-            rundir.append_lines(Path(folder) / rundir.METRICS, record.rows)
+            files.append_lines(Path(folder) / rundir.METRICS, record.rows)
 
         course = Course(
             stills={0: still},

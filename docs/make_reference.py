@@ -6,8 +6,8 @@ import inspect
 import re
 from pathlib import Path
 
+from limbeck.errors import KINDS
 from limbeck.losses import LOSSES
-from limbeck.recipe.words import KINDS
 from limbeck.recipe.words import LOSSES as WORDS
 
 FOLDER = Path(__file__).parent / "reference" / "losses"

@@ -15,11 +15,11 @@ from limbeck.lab.page import report
 from limbeck.models import pretrained
 from limbeck.recipe import arms, stages
 from limbeck.recipe.recipe import Recipe
-from limbeck.run import arms as studies
-from limbeck.run import check as preview
-from limbeck.run import stages as chain
-from limbeck.run import trackers
-from limbeck.system import environment, precision, progress
+from limbeck.running import arms as studies
+from limbeck.running import check as preview
+from limbeck.running import stages as chain
+from limbeck.running import trackers
+from limbeck.system import environment, files, precision, progress
 from limbeck.system.processes import World
 from limbeck.system.signals import at_once, interruptible
 
@@ -33,23 +33,23 @@ class Run:
     @property
     def arms(self) -> dict[str, Run]:
         """The runs of a study, by the folders that they lie in; none for a single run."""
-        told = rundir.read_json(self.folder / rundir.STUDY)["arms"] if (self.folder / rundir.STUDY).is_file() else []
+        told = files.read_json(self.folder / rundir.STUDY)["arms"] if (self.folder / rundir.STUDY).is_file() else []
         return {arm["folder"]: Run(self.folder / arm["folder"]) for arm in told}
 
     @property
     def manifest(self) -> dict[str, Any]:
         """What the run was: versions, hashes, machine."""
-        return rundir.read_json(self.folder / rundir.MANIFEST)
+        return files.read_json(self.folder / rundir.MANIFEST)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: one for each step and learner."""
-        return rundir.read_lines(self.folder / rundir.METRICS)[0]
+        return files.read_lines(self.folder / rundir.METRICS)[0]
 
     @property
     def evals(self) -> list[dict[str, Any]]:
         """The lines of evals.jsonl: one for each evaluation, learner and split."""
-        return rundir.read_lines(self.folder / rundir.EVALS)[0]
+        return files.read_lines(self.folder / rundir.EVALS)[0]
 
     @property
     def students(self) -> dict[str, Path]:

@@ -147,7 +147,7 @@ def report(
 
 def _file(option: str, name: str | None) -> Path | None:
     """The file that an option names, before work that would be for nothing."""
-    from limbeck.recipe.fields import path_of
+    from limbeck.system.files import path_of
 
     path = None if name is None else path_of(name)
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
@@ -173,8 +173,8 @@ def profile(
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the numbers.")] = None,
 ) -> None:
     """Show what models cost when they answer. Parameters, MACs, size, memory and latency, side by side."""
-    from limbeck import rundir
     from limbeck.lab.terminal import profiles
+    from limbeck.system import files
 
     path = _file("--json", json_file)
     how: dict[str, Any] = {"length": length, "batches": batch or [1, 32], "rounds": rounds, "threads": threads}
@@ -184,11 +184,11 @@ def profile(
 
             how["data"] = asked(task, []).arms()[0].last.data
         with doing(HEAVY):
-            from limbeck.measure.profile import of_sources
+            from limbeck.tools.profile import of_sources
         found = of_sources(models, precision=precision.value, tell=tell, **how)
     profiles.show(found)
     if path is not None:
-        rundir.write_json(path, found)
+        files.write_json(path, found)
 
 
 @app.command("eval")
@@ -250,7 +250,7 @@ def trim(
 def watch(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
     """Show a run while it goes on: its curves in the terminal."""
     from limbeck.lab.terminal import watch as lab
-    from limbeck.recipe.fields import path_of
+    from limbeck.system.files import path_of
 
     lab.watch(path_of(run))
 
@@ -258,8 +258,8 @@ def watch(run: Annotated[str, typer.Argument(metavar="RUN", help="A run director
 @app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, to copy.")] = None) -> None:
     """List the built-in recipes, or print one."""
+    from limbeck.errors import nearest
     from limbeck.recipe.load import built_in
-    from limbeck.recipe.words import nearest
 
     known = built_in()
     if name is None:

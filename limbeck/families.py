@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from limbeck.errors import UserError
-from limbeck.recipe.words import nearest
+from limbeck.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -267,3 +266,8 @@ def width_of(config: Any, tap: str) -> int:
     if tap == "ffn":
         return getattr(config, family(config.model_type).intermediate, None) or 4 * config.hidden_size
     return config.hidden_size
+
+
+def vocabulary(config: Any) -> int:
+    """The columns of a model's logits."""
+    return int((config.num_labels if config.problem_type else config.vocab_size) or 0)

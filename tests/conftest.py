@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from limbeck.lab.figures import reasons
 from limbeck.lab.page import report
-from limbeck.run import session
+from limbeck.running import session
 from limbeck.system import progress
 
 HERE = Path(__file__).parent

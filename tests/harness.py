@@ -58,7 +58,7 @@ def opened_to_write(file: Any, mode: str = "r", *_: Any, **__: Any) -> bool:
 
 def inject(last: int | None) -> Writes:
     """Every way in which limbeck changes the disk: names, folders, files that are opened to write, syncs."""
-    from limbeck.run import session
+    from limbeck.running import session
     from limbeck.training import checkpoint
 
     writes = Writes(last)
@@ -142,7 +142,7 @@ def child(job: dict[str, Any], log: str, counts: str) -> None:
     os.dup2(descriptor, 1)
     from limbeck import cli
     from limbeck.lab.page import report
-    from limbeck.measure import profile
+    from limbeck.running import profile
 
     if not job.get("page"):
         report.write = lambda folder: folder  # pyright: ignore[reportAttributeAccessIssue]
@@ -210,7 +210,7 @@ def main() -> None:
     import limbeck.api
     import limbeck.cli
     import limbeck.lab.page.report
-    import limbeck.run.session  # noqa: F401
+    import limbeck.running.session  # noqa: F401
 
     warm = False
     for line in sys.stdin:

@@ -103,7 +103,7 @@ def main() -> None:
     torch.set_num_threads(1)
     import limbeck.api
     import limbeck.cli
-    import limbeck.run.session  # noqa: F401
+    import limbeck.running.session  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")  # forks write elsewhere
     for line in sys.stdin:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from kernel import HEADS
 from torch import Tensor
 
+from limbeck.batch import Batch
 from limbeck.distil.learner import Frozen, Learner
 from limbeck.distil.lessons import Term
-from limbeck.distil.reduce import Batch
 
 Gradients = dict[str, Tensor | None]
 

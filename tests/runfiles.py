@@ -15,7 +15,8 @@ from torch import Tensor
 
 import limbeck
 from limbeck import rundir
-from limbeck.run import stages
+from limbeck.running import stages
+from limbeck.system import files
 
 TIMED = ("seconds", "tokens_per_second")
 
@@ -38,7 +39,7 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def reasons(run: limbeck.Run) -> list[dict[str, Any]]:
-    return rundir.read_lines(run.folder / rundir.REASONS)[0]
+    return files.read_lines(run.folder / rundir.REASONS)[0]
 
 
 def same_run(run: limbeck.Run, other: limbeck.Run, checkpoints: bool = True) -> None:

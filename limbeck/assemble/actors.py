@@ -12,10 +12,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from limbeck import rundir
 from limbeck.assemble.design import Design, sources
+from limbeck.batch import Batch
 from limbeck.distil import lessons, projections, schedules, schemes
 from limbeck.distil.balance import Balance
 from limbeck.distil.learner import Ema, Frozen, Learner, Optimisation
-from limbeck.distil.reduce import Batch
 from limbeck.distil.teachers import Ensemble
 from limbeck.families import family
 from limbeck.models import inherit, int8, pretrained, students

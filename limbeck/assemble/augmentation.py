@@ -16,9 +16,10 @@ from limbeck.models import pretrained, students
 from limbeck.recipe import recipe
 from limbeck.recipe.data import Augment
 from limbeck.recipe.stages import stage_of
+from limbeck.system.files import json_sha256
 from limbeck.system.precision import DTYPES
 from limbeck.system.processes import World
-from limbeck.system.store import cache_folder, json_sha256
+from limbeck.system.store import cache_folder
 from limbeck.text.augment.augmented_rows import entry, open_augmented, training
 from limbeck.text.augment.copies import Shelf
 from limbeck.text.augment.proposals import Proposer

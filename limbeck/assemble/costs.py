@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 
-from limbeck.assemble import design, tasks
+from limbeck import families
+from limbeck.assemble import design
 from limbeck.distil.lessons import Term, each
 from limbeck.distil.reduce import Counts
 from limbeck.families import width_of
@@ -194,7 +195,7 @@ def _memory(plan: design.Design, student: ModelCost, teachers: dict[str, ModelCo
         + kept * 4
         + sum(it.parameters for it in teachers.values()) * size
         + learners * micro * student.activations * ACTIVATIONS[table.train.precision]
-        + at_once * tasks.vocabulary(plan.student) * (24 if whole else LOGITS * size)
+        + at_once * families.vocabulary(plan.student) * (24 if whole else LOGITS * size)
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from limbeck import families
 from limbeck.assemble import bare, tasks, terms
 from limbeck.distil import lessons, projections
 from limbeck.distil.still import chunk_of
@@ -92,14 +93,14 @@ class Design:
     @property
     def top_k(self) -> int | None:
         """How many tokens of a prediction the cache keeps; None without a cache, or where it keeps them all."""
-        cache, columns = self.recipe.cache, self.columns or tasks.vocabulary(self.student)
+        cache, columns = self.recipe.cache, self.columns or families.vocabulary(self.student)
         return cache.top_k if cache and self.teachers and columns > cache.top_k else None
 
     @property
     def chunk(self) -> int:
         """Tokens whose logits exist at a time."""
         how = self.recipe.train
-        return how.chunk or chunk_of(tasks.vocabulary(self.student), how.precision)
+        return how.chunk or chunk_of(families.vocabulary(self.student), how.precision)
 
     @property
     def autocast(self) -> torch.dtype | None:

@@ -13,13 +13,13 @@ from torch import nn
 from limbeck.assemble import costs
 from limbeck.assemble import study as build
 from limbeck.assemble.study import Study
+from limbeck.batch import to_device
 from limbeck.distil.learner import Learner
 from limbeck.measure.barrier import barrier
 from limbeck.measure.evaluation import Evaluation
 from limbeck.measure.reasons import Reasons
 from limbeck.system import clock
 from limbeck.system.progress import doing
-from limbeck.training.loop import to_device
 
 PIECE = 1 << 22  # tokens that are counted at a time
 BLOCKS = 64  # of an evaluation

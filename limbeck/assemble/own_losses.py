@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.errors import UserError
+from limbeck.errors import UserError, nearest
 from limbeck.losses import Loss
 from limbeck.recipe import settings
-from limbeck.recipe.words import LossWords, nearest
+from limbeck.recipe.words import LossWords
 
 TENSORS = ("teacher", "labels", "mask")
 B, T, D, h, V = 2, 3, 4, 5, 11  # the shapes on which a loss is tried out

@@ -13,6 +13,7 @@ from limbeck.assemble import augmentation, bare, tasks
 from limbeck.assemble.actors import Company, trained_head
 from limbeck.assemble.design import Design
 from limbeck.assemble.teacher_caches import Library
+from limbeck.batch import to_device
 from limbeck.distil import paraphraser, projections, schemes
 from limbeck.distil.learner import Ema, Frozen, Learner
 from limbeck.distil.still import Still
@@ -27,7 +28,6 @@ from limbeck.text.mixed_feed import Mixed
 from limbeck.text.row_feed import TaskFeed
 from limbeck.text.rows import TaskCorpus, prepare_task
 from limbeck.training.best import Best
-from limbeck.training.loop import to_device
 
 Text = Corpus | TaskCorpus
 SAMPLE = 16  # held-out blocks on which the effect of a quantisation is measured

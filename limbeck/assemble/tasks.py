@@ -187,8 +187,3 @@ def measurable(table: recipe.Recipe, rows: int) -> None:
     raise UserError(
         f"train.keep: {measure} is measured by labels, and no held-out row has one; {remedy}, or set train.keep to {other}"
     )
-
-
-def vocabulary(config: PretrainedConfig) -> int:
-    """The columns of a model's logits."""
-    return int((config.num_labels if config.problem_type else config.vocab_size) or 0)

@@ -8,14 +8,15 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from limbeck.assemble import tasks
+from limbeck import families
 from limbeck.assemble.design import Design
 from limbeck.distil import schemes
 from limbeck.distil.learner import Cached, Frozen
 from limbeck.distil.teachers import Ensemble
+from limbeck.models import readouts
+from limbeck.system.files import json_sha256
 from limbeck.system.processes import World
-from limbeck.system.store import cache_folder, json_sha256
-from limbeck.teacher_cache import readouts
+from limbeck.system.store import cache_folder
 from limbeck.teacher_cache.shelf import Kept, Shelf
 from limbeck.text.feed import Repeatable
 
@@ -28,7 +29,7 @@ def kept_of(plan: Design, teacher: PretrainedConfig, taps: Iterable[str]) -> Kep
     said = plan.recipe.cache
     assert said is not None
     speaks = any(term.on_logits for terms in plan.terms.values() for term in terms)
-    columns = (plan.columns or tasks.vocabulary(teacher)) if speaks else 0
+    columns = (plan.columns or families.vocabulary(teacher)) if speaks else 0
     return Kept(columns, said.top_k, readouts.kept(taps, teacher.num_hidden_layers), said.states)
 
 

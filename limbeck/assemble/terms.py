@@ -14,7 +14,7 @@ from limbeck.distil import contrastive, lessons, paraphraser, projections, sched
 from limbeck.errors import UserError
 from limbeck.families import heads_of, width_of
 from limbeck.losses import LOSSES
-from limbeck.models import exits, layer_maps
+from limbeck.models import layer_maps
 from limbeck.recipe import settings
 from limbeck.recipe.words import LAYERED_TAPS
 from limbeck.recipe.words import LOSSES as WORDS
@@ -122,7 +122,7 @@ class _Term:
         said, teacher, label = self.said, self.teacher, self.said.label
         taps = said.taps
         if taps == ("exit",):
-            self.aids |= {f":exit:{layer}": exits.head for layer in self.exits}
+            self.aids |= {f":exit:{layer}": projections.head for layer in self.exits}
             return tuple(lessons.Pair(f"exit.{layer}", "logits") for layer in self.exits)
         if taps == ("logits",) or teacher is None:
             return (lessons.Pair("logits", "logits"),)

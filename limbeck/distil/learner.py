@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from limbeck.batch import Batch
 from limbeck.distil.balance import Balance
 from limbeck.distil.contrastive import ContrastiveMemory
-from limbeck.distil.reduce import Batch
 from limbeck.distil.schedules import Schedule
 from limbeck.models.int8 import Effect
+from limbeck.models.readouts import Recall
 from limbeck.models.taps import Readout, Tapped
 from limbeck.system import seeds
 from limbeck.system.processes import World
-from limbeck.teacher_cache.readouts import Recall
 
 
 class Frozen:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from limbeck.batch import Batch
 from limbeck.distil.projections import Make
-from limbeck.distil.reduce import Batch, Counts, share_of_mean
+from limbeck.distil.reduce import Counts, share_of_mean
 from limbeck.distil.schedules import Schedule
 from limbeck.losses import Loss, attention_kl, attention_mse, attention_scores_mse
 from limbeck.losses.blockwise import blockwise

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from limbeck.batch import Batch
 from limbeck.distil.learner import Frozen
-from limbeck.distil.reduce import Batch
 from limbeck.models.taps import Readout
 from limbeck.system import seeds
 

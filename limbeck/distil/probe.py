@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from limbeck.batch import Batch
 from limbeck.distil.balance import Probed
 from limbeck.distil.learner import Learner, gradients, norm
 from limbeck.distil.lessons import Lesson
-from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.reduce import Counts
 from limbeck.distil.result import Tally
 from limbeck.distil.schedules import constant
 from limbeck.distil.still import Micro, Still
-from limbeck.measure.barrier import cosines
 from limbeck.system.out_of_memory import tried
+
+PIECE = 1 << 20  # numbers of a parameter that are in fp64 at a time
 
 
 def probe(still: Still, learner: Learner, batches: Sequence[Batch], counts: Counts, step: int) -> dict[str, Probed]:
@@ -78,3 +81,43 @@ def _whole(still: Still, learner: Learner, summed: list[Tensor]) -> list[Tensor]
     total = gradients(parameters)
     learner.optimizer.zero_grad(set_to_none=True)
     return total
+
+
+Cosines = dict[str, dict[str, float | None]]
+
+
+@torch.no_grad()
+def cosines(sums: Mapping[str, Sequence[Tensor]]) -> Cosines:
+    """The cosine of the angle between the gradients of every two terms: do they pull together, apart, or across?
+
+    cos(g_i, g_j) = g_i.g_j / (|g_i| |g_j|), each g over all parameters together, products and sums in fp64. 1: the same
+    direction; 0: unrelated; below 0: what helps one hurts the other. A term's own scale and weight drop out.
+    Source: Yu et al. 2020 (gradient surgery), arXiv 2001.06782, section 2.
+
+    Args:
+        sums: term -> its gradients, one tensor for each parameter, in the same order for all terms.
+
+    Returns:
+        term -> term -> cosine, both ways round and with itself; None where a gradient is 0 or not finite.
+
+    Example:
+        >>> found = cosines({"a": [torch.tensor([1.0, 0.0])], "b": [torch.tensor([3.0, 3.0])], "c": [torch.zeros(2)]})
+        >>> round(found["a"]["b"], 4), found["b"]["b"], found["a"]["c"]
+        (0.7071, 1.0, None)
+    """
+    gram = torch.zeros(len(sums), len(sums), dtype=torch.float64)
+    for parameter in zip(*sums.values(), strict=True):
+        for pieces in zip(*(gradient.flatten().split(PIECE) for gradient in parameter), strict=True):
+            stacked = torch.stack(pieces).double()
+            gram += (stacked @ stacked.T).cpu()
+    lengths, products = gram.diagonal().sqrt().tolist(), gram.tolist()
+    return {
+        one: {other: _cosine(products[i][j], lengths[i], lengths[j]) for j, other in enumerate(sums)}
+        for i, one in enumerate(sums)
+    }
+
+
+def _cosine(product: float, length: float, other: float) -> float | None:
+    if not 0 < length < math.inf or not 0 < other < math.inf:
+        return None
+    return min(1.0, max(-1.0, product / length / other))

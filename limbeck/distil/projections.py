@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from limbeck.models.exits import Exit
 from limbeck.models.taps import Tapped
 from limbeck.system.seeds import derive_seed, seeded
 
@@ -43,3 +44,9 @@ def build(aids: Mapping[str, Make], making: Making) -> nn.ModuleDict:
         with seeded(derive_seed(making.seed, "bridge", name.strip(":").replace(":", "-")), torch.device("cpu")):
             made[name] = aids[name](making)
     return made
+
+
+def head(making: Making) -> Exit:
+    """The head of an exit as an aid of a term."""
+    assert making.tapped is not None
+    return Exit(making.tapped)

@@ -6,13 +6,13 @@ pass. What a micro-batch adds is `sum of its kept values / count`, so the sum ov
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Batch = Mapping[str, Tensor]
+from limbeck.batch import Batch
 
 
 @dataclass(frozen=True)

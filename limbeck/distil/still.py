@@ -15,10 +15,11 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from limbeck.batch import Batch
 from limbeck.distil.learner import Cached, Ema, Frozen, Learner
 from limbeck.distil.lessons import Lesson, Pair, Term
 from limbeck.distil.noisy import Noisy
-from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.reduce import Counts
 from limbeck.distil.result import Tally, names_of
 from limbeck.distil.schedules import constant
 from limbeck.distil.teachers import Ensemble

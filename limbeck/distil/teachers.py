@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from limbeck.batch import Batch
 from limbeck.distil.learner import Cached, Frozen
 from limbeck.distil.noisy import Noisy
-from limbeck.distil.reduce import Batch
 from limbeck.losses.tensors import wide
 
 Average = Literal["logits", "probabilities", "log_probabilities"]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from limbeck.recipe.words import KINDS
+from limbeck.errors import KINDS
 
 
 def wide(x: Tensor) -> Tensor:

@@ -3,53 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-PIECE = 1 << 20  # numbers of a parameter that are in fp64 at a time
-
-Cosines = dict[str, dict[str, float | None]]
-
-
-@torch.no_grad()
-def cosines(sums: Mapping[str, Sequence[Tensor]]) -> Cosines:
-    """The cosine of the angle between the gradients of every two terms: do they pull together, apart, or across?
-
-    cos(g_i, g_j) = g_i.g_j / (|g_i| |g_j|), each g over all parameters together, products and sums in fp64. 1: the same
-    direction; 0: unrelated; below 0: what helps one hurts the other. A term's own scale and weight drop out.
-    Source: Yu et al. 2020 (gradient surgery), arXiv 2001.06782, section 2.
-
-    Args:
-        sums: term -> its gradients, one tensor for each parameter, in the same order for all terms.
-
-    Returns:
-        term -> term -> cosine, both ways round and with itself; None where a gradient is 0 or not finite.
-
-    Example:
-        >>> found = cosines({"a": [torch.tensor([1.0, 0.0])], "b": [torch.tensor([3.0, 3.0])], "c": [torch.zeros(2)]})
-        >>> round(found["a"]["b"], 4), found["b"]["b"], found["a"]["c"]
-        (0.7071, 1.0, None)
-    """
-    gram = torch.zeros(len(sums), len(sums), dtype=torch.float64)
-    for parameter in zip(*sums.values(), strict=True):
-        for pieces in zip(*(gradient.flatten().split(PIECE) for gradient in parameter), strict=True):
-            stacked = torch.stack(pieces).double()
-            gram += (stacked @ stacked.T).cpu()
-    lengths, products = gram.diagonal().sqrt().tolist(), gram.tolist()
-    return {
-        one: {other: _cosine(products[i][j], lengths[i], lengths[j]) for j, other in enumerate(sums)}
-        for i, one in enumerate(sums)
-    }
-
-
-def _cosine(product: float, length: float, other: float) -> float | None:
-    if not 0 < length < math.inf or not 0 < other < math.inf:
-        return None
-    return min(1.0, max(-1.0, product / length / other))
 
 
 def barrier(

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from limbeck.batch import Batch, cut
 from limbeck.distil.learner import Frozen, Learner
-from limbeck.distil.reduce import Batch
 from limbeck.distil.still import common_loss
 from limbeck.distil.teachers import Ensemble
 from limbeck.losses import cross_entropy, squared_error, symmetric_kl
@@ -28,7 +28,7 @@ from limbeck.losses.tensors import wide
 from limbeck.measure.evaluation import Teacher, evaluating
 from limbeck.measure.quantities import Layer, Numbers, binned, calibration, cka_grid, frequency_edges, plain
 from limbeck.models.taps import Tapped
-from limbeck.system.out_of_memory import Parts, cut, say
+from limbeck.system.out_of_memory import Parts, say
 from limbeck.system.progress import Done, uncounted
 
 TOKENS = 2048  # whose states are compared: the products are what costs

@@ -18,12 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from limbeck.distil.projections import Making
 from limbeck.errors import UserError
 from limbeck.models import pretrained, students
 from limbeck.models.taps import Tapped
 from limbeck.recipe import recipe
-from limbeck.recipe.fields import path_of
+from limbeck.system.files import path_of
 
 FILE = "exits.safetensors"
 _NOT_OF_ITS_SHAPE = ("model_type", "architectures", "dtype", "transformers_version", "_name_or_path")
@@ -59,12 +58,6 @@ class Exit(nn.Module):
         for part in self.parts:
             states = part(states)
         return states if self.columns is None else states[..., : self.columns]
-
-
-def head(making: Making) -> Exit:
-    """The head of an exit as an aid of a term."""
-    assert making.tapped is not None
-    return Exit(making.tapped)
 
 
 @torch.no_grad()

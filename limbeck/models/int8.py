@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from limbeck.distil.reduce import Batch
+from limbeck.batch import Batch
 from limbeck.errors import UserError
 from limbeck.losses import forward_kl
 from limbeck.models.taps import Tapped

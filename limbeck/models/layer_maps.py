@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from limbeck.errors import UserError
-from limbeck.recipe.words import LAYER_MAPS, nearest
+from limbeck.errors import UserError, nearest
+from limbeck.recipe.words import LAYER_MAPS
 
 LayerMap = str | dict[int | Literal["last"], int | Literal["last"]]
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,11 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.utils import logging
 
-from limbeck import rundir
 from limbeck.errors import Interrupted, UserError
 from limbeck.families import family
-from limbeck.recipe.fields import path_of
 from limbeck.recipe.recipe import Source
-from limbeck.system import hub
+from limbeck.system import files, hub
+from limbeck.system.files import path_of
 from limbeck.system.progress import doing
 
 EMBEDDED = "embedded"
@@ -62,7 +61,7 @@ def place(source: str) -> str:
         UserError: it is neither.
     """
     if source == EMBEDDED:
-        return str(files("limbeck") / "data" / "embedded")
+        return str(resources.files("limbeck") / "data" / "embedded")
     try:
         folder = path_of(source)
         if folder.is_dir():
@@ -81,7 +80,7 @@ def files_of(sources: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Folder of every model that is on this disk -> its files of weights, as `rundir.identity` says them."""
     folders = {source: path_of(source) for source in sources}
     return {
-        source: {path.name: rundir.identity(path) for path in sorted(folder.glob("*.safetensors"))}
+        source: {path.name: files.identity(path) for path in sorted(folder.glob("*.safetensors"))}
         for source, folder in folders.items()
         if folder.is_dir()
     }

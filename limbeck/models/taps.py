@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from limbeck.errors import UserError
+from limbeck.errors import UserError, nearest
 from limbeck.families import family
 from limbeck.models import attention
 from limbeck.models.attention import Attended, Recorder
-from limbeck.recipe.words import TAPS, nearest
+from limbeck.recipe.words import TAPS
 
 _FROM_ATTENTION = ("query", "key", "value", "scores", "probs")
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")

@@ -17,12 +17,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from limbeck.errors import UserError
+from limbeck.errors import UserError, nearest
 from limbeck.recipe import load, stages
 from limbeck.recipe.fields import Positive, Strict
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.settings import Setting
-from limbeck.recipe.words import LOSSES, nearest
+from limbeck.recipe.words import LOSSES
 
 FOLDER = "arms"
 TUNING = "tuning"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
-from limbeck.errors import UserError
-from limbeck.recipe.words import LAYER_MAPS, LOSSES, TAPS, nearest
+from limbeck.errors import UserError, nearest
+from limbeck.recipe.words import LAYER_MAPS, LOSSES, TAPS
+from limbeck.system.files import path_of
 
 
 def wrong(below: str, message: str) -> PydanticCustomError:
@@ -74,18 +74,6 @@ def is_place(value: str) -> str:
     except UserError as error:
         raise ValueError(str(error)) from None
     return value
-
-
-def path_of(text: str | Path) -> Path:
-    """The path that a user writes: `~` is the home, and a relative path begins at the working directory.
-
-    Raises:
-        UserError: there is no such home.
-    """
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise UserError(f"{str(text)[:80]!r}: there is no such home; write the whole path") from None
 
 
 def is_device(value: str) -> str:

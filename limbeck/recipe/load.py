@@ -11,11 +11,10 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from limbeck.errors import UserError
-from limbeck.recipe.fields import path_of
+from limbeck.errors import UserError, nearest
 from limbeck.recipe.plain_yaml import flat, parse, require_plain
 from limbeck.recipe.recipe import Recipe
-from limbeck.recipe.words import nearest
+from limbeck.system.files import path_of
 
 COPY = "`limbeck recipes quickstart` prints one to copy"
 LARGEST = 1 << 18  # bytes of a recipe

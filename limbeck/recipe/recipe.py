@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from limbeck.errors import UserError
+from limbeck.errors import UserError, nearest
 from limbeck.families import FAMILIES
 from limbeck.recipe.data import Data
 from limbeck.recipe.fields import (
@@ -34,13 +34,13 @@ from limbeck.recipe.fields import (
     enum_of,
     known,
     listed,
-    path_of,
     seed_list,
     wrong,
 )
 from limbeck.recipe.settings import Setting
 from limbeck.recipe.train import Cache, Train
-from limbeck.recipe.words import LOSSES, METRICS, nearest
+from limbeck.recipe.words import LOSSES, METRICS
+from limbeck.system.files import path_of
 
 RESERVED = {"teacher", "peers", "ema", "self"}  # roles that are no names of teachers
 

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from limbeck.errors import KINDS, nearest
 from limbeck.recipe.fields import Depth, LayerMap, Loss, Name, Positive, Strict, Tap, Text, wrong
-from limbeck.recipe.words import KINDS, LAYER_MAPS, LAYERED_TAPS, LOSSES, LossWords, nearest
+from limbeck.recipe.words import LAYER_MAPS, LAYERED_TAPS, LOSSES, LossWords
 
 
 class Ramp(Strict):

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from limbeck import rundir
-from limbeck.errors import UserError
+from limbeck.errors import UserError, nearest
 from limbeck.recipe import load
 from limbeck.recipe.recipe import Recipe, Source
-from limbeck.recipe.words import nearest
 
 PREVIOUS = "$previous"
 SHARED = ("name", "question", "out")  # words of the whole

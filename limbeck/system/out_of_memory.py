@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import torch
 
-from limbeck.distil.reduce import Batch
 from limbeck.errors import UserError
 from limbeck.system.processes import World
 
@@ -62,17 +61,6 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def cut(batch: Batch, parts: int) -> list[Batch]:
-    """A batch in up to `parts` runs of rows, of equal length but for the last.
-
-    >>> [part["x"].tolist() for part in cut({"x": torch.arange(5)}, 2)]
-    [[0, 1, 2], [3, 4]]
-    """
-    rows = len(next(iter(batch.values())))
-    size = -(-rows // parts)
-    return [{name: tensor[start : start + size] for name, tensor in batch.items()} for start in range(0, rows, size)]
 
 
 def say(line: str) -> None:

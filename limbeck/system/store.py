@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,9 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from limbeck import rundir
 from limbeck.errors import UserError
-from limbeck.recipe.fields import path_of
+from limbeck.system import files
+from limbeck.system.files import json_sha256, path_of
 from limbeck.system.leftovers import filling
 from limbeck.system.progress import doing
 
@@ -24,11 +23,6 @@ Facts = dict[str, Any]
 def cache_folder(folder: str | None = None) -> Path:
     """The cache: the given folder, else the environment variable LIMBECK_CACHE, else `~/.cache/limbeck`."""
     return path_of(folder or os.environ.get("LIMBECK_CACHE") or "~/.cache/limbeck")
-
-
-def json_sha256(table: Any) -> str:
-    """SHA-256 of a value as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
 def open_or_make(folder: Path, write: Callable[[Path], Facts], tell: Tell) -> Facts:
@@ -78,7 +72,7 @@ def _open(folder: Path, tell: Tell) -> Facts | None:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": rundir.file_sha256(path)}
+    return {"size": path.stat().st_size, "sha256": files.file_sha256(path)}
 
 
 def _make(folder: Path, write: Callable[[Path], Facts]) -> None:
@@ -98,17 +92,17 @@ def _make(folder: Path, write: Callable[[Path], Facts]) -> None:
             text = json.dumps(table | {"sha256": json_sha256(table)}, indent=1)
             (new / "facts.json").write_text(text, encoding="utf-8")
             for path in (*new.iterdir(), new):
-                rundir.sync(path)
+                files.sync(path)
             try:
                 os.rename(new, folder)
             except OSError:
                 if not folder.exists():
                     raise
-            rundir.sync(folder.parent)
+            files.sync(folder.parent)
         except OSError as error:
-            if (why := rundir.full(error)) is None:
+            if (why := files.full(error)) is None:
                 raise
             raise UserError(
-                f"{folder.parent}: {why}; {rundir.readable(rundir.size(new))} were written and more is needed: "
+                f"{folder.parent}: {why}; {files.readable(files.size(new))} were written and more is needed: "
                 "make room, or name another disk with data.cache"
             ) from None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from limbeck.distil.reduce import Batch
+from limbeck.batch import Batch
 
 LOGITS = "logits"
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.int16), "int8": np.dtype(np.int8)}

@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from limbeck.batch import Batch
 from limbeck.distil.learner import Answers, Frozen
-from limbeck.distil.reduce import Batch
 from limbeck.errors import Interrupted, UserError
 from limbeck.families import width_of
 from limbeck.losses.sparse import TopK
-from limbeck.models import students
+from limbeck.models import readouts, students
+from limbeck.system.files import json_sha256
 from limbeck.system.progress import Done, doing, uncounted
-from limbeck.system.store import Facts, Tell, json_sha256, open_or_make
-from limbeck.teacher_cache import readouts, shards
+from limbeck.system.store import Facts, Tell, open_or_make
+from limbeck.teacher_cache import shards
 from limbeck.teacher_cache.packing import Packing, grow, logits_of, shrink
 from limbeck.teacher_cache.shards import LOGITS, Answered, Shard
 from limbeck.text.feed import Repeatable

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from limbeck.errors import UserError
-from limbeck.recipe.fields import path_of
-from limbeck.rundir import file_sha256
+from limbeck.system.files import file_sha256, path_of
 from limbeck.system.progress import doing
 from limbeck.text.readers import (
     SUPPORTED,

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from limbeck.errors import UserError
+from limbeck.system.files import json_sha256
 from limbeck.system.progress import doing
-from limbeck.system.store import Facts, Tell, cache_folder, json_sha256, open_or_make
+from limbeck.system.store import Facts, Tell, cache_folder, open_or_make
 from limbeck.text.blocks import PARTS, Part, batches, both_parts, content_of, counted, dtype_of, facts_of
 from limbeck.text.corpora import column_names, each, row_text, separate_rows
 from limbeck.text.labels import MOST, choose, class_name, numbers, score

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from limbeck import rundir
 from limbeck.assemble import tasks
 from limbeck.errors import UserError
 from limbeck.families import family, reserved_positions
@@ -23,6 +22,7 @@ from limbeck.models import pretrained
 from limbeck.models.taps import Tapped
 from limbeck.recipe import recipe
 from limbeck.recipe.data import Data
+from limbeck.system import files
 from limbeck.system.precision import DTYPES
 from limbeck.system.processes import usable
 from limbeck.system.progress import doing
@@ -115,7 +115,7 @@ def write_answers(found: Examined, path: Path) -> None:
     if not found.answers:
         raise UserError("--predictions: running text has no rows to answer; leave it out")
     lines = [f"{index}\t{answer}" for index, answer in enumerate(found.answers)]
-    rundir.write_text(path, "\n".join(["index\tprediction", *lines]) + "\n")
+    files.write_text(path, "\n".join(["index\tprediction", *lines]) + "\n")
 
 
 def _batches(

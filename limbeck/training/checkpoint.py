@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from limbeck import rundir
 from limbeck.distil.learner import Ema, Learner
 from limbeck.errors import UserError
-from limbeck.system.store import json_sha256
+from limbeck.system import files
+from limbeck.system.files import json_sha256
 from limbeck.training.best import Best
 
 Kept = Learner | Ema | Best  # what changes while a run goes on
@@ -40,17 +41,17 @@ def save(folder: Path, step: int, actors: Sequence[Kept], facts: dict[str, Any])
     try:
         for actor in actors:
             save_file(state(actor), temporary / f"{actor.name}.safetensors")
-        files = {path.name: _identity(path) for path in sorted(temporary.iterdir())}
-        told = {"step": step, "files": files, **facts}
-        rundir.write_json(temporary / MANIFEST, told | {"sha256": json_sha256(told)})
+        written = {path.name: _identity(path) for path in sorted(temporary.iterdir())}
+        told = {"step": step, "files": written, **facts}
+        files.write_json(temporary / MANIFEST, told | {"sha256": json_sha256(told)})
         for path in [*temporary.iterdir(), temporary]:
-            rundir.sync(path)
+            files.sync(path)
         remove(place)
         temporary.rename(place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for path in (folder, folder.parent):
-        rundir.sync(path)
+        files.sync(path)
     rotate(folder, place)
     return place
 
@@ -86,7 +87,7 @@ def newest(
     """
     for place in list_all(folder):
         why = damage(place)
-        facts = {} if why else rundir.read_json(place / MANIFEST)
+        facts = {} if why else files.read_json(place / MANIFEST)
         if recipes and not why and facts.get("recipe_sha256") not in recipes:
             why = "is of another recipe"
         if not why:
@@ -185,7 +186,7 @@ def _kept(aids: nn.ModuleDict) -> dict[str, Tensor]:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": rundir.file_sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": files.file_sha256(path)}
 
 
 def damage(place: Path) -> str | None:
@@ -193,15 +194,15 @@ def damage(place: Path) -> str | None:
     try:
         text = (place / MANIFEST).read_text(encoding="utf-8")
         told = json.loads(text)
-        files, own = dict(told["files"]), rundir.step_name(told["step"])
-        sealed = text == rundir.as_json(told) and told.pop("sha256") == json_sha256(told)
+        stated, own = dict(told["files"]), rundir.step_name(told["step"])
+        sealed = text == files.as_json(told) and told.pop("sha256") == json_sha256(told)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is missing or damaged"
     if not sealed:
         return f"{MANIFEST}: sha256 differs"
     if own != place.name:
         return f"{MANIFEST} says that it is {own}"
-    for name, stated in files.items():
+    for name, wanted in stated.items():
         try:
             found = _identity(place / name)
         except FileNotFoundError:
@@ -209,6 +210,6 @@ def damage(place: Path) -> str | None:
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
         for what in ("bytes", "sha256"):
-            if found[what] != stated[what]:
+            if found[what] != wanted[what]:
                 return f"{name}: {what} differs"
     return None

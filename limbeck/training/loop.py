@@ -8,12 +8,11 @@ from dataclasses import astuple, dataclass, field
 from time import perf_counter
 from typing import Any
 
-import torch
-
+from limbeck.batch import Batch, cut, to_device
 from limbeck.distil.balance import Probed, gradient_shares
 from limbeck.distil.learner import Norms
 from limbeck.distil.probe import probe
-from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.reduce import Counts
 from limbeck.distil.result import Tally
 from limbeck.distil.still import Share, Still
 from limbeck.errors import UserError
@@ -245,12 +244,7 @@ def micro_batches(course: Course, seed: int, step: int) -> list[Batch]:
     rows = feed.batch_size // (course.accumulate * world.size)
     starts = [(micro * world.size + world.rank) * rows for micro in range(course.accumulate)]
     whole = [feed.batch(step, slice(start, start + rows)) for start in starts]
-    return [to_device(part, world.device) for batch in whole for part in out_of_memory.cut(batch, course.way.split)]
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch where the models are."""
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return [to_device(part, world.device) for batch in whole for part in cut(batch, course.way.split)]
 
 
 def _row(

@@ -18,7 +18,7 @@ from runfiles import same_run, same_state
 import limbeck
 from limbeck import rundir
 from limbeck.lab.page import report
-from limbeck.measure import profile
+from limbeck.running import profile
 from limbeck.training import checkpoint
 
 Fork = Callable[..., dict[str, Any]]

@@ -17,12 +17,13 @@ import torch
 from kernel import HIDDEN, LABEL, LOGIT, MULTI, batch, frozen, learner, parameters_of, still_of
 from torch import Tensor
 
+from limbeck.batch import Batch
 from limbeck.distil import schemes
 from limbeck.distil.balance import Balance
 from limbeck.distil.contrastive import contrastive_memory
 from limbeck.distil.learner import Frozen, Learner
 from limbeck.distil.lessons import Pair, Term
-from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.distil.still import Still
 from limbeck.errors import UserError

@@ -16,9 +16,9 @@ import limbeck
 from limbeck.distil.learner import Learner
 from limbeck.errors import UserError
 from limbeck.lab.page import report
-from limbeck.measure import profile
 from limbeck.measure.evaluation import Evaluation
 from limbeck.measure.reasons import Reasons
+from limbeck.running import profile
 
 BATCHES = [batch(seed, rows=rows, length=20) for seed, rows in ((1, 8), (2, 8), (3, 5))]
 HOLDS = 2  # rows

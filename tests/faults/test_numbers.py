@@ -21,18 +21,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import limbeck
+from limbeck.batch import Batch
 from limbeck.distil import schemes
 from limbeck.distil.balance import Balance
 from limbeck.distil.contrastive import contrastive_memory
 from limbeck.distil.learner import Ema, Frozen, Learner
 from limbeck.distil.lessons import Pair, Term
-from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.distil.still import Still
 from limbeck.errors import Failed
 from limbeck.lab.page import report
 from limbeck.losses import contrastive
-from limbeck.run import session
+from limbeck.running import session
 from limbeck.system.processes import World
 from limbeck.training import checkpoint
 from limbeck.training.loop import Course, Record, Way, fit

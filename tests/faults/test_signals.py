@@ -17,6 +17,7 @@ from runfiles import same_run, same_state
 
 import limbeck
 from limbeck import rundir
+from limbeck.system import files
 from limbeck.training import checkpoint
 
 Fork = Callable[..., dict[str, Any]]
@@ -25,7 +26,7 @@ PHASES = {  # a function that is called there, and at which call
     "opening the text": ("limbeck.assemble.study:text", 1),
     "writing the cache": ("limbeck.teacher_cache.shards:checks", 2),
     "reading the teacher": ("limbeck.assemble.actors:Company.teachers", 1),
-    "beginning": ("limbeck.rundir:write_json", 1),
+    "beginning": ("limbeck.system.files:write_json", 1),
     "the first evaluation": ("limbeck.measure.evaluation:Evaluation.__call__", 1),
     "training": ("limbeck.distil.still:Still.step", 3),
     "evaluating": ("limbeck.measure.evaluation:Evaluation.__call__", 2),
@@ -33,7 +34,7 @@ PHASES = {  # a function that is called there, and at which call
     "saving": ("limbeck.training.checkpoint:save_file", 2),
     "the last step": ("limbeck.distil.still:Still.step", 6),
     "exporting": ("limbeck.training.export:export", 2),
-    "profiling": ("limbeck.measure.profile:of_study", 1),
+    "profiling": ("limbeck.running.profile:of_study", 1),
     "reporting": ("limbeck.lab.page.report:write", 1),
 }
 NUMBERS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
@@ -67,7 +68,7 @@ def sent(fork: Fork, out: Path, phase: str, numbers: list[int]) -> dict[str, Any
 def is_valid(out: Path) -> None:
     """Nothing that stands there is half of something."""
     if (out / rundir.MANIFEST).exists():
-        assert rundir.read_json(out / rundir.MANIFEST)["status"] in ("running", "interrupted", "done")
+        assert files.read_json(out / rundir.MANIFEST)["status"] in ("running", "interrupted", "done")
     for place in checkpoint.list_all(out / rundir.CHECKPOINTS):
         assert checkpoint.damage(place) is None
     assert not list((out.parent / "cache").rglob("*.tmp"))
@@ -99,7 +100,7 @@ def test_one_signal(phase: str, number: str, fork: Fork, through: limbeck.Run, t
         "reporting",
         "beginning",
     ):
-        assert rundir.read_json(out / rundir.MANIFEST)["status"] == "interrupted"
+        assert files.read_json(out / rundir.MANIFEST)["status"] == "interrupted"
         assert checkpoint.list_all(out / rundir.CHECKPOINTS), "the step was saved"
     goes_on(fork, out, through)
 
@@ -155,7 +156,7 @@ def test_a_signal_at_one_process_reaches_all(world: Path, tmp_path: Path) -> Non
     assert status == 0, said[-3000:]
     status, said = launch(script, recipe(world, tmp_path / "stopped"), "signalled")
     assert status != 0 and said.count("stopped after step 3; run it again to go on") == 2, said[-3000:]
-    assert rundir.read_json(tmp_path / "stopped" / rundir.MANIFEST)["status"] == "interrupted"
+    assert files.read_json(tmp_path / "stopped" / rundir.MANIFEST)["status"] == "interrupted"
     status, said = launch(script, recipe(world, tmp_path / "stopped"))
     assert status == 0, said[-3000:]
     same_run(limbeck.Run(tmp_path / "stopped"), limbeck.Run(tmp_path / "two"), checkpoints=False)

@@ -11,6 +11,7 @@ from test_signals import launch
 
 import limbeck
 from limbeck import rundir
+from limbeck.system import files
 from limbeck.training import checkpoint
 
 WORKER = """
@@ -54,7 +55,7 @@ def test_a_worker_that_is_killed(rank: str, script: Path, world: Path, two: limb
     status, said = launch(script, recipe(world, out), rank, "3")
     assert status != 0 and "SIGKILL" in said, said[-3000:]
     assert "limbeck: another process of the run has ended; run it again to go on" in said, said[-3000:]
-    assert rundir.read_json(out / rundir.MANIFEST)["status"] == "running"
+    assert files.read_json(out / rundir.MANIFEST)["status"] == "running"
     (place,) = checkpoint.list_all(out / rundir.CHECKPOINTS)
     assert place.name == "step-000002" and checkpoint.damage(place) is None
     status, said = launch(script, recipe(world, out))

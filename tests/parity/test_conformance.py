@@ -16,12 +16,13 @@ from kernel import LABEL, MULTI, VOCABULARY, batch, frozen, gradients_of, learne
 from plain import Gradients, plain, same
 from torch import Tensor
 
+from limbeck.batch import Batch
 from limbeck.distil import lessons
 from limbeck.distil.learner import Cached, Frozen, Learner
-from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.reduce import Counts
 from limbeck.losses import blockwise
+from limbeck.models import readouts
 from limbeck.system.processes import World
-from limbeck.teacher_cache import readouts
 from limbeck.teacher_cache.shelf import Kept, Shelf
 
 TERMS = (*MULTI, LABEL)

@@ -12,12 +12,12 @@ import torch
 from kernel import INSIDE, LOGIT, MULTI, batch, frozen, learner, parameters_of, still_of
 from torch import Tensor
 
-from limbeck import rundir
 from limbeck.distil.learner import Learner
 from limbeck.distil.lessons import Term
 from limbeck.distil.reduce import Counts
 from limbeck.distil.still import Still
 from limbeck.errors import UserError
+from limbeck.system import files
 from limbeck.training import checkpoint
 
 TERMS: dict[str, tuple[Term, ...]] = {"logit-seed0": (LOGIT,), "inside-seed0": INSIDE, "multi-seed0": MULTI}
@@ -262,7 +262,7 @@ def test_a_failure_while_writing_leaves_the_old_ones(folder: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(rundir, "sync", full)
+    monkeypatch.setattr(files, "sync", full)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(folder, 4, cast()[0], {})
     found = checkpoint.newest(folder, quiet)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from kernel import INSIDE, LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of, still_of
 
+from limbeck.batch import Batch
 from limbeck.distil.learner import Learner
 from limbeck.distil.lessons import Term
-from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import learning_rate
 from limbeck.system.processes import World
 from limbeck.training.loop import Course, Record, fit, micro_batches

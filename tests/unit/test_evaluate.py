@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from kernel import LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of, still_of
 
+from limbeck.batch import Batch
 from limbeck.distil.learner import Frozen, Learner
-from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.reduce import Counts
 from limbeck.measure.evaluation import SUMS, Evaluation, evaluating
 
 SPLITS: dict[str, list[Batch]] = {

@@ -20,6 +20,7 @@ from torch import Tensor
 import limbeck
 from limbeck.assemble import design, terms
 from limbeck.assemble import study as build
+from limbeck.batch import to_device
 from limbeck.distil import projections
 from limbeck.distil.learner import Frozen, Learner, Optimisation
 from limbeck.distil.reduce import Counts
@@ -33,7 +34,6 @@ from limbeck.recipe.load import load
 from limbeck.recipe.settings import Setting, Term
 from limbeck.recipe.words import LOSSES as WORDS
 from limbeck.system.processes import World
-from limbeck.training.loop import to_device
 
 BLOCKS, STEPS, PARAPHRASER = 12, 4, 5
 PLAINLY = Optimisation(constant(1e-3), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=None)

@@ -16,10 +16,11 @@ from kernel import BLOCKS, VOCABULARY, batch, frozen, gradients_of, still_of
 from torch import Tensor, nn
 
 from limbeck.assemble import actors, terms
+from limbeck.batch import Batch
 from limbeck.distil import lessons, projections, schemes
 from limbeck.distil.learner import Ema, Learner, Optimisation
 from limbeck.distil.probe import probe
-from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.distil.still import Tally
 from limbeck.families import FAMILIES

@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 
 from limbeck.distil import projections
 from limbeck.distil.learner import Learner, Optimisation
+from limbeck.distil.projections import head
 from limbeck.distil.schedules import constant
 from limbeck.errors import UserError
 from limbeck.measure.evaluation import Evaluation
-from limbeck.models.exits import EarlyExit, Exit, cut, head
+from limbeck.models.exits import EarlyExit, Exit, cut
 from limbeck.models.taps import Tapped
 from limbeck.system.processes import World
 from limbeck.training import checkpoint

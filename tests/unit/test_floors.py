@@ -1,4 +1,4 @@
-"""The floors: a module imports from lower floors, from its own package, and from the others of its floor in a fixed order."""
+"""The floors: a package imports strictly from lower floors, and within a package there is no circle."""
 
 from __future__ import annotations
 
@@ -13,60 +13,40 @@ import limbeck
 
 ROOT = Path(limbeck.__file__).parent
 FLOORS = [
-    # 0: words, tensors, files, the machine
-    "errors words kinds settings material training recipe plain load stages arms hub layers schedules anatomy rundir metrics losses reduce seeds precision environment signals locks clock vectors progress",
-    # 1: models, and the processes
-    "attention taps quantised recall packing blockwise bridges students cuts inherit models exits world balance memory factors custom",
-    # 2: who answers, and who learns from whom
-    "shortage actors noisy ensemble lessons tally voices",
-    # 3: one training step
-    "still",
-    # 4: casts, and text
-    "schemes feeds shards",
-    # 5: the loop, what is kept of it, what is asked of it
-    "paths probe engine keeping checkpoint evaluate findings reasons export cache proposals",
-    # 6: where words become objects, and what they cost
-    "tasks terms bare designs casting augment library build costs examine profile preview manifest changes room measuring trim hooks",
-    # 7: what people touch
-    "trackers session chain studies api cli __main__",
+    "errors batch",  # how a mistake is told; named tensors
+    "losses families system",  # pure functions; model families; the machine
+    "rundir",  # names of the files of a run: the contract between running and lab
+    "recipe",  # what a user may say
+    "models lab",  # Hugging Face models; what a run left behind
+    "text distil",  # from text to batches; the cast, its lessons, the one training step
+    "teacher_cache measure training",  # teachers' answers on disk; what is asked of learners; the loop
+    "assemble",  # words become objects
+    "running tools",  # one run in its directory; commands on any model folder
+    "api",
+    "cli",
+    "__init__ __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
+OF_LAB = {"errors", "rundir", "system", "recipe"}  # all that the lab knows
+FEEDS = {"order", "feed", "row_feed", "mixed_feed"}
 TORCH_FREE = {
-    "environment",
-    "errors",
-    "words",
-    "kinds",
-    "material",
-    "training",
-    "recipe",
-    "plain",
-    "settings",
-    "load",
-    "stages",
-    "arms",
-    "layers",
-    "schedules",
-    "anatomy",
-    "rundir",
-    "signals",
-    "hub",
-    "locks",
-    "cli",
-    "lab",
-    "__main__",
-    "vectors",
-    "progress",
-}
-TORCH_FREE_OF_FEEDS = {
-    *("corpora", "readers", "docs", "store", "blocks", "tokenise", "masking"),
-    *("tables", "labels", "tasks", "pieces"),
+    "": {"errors", "families", "rundir", "cli", "__init__", "__main__"},
+    "system": {"files", "store", "leftovers", "locks", "signals", "clock", "environment", "hub", "progress"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 
 
-def part(path: Path) -> str:
-    """`lab` for limbeck/lab/page/results.py, `still` for limbeck/distil/still.py."""
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def module(path: Path) -> str:
+    """`limbeck.lab.names` for limbeck/lab/names.py, `limbeck.lab` for limbeck/lab/__init__.py."""
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module(path) for path in FILES}
+
+
+def part(name: str) -> str:
+    """`lab` of `limbeck.lab.names`, `rundir` of `limbeck.rundir`."""
+    return ([*name.split("."), "__init__"])[1]
 
 
 def imports(path: Path, everywhere: bool = True) -> Iterator[tuple[str, bool]]:
@@ -87,35 +67,47 @@ def imports(path: Path, everywhere: bool = True) -> Iterator[tuple[str, bool]]:
                 yield alias.name, id(node) in typing_only
 
 
-def own(path: Path) -> set[str]:
-    """The parts of limbeck that a file imports, its own package left out."""
-    found = {name.split(".")[1] for name, _ in imports(path) if name.startswith("limbeck.")}
-    return found - {part(path)}
+def own(path: Path, everywhere: bool = True) -> set[str]:
+    """The modules of limbeck that a file imports."""
+    found = {name for name, _ in imports(path, everywhere) if name.startswith("limbeck.")}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in found}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_everything_has_a_floor() -> None:
+    assert {part(module(path)) for path in FILES} == set(FLOOR)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
 def test_imports_go_down(path: Path) -> None:
-    mine = part(path)
-    if mine == "__init__":
-        return  # names what it gives away as text, and imports it when it is asked for
-    if mine == "lab":
-        assert {FLOOR[name] for name in own(path)} <= {0}, "the lab reads run directories only"
-        return
-    assert mine in FLOOR, f"give {mine} a floor"
-    above = {name for name in own(path) - {"lab"} if FLOOR[name] > FLOOR[mine]}
-    assert not above, f"{mine} is on floor {FLOOR[mine]} and imports {above} from above"
-    assert "lab" not in own(path) or FLOOR[mine] == 7
+    mine = part(module(path))
+    others = {part(name) for name in own(path)} - {mine, "__init__"}
+    above = {name for name in others if FLOOR[name] >= FLOOR[mine]}
+    assert not above, f"{mine} is on floor {FLOOR[mine]} and imports {above}"
+    assert mine != "lab" or others <= OF_LAB, "the lab reads run directories only"
 
 
 def test_there_is_no_circle() -> None:
-    graph: dict[str, set[str]] = {}
-    for path in FILES:
-        graph.setdefault(part(path), set()).update(own(path))
-    TopologicalSorter(graph).prepare()
+    """Among modules; what is imported inside a function, when it is called, is no circle."""
+    TopologicalSorter({module(path): own(path, everywhere=False) - {module(path)} for path in FILES}).prepare()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def is_torch_free(path: Path) -> bool:
+    """Whether it must be, at its import."""
+    mine = part(module(path))
+    if mine == "text":
+        return path.stem not in FEEDS and path.parent.name != "augment"
+    return mine in ("recipe", "lab") or path.stem in TORCH_FREE.get(mine if path.parent != ROOT else "", ())
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if is_torch_free(path)], ids=module)
 def test_words_import_no_torch(path: Path) -> None:
-    if part(path) in TORCH_FREE or (part(path) == "feeds" and path.stem in TORCH_FREE_OF_FEEDS):
-        at_once = {name.split(".")[0] for name, typing in imports(path, everywhere=False) if not typing}
-        assert not at_once & {"torch", "transformers", "accelerate", "datasets"}
+    at_once = {name.split(".")[0] for name, typing in imports(path, everywhere=False) if not typing}
+    assert not at_once & {"torch", "transformers", "accelerate", "datasets"}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "__init__"], ids=module)
+def test_a_package_says_what_it_holds(path: Path) -> None:
+    """A docstring, and no code: a name has one place."""
+    if module(path) not in ("limbeck", "limbeck.losses"):
+        (said,) = ast.parse(path.read_text(encoding="utf-8")).body
+        assert isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)

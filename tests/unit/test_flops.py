@@ -13,11 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import limbeck
-from limbeck import rundir
 from limbeck.assemble import costs, design, study
 from limbeck.distil.still import Still
 from limbeck.recipe.load import load
-from limbeck.run import arms
+from limbeck.running import arms
+from limbeck.system import files
 from limbeck.system.processes import World
 
 STEPS = 3
@@ -103,19 +103,19 @@ def test_the_mean_load_is_that_of_the_batches(place: Path, tmp_path: Path, accum
 @pytest.mark.usefixtures("fast")
 def test_a_run_of_an_earlier_version_goes_on(place: Path, tmp_path: Path) -> None:
     """Its checkpoint has no sum: what its lines say so far stands."""
-    from limbeck.system.store import json_sha256
+    from limbeck.system.files import json_sha256
     from limbeck.training import checkpoint
 
     said = of_rows(place, tmp_path / "run") | {"seeds": [0]}
     said["train"] |= {"schedule": "constant", "warmup": 0, "checkpoint_every": 1}
     run = limbeck.run(said, quiet=True)
-    manifest = rundir.read_json(run.folder / "manifest.json")
+    manifest = files.read_json(run.folder / "manifest.json")
     manifest["students"]["a-seed0"]["flops_per_step"] = 1e12
-    rundir.write_json(run.folder / "manifest.json", manifest)
+    files.write_json(run.folder / "manifest.json", manifest)
     path = checkpoint.list_all(run.folder / "checkpoints")[0] / "checkpoint.json"
-    told = rundir.read_json(path)
+    told = files.read_json(path)
     del told["way"]["flops"], told["sha256"]
-    rundir.write_json(path, told | {"sha256": json_sha256(told)})
+    files.write_json(path, told | {"sha256": json_sha256(told)})
     said["train"]["steps"] = STEPS + 1
     longer = limbeck.run(said, quiet=True)
     assert STEPS * 1e12 < longer.metrics[-1]["flops"] < STEPS * 1e12 + 1e9

@@ -21,7 +21,7 @@ from limbeck.errors import UserError
 from limbeck.lab.page import report
 from limbeck.recipe.load import load
 from limbeck.recipe.stages import expand
-from limbeck.run import changes, manifest
+from limbeck.running import changes, manifest
 from limbeck.training import checkpoint
 from limbeck.training.best import Keeper
 
@@ -269,7 +269,7 @@ def test_where_all_have_ended_the_run_is_done(tasks: Path, tmp_path: Path, monke
     assert untimed(limbeck.run(made, quiet=True).evals) == before, "run again, it is done"
 
     with monkeypatch.context() as patch:  # killed while it ends
-        patch.setattr("limbeck.run.session.export.export", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("limbeck.running.session.export.export", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             limbeck.run(made | {"out": str(tmp_path / "killed")}, quiet=True)
     same_run(limbeck.run(made | {"out": str(tmp_path / "killed")}, quiet=True), run, checkpoints=False)

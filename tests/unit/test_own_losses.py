@@ -107,7 +107,7 @@ def test_the_source_of_a_loss_is_part_of_the_run(
     table = recipe(world, tmp_path / "run", settings={"a": {"terms": [{"loss": f"{name}:tokens", "tap": "hidden"}]}})
     table["train"] |= {"steps": 1}
     with monkeypatch.context() as patch:
-        patch.setattr("limbeck.run.session.Session._finish", lambda self, begin: None)
+        patch.setattr("limbeck.running.session.Session._finish", lambda self, begin: None)
         limbeck.run(table, quiet=True)
         place = tmp_path / f"{name}.py"
         place.write_text(OWN + "# a second thought\n")

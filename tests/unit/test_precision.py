@@ -15,7 +15,7 @@ from runfiles import untimed, weights
 
 import limbeck
 from limbeck.recipe.load import built_in, load
-from limbeck.run import manifest
+from limbeck.running import manifest
 from limbeck.system import precision
 
 Train = Callable[..., limbeck.Run]

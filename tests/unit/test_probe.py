@@ -27,12 +27,13 @@ from kernel import (
 from plain import plain_terms
 from torch import Tensor, nn
 
+from limbeck.batch import Batch
 from limbeck.distil.balance import Balance, Probed
 from limbeck.distil.contrastive import contrastive_memory
 from limbeck.distil.learner import Frozen, Learner, Optimisation
 from limbeck.distil.lessons import Lesson, Pair, Term
 from limbeck.distil.probe import probe
-from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant, ramp
 from limbeck.distil.still import Still
 from limbeck.losses import contrastive, pearson, rkd_angle, rkd_distance

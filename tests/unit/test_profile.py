@@ -13,10 +13,10 @@ from kernel import answer, lay_out
 from torch import nn
 from transformers import BertConfig, LlamaConfig
 
-from limbeck import rundir
 from limbeck.lab.terminal import profiles
 from limbeck.measure import profile
 from limbeck.models import students
+from limbeck.system import files
 
 V, P, H, L, M, T, C = 60, 32, 16, 2, 40, 10, 3  # vocabulary, positions, width, layers, intermediate, tokens, classes
 SIZES: dict[str, Any] = {
@@ -200,7 +200,7 @@ def test_bf16_holds_half(limbeck: Any, world: Path) -> None:
     for precision in ("fp32", "bf16"):
         how = ("--batch", "1", "--rounds", "1", "--length", "4", "--precision", precision)
         assert limbeck("teacher", *how, "--json", f"{precision}.json")[0] == 0
-    (wide,), (narrow,) = (rundir.read_json(world / f"{it}.json")["models"] for it in ("fp32", "bf16"))
+    (wide,), (narrow,) = (files.read_json(world / f"{it}.json")["models"] for it in ("fp32", "bf16"))
     assert narrow["parameters"] == wide["parameters"]
     assert narrow["peak_memory"]["1"] == pytest.approx(wide["peak_memory"]["1"] / 2, rel=0.1)
 
@@ -216,7 +216,7 @@ def test_rows_of_a_task(limbeck: Any, world: Path) -> None:
     how = ("--batch", "1", "--rounds", "3", "--task")
     status, out, err = limbeck("teacher", *how, "task.yaml", "--json", "real.json")
     assert status == 0, err
-    found = rundir.read_json(world / "real.json")
+    found = files.read_json(world / "real.json")
     assert found["padded"] and "the next held-out rows of the task" in out
     (world / "bare.yaml").write_text(text.replace("DATA", task.replace("{kind", "{label: null, kind")))
     assert limbeck("teacher", *how, "bare.yaml", "--json", "bare.json")[0] == 0, "lengths need no labels"

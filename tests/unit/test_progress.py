@@ -22,7 +22,7 @@ from kernel import LOGIT, batch, frozen, lay_out, learner
 from limbeck.measure import profile
 from limbeck.measure.evaluation import Evaluation
 from limbeck.measure.reasons import Reasons
-from limbeck.run import hooks
+from limbeck.running import hooks
 from limbeck.system import progress
 from limbeck.system.progress import Doing, doing, shown, tell
 from limbeck.training.loop import Record

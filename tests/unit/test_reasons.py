@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from kernel import LABEL, LOGIT, MULTI, VOCABULARY, batch, bert, frozen, gradients_of, learner, parameters_of, still_of
 from torch import Tensor, nn
 
+from limbeck.batch import Batch
 from limbeck.distil.learner import Frozen, Learner
-from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.probe import cosines
+from limbeck.distil.reduce import Counts
 from limbeck.distil.teachers import Ensemble
-from limbeck.measure.barrier import barrier, cosines
+from limbeck.measure.barrier import barrier
 from limbeck.measure.evaluation import Evaluation
 from limbeck.measure.quantities import CONFIDENCES, Layer, calibration, cka_grid, effective_rank, linear_cka
 from limbeck.measure.reasons import PLACES, Found, Reasons
@@ -215,7 +217,7 @@ def test_cosines_of_known_gradients() -> None:
 
 def test_cosines_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over all parameters together, in pieces, and where fp32 would lose the small ones."""
-    monkeypatch.setattr("limbeck.measure.barrier.PIECE", 7)
+    monkeypatch.setattr("limbeck.distil.probe.PIECE", 7)
     sums = {name: [draw(5, 4, seed=n), draw(9, seed=n + 10)] for n, name in enumerate("abc")}
     sums["c"] = [(g * 1e-25).float() for g in sums["c"]]
     flat = {name: np.concatenate([g.double().numpy().ravel() for g in parts]) for name, parts in sums.items()}

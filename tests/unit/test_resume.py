@@ -19,7 +19,8 @@ from runfiles import hashes, same_run, same_state, stop_after, untimed, weights
 import limbeck
 from limbeck import api, rundir
 from limbeck.errors import Failed, Interrupted, UserError
-from limbeck.run import changes, session
+from limbeck.running import changes, session
+from limbeck.system import files
 from limbeck.training import checkpoint
 
 # stopping and going on
@@ -117,7 +118,7 @@ def test_killed_while_the_run_directory_is_made(
     train: Callable[..., limbeck.Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before, between and after the first two files: running again trains the run."""
-    plain = rundir.write_text
+    plain = files.write_text
 
     def die(path: Path, text: str) -> None:
         if path.name == dies_at:
@@ -127,7 +128,7 @@ def test_killed_while_the_run_directory_is_made(
 
     for dies_at in ("manifest.json", "recipe.yaml"):
         with monkeypatch.context() as patch:
-            patch.setattr(rundir, "write_text", die)
+            patch.setattr(files, "write_text", die)
             with pytest.raises(Killed):
                 train(f"early-{dies_at}")
         again = train(f"early-{dies_at}")
@@ -144,7 +145,7 @@ def test_changed_inputs_are_not_gone_on_with(
         run = train("changed")
     began = run.manifest
     for table, name, what in (("data", "sha256", "the text"), ("teacher", "sha256", "the teacher")):
-        rundir.write_json(run.folder / "manifest.json", began | {table: began[table] | {name: "0"}})
+        files.write_json(run.folder / "manifest.json", began | {table: began[table] | {name: "0"}})
         with pytest.raises(UserError, match=f"{what} changed since this run began"):
             train("changed")
     found = changes.changes(began, began | {"versions": {"torch": "1.0"}, "processes": 7})
@@ -220,7 +221,7 @@ def test_a_word_that_no_bit_depends_on_may_change(
     first = {"report_to": ["tensorboard"]} if word == "report_to" else {}
     if first:
         monkeypatch.setattr(session, "Trackers", lambda *_: Silent())
-        monkeypatch.setattr("limbeck.run.trackers.require", lambda names: None)
+        monkeypatch.setattr("limbeck.running.trackers.require", lambda names: None)
     stopped_at(monkeypatch, train, "run", 3, **first)
     capsys.readouterr()
     gone_on = limbeck.run(with_dropout(recipe(world, tmp_path / "run", **FREE[word]), 0.1))
@@ -294,8 +295,8 @@ def test_forced_data_are_recorded(
 ) -> None:
     stopped_at(monkeypatch, train, "run", 3)
     path = tmp_path / "run" / "manifest.json"
-    began = rundir.read_json(path)
-    rundir.write_json(path, began | {"data": began["data"] | {"sha256": "0"}})
+    began = files.read_json(path)
+    files.write_json(path, began | {"data": began["data"] | {"sha256": "0"}})
     table = with_dropout(recipe(world, tmp_path / "run"), 0.1)
     with pytest.raises(UserError, match=r"the text changed since this run began; put it back.*--force"):
         limbeck.run(table, quiet=True)
@@ -374,9 +375,9 @@ def test_a_finished_run_of_an_earlier_version(own: tuple[Path, dict[str, Any]]) 
     """Its manifest tells the text by its documents alone."""
     world, said = own
     path = world / "run" / "manifest.json"
-    began = rundir.read_json(path)
+    began = files.read_json(path)
     del began["weights"], began["data"]["corpora_sha256"]
-    rundir.write_json(path, began)
+    files.write_json(path, began)
     limbeck.run(said, quiet=True)
     (world / "corpus.txt").write_text((world / "corpus.txt").read_text()[:-60])
     with pytest.raises(UserError, match="the text, the held-out text changed since this run began"):
@@ -446,14 +447,14 @@ def test_no_room_is_said_before_the_start(
 def test_the_estimate_is_near_what_is_written(
     train: Callable[..., limbeck.Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from limbeck.run import disk_space
+    from limbeck.running import disk_space
 
     said: list[int] = []
     plain = disk_space.needed
     monkeypatch.setattr(disk_space, "needed", lambda study, folder: said.append(plain(study, folder)) or said[-1])
     run = train("run")
     place = run.folder / "checkpoints" / "step-000006"
-    written = 3 * rundir.size(place) + sum((p / "model.safetensors").stat().st_size for p in run.students.values())
+    written = 3 * files.size(place) + sum((p / "model.safetensors").stat().st_size for p in run.students.values())
     assert written * 0.8 < said[0] - disk_space.PAGE - disk_space.LINE * 6 * 2 < written * 1.05
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from kernel import answer, recipe
 
-from limbeck import rundir
 from limbeck.assemble import costs, design
 from limbeck.errors import UserError
 from limbeck.recipe.load import load
-from limbeck.run import disk_space
+from limbeck.running import disk_space
+from limbeck.system import files
 from limbeck.system.processes import World
 
 GIB = 2.0**30
@@ -73,7 +73,7 @@ def test_a_run_that_does_not_fit(
     if what == "memory":
         monkeypatch.setattr(disk_space, "free_memory", lambda world: 2.0**17)
     else:
-        monkeypatch.setattr(rundir, "free", lambda folder: 2**17)
+        monkeypatch.setattr(files, "free", lambda folder: 2**17)
     with monkeypatch.context() as patch:
         patch.setattr("limbeck.assemble.study.text", lambda *_: pytest.fail("the text is read"))
         for command in ("check", "run"):

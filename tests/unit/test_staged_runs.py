@@ -26,8 +26,8 @@ from limbeck.assemble import study
 from limbeck.errors import Interrupted, UserError
 from limbeck.models import students
 from limbeck.recipe import stages
-from limbeck.run import session
-from limbeck.run import stages as chain
+from limbeck.running import session
+from limbeck.running import stages as chain
 from limbeck.system.processes import World
 from limbeck.training import checkpoint
 

@@ -17,7 +17,7 @@ from limbeck.recipe import arms, stages
 from limbeck.recipe.load import built_in
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.settings import Setting
-from limbeck.run.manifest import text
+from limbeck.running.manifest import text
 from limbeck.system import hub
 
 KL: dict[str, Any] = {"terms": [{"loss": "forward_kl"}]}

@@ -28,9 +28,10 @@ from kernel import (
 from plain import plain, same
 from torch import Tensor
 
+from limbeck.batch import Batch
 from limbeck.distil.learner import Frozen, Learner
 from limbeck.distil.lessons import Lesson, Term
-from limbeck.distil.reduce import Batch, Counts
+from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import ramp
 from limbeck.distil.still import Still
 from limbeck.losses import forward_kl

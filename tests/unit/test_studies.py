@@ -16,9 +16,9 @@ from limbeck.assemble import costs, design
 from limbeck.errors import UserError
 from limbeck.recipe import arms
 from limbeck.recipe.load import load
-from limbeck.run import arms as studies
-from limbeck.run import disk_space, stages
-from limbeck.rundir import read_json
+from limbeck.running import arms as studies
+from limbeck.running import disk_space, stages
+from limbeck.system.files import read_json
 from limbeck.text.corpora import separate
 
 Train = Callable[..., limbeck.Run]

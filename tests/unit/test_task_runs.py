@@ -26,7 +26,7 @@ from limbeck.distil.reduce import Counts
 from limbeck.errors import Interrupted, UserError
 from limbeck.lab.page import report
 from limbeck.recipe.load import load
-from limbeck.run import stages
+from limbeck.running import stages
 from limbeck.system.processes import World
 from limbeck.text.mixed_feed import Mixed
 

@@ -27,7 +27,7 @@ from limbeck.distil.learner import Frozen
 from limbeck.distil.still import Still
 from limbeck.errors import Interrupted, UserError
 from limbeck.recipe.load import load
-from limbeck.run import stages
+from limbeck.running import stages
 from limbeck.system.processes import World
 from limbeck.teacher_cache import shelf
 

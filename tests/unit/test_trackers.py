@@ -15,9 +15,9 @@ from kernel import recipe
 import limbeck
 from limbeck import cli
 from limbeck.recipe import load
-from limbeck.run import stages, trackers
-from limbeck.run.manifest import identity
-from limbeck.run.trackers import OF_EVALUATION, OF_STEP
+from limbeck.running import stages, trackers
+from limbeck.running.manifest import identity
+from limbeck.running.trackers import OF_EVALUATION, OF_STEP
 
 
 class Kept:

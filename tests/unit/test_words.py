@@ -7,11 +7,11 @@ import inspect
 import pytest
 
 import limbeck
-from limbeck.errors import Failed, Interrupted, UserError
+from limbeck.errors import ELSEWHERE, Failed, Interrupted, UserError, nearest
 from limbeck.losses import LOSSES
 from limbeck.recipe import arms
-from limbeck.recipe.words import ELSEWHERE, TAPS, nearest
 from limbeck.recipe.words import LOSSES as WORDS
+from limbeck.recipe.words import TAPS
 
 TENSORS = {"student", "teacher", "labels", "mask"}
 

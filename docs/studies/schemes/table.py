@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from limbeck.rundir import EVALS, MANIFEST, METRICS, read_json, read_lines
+from limbeck.rundir import EVALS, MANIFEST, METRICS
+from limbeck.system.files import read_json, read_lines
 
 BUDGETS = (1.03e12, 2.0e12)
 

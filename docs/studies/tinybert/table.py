@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from limbeck.rundir import EVALS, MANIFEST, METRICS, read_json, read_lines
+from limbeck.rundir import EVALS, MANIFEST, METRICS
+from limbeck.system.files import read_json, read_lines
 
 
 def places(folder: Path) -> list[Path]:

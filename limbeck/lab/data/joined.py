@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from limbeck.errors import UserError
 from limbeck.lab.data.run import Lines, Run, read
-from limbeck.recipe.fields import path_of
-from limbeck.rundir import MANIFEST, METRICS, RECIPE, STUDY, read_json, read_lines
+from limbeck.rundir import MANIFEST, METRICS, RECIPE, STUDY
+from limbeck.system.files import path_of, read_json, read_lines
 
 DIFFER = {  # in the manifest -> what is said where runs have different ones
     "data.sha256": "trained on different text",

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import UserError, printable
-from limbeck.recipe.fields import path_of
 from limbeck.rundir import EVALS, MANIFEST, METRICS, RECIPE
+from limbeck.system.files import path_of
 
 Row = dict[str, Any]
 Lines = dict[tuple[str, int], list[Row]]  # (setting, seed) -> rows in the order of their steps

@@ -10,7 +10,8 @@ from limbeck.lab.data.joined import Joined, called
 from limbeck.lab.data.run import Run
 from limbeck.lab.numbers import amount, duration, latency, size
 from limbeck.lab.page.results import cost
-from limbeck.rundir import PROFILE, read_json
+from limbeck.rundir import PROFILE
+from limbeck.system.files import read_json
 
 Facts = Mapping[str, Any]
 NONE = "\u2013"

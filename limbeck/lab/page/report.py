@@ -28,8 +28,8 @@ from limbeck.lab.page.baselines import of_baselines
 from limbeck.lab.page.results import Column, best, cells, rows, title
 from limbeck.lab.page.summary import findings, question
 from limbeck.lab.page.verdicts import HEADINGS, judged, rows_of
-from limbeck.recipe.fields import path_of
-from limbeck.rundir import REPORT, shared, shared_recipe, write_text
+from limbeck.rundir import REPORT, shared, shared_recipe
+from limbeck.system.files import path_of, write_text
 from limbeck.system.progress import doing
 
 TEMPLATE, SCRIPT = "report.html.j2", "sort.js"

@@ -15,7 +15,7 @@ from limbeck.lab.page.baselines import of_baselines
 from limbeck.lab.page.results import as_markdown, cells, rows, title
 from limbeck.lab.page.verdicts import rows_of
 from limbeck.lab.statistics.outcomes import of_run
-from limbeck.rundir import write_text
+from limbeck.system.files import write_text
 
 FOLDER = "tables"
 

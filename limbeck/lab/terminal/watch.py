@@ -17,7 +17,8 @@ from rich.text import Text
 
 from limbeck.errors import UserError, printable
 from limbeck.recipe.arms import TUNING
-from limbeck.rundir import EVALS, MANIFEST, METRICS, STUDY, read_json, read_lines
+from limbeck.rundir import EVALS, MANIFEST, METRICS, STUDY
+from limbeck.system.files import read_json, read_lines
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 32  # characters of a curve

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from limbeck.system.files import json_sha256
 from limbeck.system.progress import doing
-from limbeck.system.store import Facts, Tell, cache_folder, json_sha256, open_or_make
+from limbeck.system.store import Facts, Tell, cache_folder, open_or_make
 from limbeck.text.augment.copies import Texts
 from limbeck.text.blocks import Part, counted, dtype_of
 from limbeck.text.corpora import separate_rows

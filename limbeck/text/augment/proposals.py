@@ -25,9 +25,8 @@ from limbeck.families import reserved_positions
 from limbeck.models import students
 from limbeck.models.taps import Tapped
 from limbeck.recipe.data import Augment
-from limbeck.recipe.fields import path_of
+from limbeck.system.files import json_sha256, path_of
 from limbeck.system.progress import Done, uncounted
-from limbeck.system.store import json_sha256
 from limbeck.text.augment import word_vectors
 from limbeck.text.augment.copies import Place
 from limbeck.text.tokenise import serialised

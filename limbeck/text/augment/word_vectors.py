@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from limbeck.errors import UserError
-from limbeck.rundir import file_sha256
+from limbeck.system.files import file_sha256
 
 REMEDY = "every line holds a word and as many numbers as the first one; mend the file"
 MOST = 100_000  # vectors that are read of a file, as published: the most frequent words stand first

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from limbeck.errors import UserError
 from limbeck.recipe.data import Data
-from limbeck.rundir import file_sha256
+from limbeck.system.files import file_sha256
 from limbeck.text import docs, readers
 from limbeck.text.corpora import find_files, fingerprint, heldout_source, read_documents, separate
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from limbeck.errors import UserError
 from limbeck.lab.terminal import watch
-from limbeck.rundir import write_json
+from limbeck.system.files import write_json
 
 
 def picture(folder: Path) -> list[str]:

@@ -18,8 +18,8 @@ from limbeck.assemble import costs, design
 from limbeck.assemble import study as build
 from limbeck.errors import UserError
 from limbeck.recipe.arms import FOLDER, TUNING, Arm, Asked, Words, placed_all, restricted
-from limbeck.run import changes, disk_space, manifest, stages
-from limbeck.system import locks
+from limbeck.running import changes, disk_space, manifest, stages
+from limbeck.system import files, locks
 from limbeck.system.processes import World
 from limbeck.training.loop import Course, Record, fit
 
@@ -68,7 +68,7 @@ def precision(asked: Asked) -> str | None:
     arms = [*asked.arms(), *(arm for _, arm in asked.trials())]
     root = Path(arms[0].last.run_dir)
     try:
-        told = rundir.read_json(root / rundir.STUDY)
+        told = files.read_json(root / rundir.STUDY)
         known, folders = told.get("precision"), [root / arm["folder"] for arm in told["arms"]]
     except (OSError, ValueError, KeyError, TypeError):  # there is none; a damaged one is refused where it is read
         known, folders = None, []
@@ -118,8 +118,8 @@ def _losses(folder: Path) -> dict[str, float]:
 
     Settings that failed are left out.
     """
-    failed = rundir.read_json(folder / rundir.MANIFEST).get("failed", {})
-    rows = [row for row in rundir.read_lines(folder / rundir.EVALS)[0] if row["split"] == "test"]
+    failed = files.read_json(folder / rundir.MANIFEST).get("failed", {})
+    rows = [row for row in files.read_lines(folder / rundir.EVALS)[0] if row["split"] == "test"]
     last = [row for row in rows if row["step"] == max(row["step"] for row in rows)]
     values: dict[str, list[float]] = {}
     lost = {row["setting"] for row in rows if row["learner"] in failed}
@@ -140,7 +140,7 @@ def _read(folder: Path, key: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        told = rundir.read_json(path)
+        told = files.read_json(path)
         same = told["key"] == key and bool(told["parts"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: is damaged; restore it, or choose another folder with out=DIR") from None
@@ -254,4 +254,4 @@ def _write(folder: Path, key: str, parts: list[dict[str, Any]], arms: Sequence[A
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another with out=DIR") from None
-    rundir.write_json(folder / rundir.STUDY, told)
+    files.write_json(folder / rundir.STUDY, told)

@@ -19,7 +19,7 @@ from limbeck.distil.teachers import Ensemble
 from limbeck.models import pretrained, students
 from limbeck.recipe import stages
 from limbeck.recipe.recipe import Recipe
-from limbeck.system import environment
+from limbeck.system import environment, files
 
 Facts = dict[str, Any]
 # words of a recipe that no bit of a student depends on, but for `eval_every` where the best weights are kept
@@ -49,10 +49,10 @@ def text(tables: Sequence[Recipe]) -> str:
 
 def show(folder: Path, baselines: Sequence[str]) -> bool:
     """Writes which baselines the page shows beside the settings; whether they were others before."""
-    now = rundir.read_json(folder / rundir.MANIFEST)
+    now = files.read_json(folder / rundir.MANIFEST)
     if now.get("baselines", []) == list(baselines):
         return False
-    rundir.write_json(folder / rundir.MANIFEST, now | {"baselines": list(baselines)})
+    files.write_json(folder / rundir.MANIFEST, now | {"baselines": list(baselines)})
     return True
 
 

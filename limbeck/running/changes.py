@@ -11,9 +11,10 @@ import yaml
 from limbeck import rundir
 from limbeck.errors import UserError
 from limbeck.recipe import stages
-from limbeck.recipe.fields import path_of
 from limbeck.recipe.recipe import Recipe
-from limbeck.run.manifest import FREE, Facts, identity, now
+from limbeck.running.manifest import FREE, Facts, identity, now
+from limbeck.system import files
+from limbeck.system.files import path_of
 from limbeck.text import unchanged
 
 HARMFUL = {
@@ -57,7 +58,7 @@ class Changes(NamedTuple):
 def precision(folder: Path) -> str | None:
     """The precision of the run that has begun in a folder; None where none has."""
     try:
-        told = rundir.read_json(folder / rundir.MANIFEST)
+        told = files.read_json(folder / rundir.MANIFEST)
         if "precision" in told:
             return told["precision"]
         before = _recorded(folder, told["stage"])
@@ -96,7 +97,7 @@ def finished(folder: Path, table: Recipe) -> list[str]:
 
     No model is built and the Hub is not asked: weights are held together as files.
     """
-    began, found = rundir.read_json(folder / rundir.MANIFEST), []
+    began, found = files.read_json(folder / rundir.MANIFEST), []
     texts = unchanged.changed(table.data, began["data"])
     for what, path in HARMFUL.items():
         if path[0] == "data" and path[1] in texts:
@@ -106,7 +107,7 @@ def finished(folder: Path, table: Recipe) -> list[str]:
         there, what = path_of(source.source), MODELS.get(place, "another teacher")
         if source.source in known and not there.is_dir():
             found.append(f"{what} ({there}: no such folder)")
-        elif not all(rundir.is_same(there / name, file) for name, file in known.get(source.source, {}).items()):
+        elif not all(files.is_same(there / name, file) for name, file in known.get(source.source, {}).items()):
             found.append(what)
     return found
 

@@ -16,11 +16,10 @@ from limbeck.assemble import costs, evaluations, study
 from limbeck.distil.learner import Learner
 from limbeck.errors import Failed, Interrupted, UserError
 from limbeck.lab.page import report
-from limbeck.measure import profile
 from limbeck.measure.evaluation import document_rows
-from limbeck.run import changes, disk_space, hooks, manifest
-from limbeck.run.trackers import Trackers
-from limbeck.system import clock
+from limbeck.running import changes, disk_space, hooks, manifest, profile
+from limbeck.running.trackers import Trackers
+from limbeck.system import clock, files
 from limbeck.system.progress import Done, doing
 from limbeck.system.signals import at_once
 from limbeck.training import checkpoint, export
@@ -160,8 +159,8 @@ class Session:
                     f"{self.folder}: cannot be made ({error.strerror}); choose another with out=DIR"
                 ) from None
             rundir.remove_left(self.folder)  # of one that was killed before it had a manifest
-            rundir.write_json(self.folder / rundir.MANIFEST, begun | {"baselines": list(self.baselines)})
-            rundir.write_text(self.folder / rundir.RECIPE, self.recipe)
+            files.write_json(self.folder / rundir.MANIFEST, begun | {"baselines": list(self.baselines)})
+            files.write_text(self.folder / rundir.RECIPE, self.recipe)
         self.study.world.wait()
         return 0
 
@@ -171,7 +170,7 @@ class Session:
         Raises:
             UserError: the recipe, the text, the teacher or the initial students are others than when the run began.
         """
-        began = rundir.read_json(self.folder / rundir.MANIFEST)
+        began = files.read_json(self.folder / rundir.MANIFEST)
         goes_on = manifest.of(self.study, self.cost.flops_per_step)
         found = changes.compared(self.folder, began, goes_on, self.table, self.force, self.tell)
         taken = checkpoint.newest(self.folder / rundir.CHECKPOINTS, self.tell, changes.recipes(began))
@@ -187,8 +186,8 @@ class Session:
         self.study.world.wait()  # all have read what is now taken away
         if self.study.world.is_main:
             told = changes.gone_on(began, goes_on, found) if any(found) else began
-            rundir.write_json(self.folder / rundir.MANIFEST, told | {"baselines": list(self.baselines)})
-            rundir.write_text(self.folder / rundir.RECIPE, self.recipe)
+            files.write_json(self.folder / rundir.MANIFEST, told | {"baselines": list(self.baselines)})
+            files.write_text(self.folder / rundir.RECIPE, self.recipe)
             rundir.remove_left(self.folder)
             checkpoint.drop_after(self.folder / rundir.CHECKPOINTS, start)
             checkpoint.rotate(self.folder / rundir.CHECKPOINTS)  # a kill may have come before that
@@ -199,15 +198,15 @@ class Session:
 
     def _record(self, record: Record) -> None:
         if self.study.world.is_main:
-            rundir.append_lines(self.folder / rundir.METRICS, record.rows)
+            files.append_lines(self.folder / rundir.METRICS, record.rows)
 
     def _tell_failures(self, record: Record) -> None:
         """Says, and writes down, which settings stop after this step."""
         for line in dict.fromkeys(record.failed.values()):
             self.tell(line)
         if record.failed and self.study.world.is_main:
-            now = rundir.read_json(self.folder / rundir.MANIFEST)
-            rundir.write_json(self.folder / rundir.MANIFEST, now | {"failed": self.way.failed})
+            now = files.read_json(self.folder / rundir.MANIFEST)
+            files.write_json(self.folder / rundir.MANIFEST, now | {"failed": self.way.failed})
 
     def _evaluates(self, step: int) -> bool:
         return step % self.how.eval_every == 0 or step == self.how.steps
@@ -259,11 +258,11 @@ class Session:
             ratios = record.norms[learner].update_ratios if record and learner in record.norms else None
             kept = {"kept_step": self.way.best[learner]["step"]} if self.keeper and step == self.how.steps else {}
             rows.append({"step": step, "stage": said["stage"], **who, **found, "update_ratio_layers": ratios, **kept})
-        rundir.append_lines(self.folder / rundir.EVALS, rows)
+        files.append_lines(self.folder / rundir.EVALS, rows)
         for tracker in self.trackers:
             tracker.evaluated(rows, step)
         (self.folder / rundir.DOCUMENTS).mkdir(exist_ok=True)
-        with rundir.replacing(self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet") as place:
+        with files.replacing(self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet") as place:
             pq.write_table(pa.Table.from_pylist(documents), place)
         self._look_for_reasons(step, learners)
 
@@ -272,7 +271,7 @@ class Session:
         if self.reasons is not None:
             at = {"step": step, "stage": self.table.stage}
             rows = evaluations.reason_rows(self.reasons, who, self._describe, at, last=step == self.how.steps)
-            rundir.append_lines(self.folder / rundir.REASONS, rows)
+            files.append_lines(self.folder / rundir.REASONS, rows)
 
     def _save_now(self, record: Record) -> None:
         if record.step % self.how.checkpoint_every == 0 and record.step < self.how.steps:
@@ -282,7 +281,7 @@ class Session:
         if self.study.world.is_main:
             for name in rundir.LINES:  # no line may be younger than a checkpoint that counts on it
                 if (self.folder / name).exists():
-                    rundir.sync(self.folder / name)
+                    files.sync(self.folder / name)
             facts = {"recipe_sha256": manifest.identity(self.table), "tokens": self.tokens, "way": vars(self.way)}
             with doing(f"saving step {step}"):
                 checkpoint.save(self.folder / rundir.CHECKPOINTS, step, self.study.changing, facts)
@@ -291,20 +290,20 @@ class Session:
     def _finish(self, begin: float) -> None:
         """Exports the students, profiles them, draws the figures, writes the report."""
         if self.study.world.is_main:
-            facts = rundir.read_json(self.folder / rundir.MANIFEST)
+            facts = files.read_json(self.folder / rundir.MANIFEST)
             with doing("export", "students") as done:
                 self._export(facts, done)
             spent = facts["seconds"] + clock.since(begin)
             with doing("profile") as now:
                 told = profile.of_study(self.study, seconds=max(PROFILING, PROFILED * spent), turn=now.at)
-            rundir.write_json(self.folder / rundir.PROFILE, told)
+            files.write_json(self.folder / rundir.PROFILE, told)
         self._status("done" if self._left else "failed", begin)
         if self.study.world.is_main:
             report.write(self.folder)
         self.study.world.wait()
 
     def _export(self, facts: dict[str, Any], done: Done) -> None:
-        last = [row for row in rundir.read_lines(self.folder / rundir.EVALS)[0] if row["step"] == self.how.steps]
+        last = [row for row in files.read_lines(self.folder / rundir.EVALS)[0] if row["step"] == self.how.steps]
         for number, learner in enumerate(self._left):
             done(number, len(self._left))
             rows = [row for row in last if row["learner"] == learner.name]
@@ -314,10 +313,10 @@ class Session:
 
     def _status(self, status: str, begin: float) -> None:
         if self.study.world.is_main:
-            now = rundir.read_json(self.folder / rundir.MANIFEST)
+            now = files.read_json(self.folder / rundir.MANIFEST)
             spent = now["seconds"] + clock.since(begin)
             ended = None if status == "running" else max(manifest.now(), now["started"])  # a clock may be set back
             now |= {"status": status, "finished": ended, "seconds": round(spent, 1), "failed": self.way.failed}
             if self.keeper:
                 now |= {"ended": self.way.ended}
-            rundir.write_json(self.folder / rundir.MANIFEST, now)
+            files.write_json(self.folder / rundir.MANIFEST, now)

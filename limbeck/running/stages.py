@@ -17,9 +17,9 @@ from limbeck.errors import Failed, UserError
 from limbeck.lab.page import report
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.stages import FOLDER, taken
-from limbeck.run import changes, disk_space, manifest, trackers
-from limbeck.run.session import Session
-from limbeck.system import environment, locks
+from limbeck.running import changes, disk_space, manifest, trackers
+from limbeck.running.session import Session
+from limbeck.system import environment, files, locks
 from limbeck.system.processes import World
 from limbeck.system.progress import doing
 from limbeck.system.signals import at_once, interruptible
@@ -101,7 +101,7 @@ def train(
 
 def _require_whole(folder: Path) -> None:
     """Raises Failed for a run that is done but for settings that failed."""
-    if failed := rundir.read_json(folder / rundir.MANIFEST).get("failed"):
+    if failed := files.read_json(folder / rundir.MANIFEST).get("failed"):
         raise Failed(failed.values())
 
 
@@ -124,7 +124,7 @@ def _train(
         try:
             session.go(stopped)
         except Exception as error:
-            if (why := rundir.full(error)) is None:
+            if (why := files.full(error)) is None:
                 raise
             raise disk_space.refused(study, session.folder, why) from None
 
@@ -253,7 +253,7 @@ def _is_done(folder: Path, table: Recipe, before: Sequence[Recipe], force: bool)
     if folder.is_dir() and all(path.name.endswith(".tmp") or path.name in NOT_A_RUN for path in folder.iterdir()):
         return False
     try:
-        began = rundir.read_json(folder / rundir.MANIFEST)
+        began = files.read_json(folder / rundir.MANIFEST)
         status, earlier = began["status"], began.get("earlier", {})
         harmful = changes.changed_words(folder, began, table).harmful
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

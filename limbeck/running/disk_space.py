@@ -12,6 +12,7 @@ from limbeck import rundir
 from limbeck.assemble import costs, design
 from limbeck.assemble.study import Study
 from limbeck.errors import UserError
+from limbeck.system import files
 from limbeck.system.processes import World
 from limbeck.training import checkpoint
 
@@ -35,14 +36,14 @@ def fits(plan: design.Design, world: World) -> None:
     memory, free = cost.memory if world.device.type == "cpu" else cost.least, free_memory(world)
     if world.total([memory > free])[0]:
         raise UserError(
-            f"{folder}: needs about {rundir.readable(memory)} of memory, and {rundir.readable(free)} are free here; lower "
+            f"{folder}: needs about {files.readable(memory)} of memory, and {files.readable(free)} are free here; lower "
             "train.batch_size or data.max_length, raise train.accumulate, train fewer settings together (together: 1) or a smaller "
             "student, or go on all the same with --force"
         )
-    disk, free = cost.disk - _there(folder), rundir.free(folder)
+    disk, free = cost.disk - _there(folder), files.free(folder)
     if world.total([disk > free])[0]:
         raise UserError(
-            f"{folder}: needs about {rundir.readable(disk)} of disk, and {rundir.readable(free)} are free there; make room, name "
+            f"{folder}: needs about {files.readable(disk)} of disk, and {files.readable(free)} are free there; make room, name "
             "another disk with out=DIR, or go on all the same with --force"
         )
 
@@ -67,10 +68,10 @@ def _of_containers(root: Path) -> Iterator[float]:
             continue
         top = root / "sys/fs/cgroup" / kind
         inner = top / place.strip("/")
-        limit, used, files = LIMITS[kind]
+        limit, used, cached = LIMITS[kind]
         for folder in (inner, *inner.parents[: len(inner.parts) - len(top.parts)]):
             most, now = _text(folder / limit).strip(), _text(folder / used).strip()
-            given = [it.split()[1] for it in _text(folder / "memory.stat").splitlines() if it.startswith(f"{files} ")]
+            given = [it.split()[1] for it in _text(folder / "memory.stat").splitlines() if it.startswith(f"{cached} ")]
             if most.isdigit() and now.isdigit():
                 yield float(most) - float(now) + float(given[0] if given else 0)
 
@@ -85,7 +86,7 @@ def _text(path: Path) -> str:
 
 def _there(folder: Path) -> int:
     """Bytes of checkpoints and students that a run has written already."""
-    return sum(rundir.size(folder / name) for name in (rundir.CHECKPOINTS, rundir.STUDENTS))
+    return sum(files.size(folder / name) for name in (rundir.CHECKPOINTS, rundir.STUDENTS))
 
 
 def needed(study: Study, folder: Path) -> int:
@@ -103,10 +104,10 @@ def require(study: Study, folder: Path) -> None:
     Raises:
         UserError: it does not.
     """
-    wanted, free = needed(study, folder), rundir.free(folder)
+    wanted, free = needed(study, folder), files.free(folder)
     if study.world.total([wanted > free])[0]:
         raise UserError(
-            f"{folder}: the run writes about {rundir.readable(wanted)} more, and {rundir.readable(free)} are free there; "
+            f"{folder}: the run writes about {files.readable(wanted)} more, and {files.readable(free)} are free there; "
             "make room, or name another disk with out=DIR"
         )
 
@@ -114,6 +115,6 @@ def require(study: Study, folder: Path) -> None:
 def refused(study: Study, folder: Path, why: str) -> UserError:
     """The error for a disk that took no more, and said why."""
     return UserError(
-        f"{folder}: {why}; the run writes about {rundir.readable(needed(study, folder))} more: make room and run it again, it "
+        f"{folder}: {why}; the run writes about {files.readable(needed(study, folder))} more: make room and run it again, it "
         "goes on from its last checkpoint"
     )
