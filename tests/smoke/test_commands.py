@@ -18,6 +18,7 @@ from rows import sentence
 from test_recipes import random_bert
 from transformers import BertConfig
 
+import limbeck
 from limbeck.models import pretrained
 from limbeck.text import docs
 
@@ -56,15 +57,27 @@ def readers_recipe(folder: Path) -> None:
 
 
 def rows(folder: Path) -> None:
-    """A task, a run of it, and a folder of a model from elsewhere."""
+    """A task: no row stands in two of its files."""
     said = recipe(folder, folder / "runs" / "mine")
-    said["data"] = {"corpus": "train.tsv", "heldout": "dev.tsv", "task": {"kind": "classification"}, "max_length": 12}
+    said["data"] = {
+        "corpus": "train.tsv",
+        "heldout": "dev.tsv",
+        "task": {"kind": "classification", "text": "text"},
+        "max_length": 12,
+    }
     said["settings"] = {"multi": {"terms": [{"loss": "cross_entropy"}]}}
     said["models"] = {"student": {"init": str(folder / "bert")}}
-    for name in ("train", "dev", "test"):
-        lines = [f"{sentence(i, LONG)}\t{'ab'[i % 2]}" for i in range(20)]
+    for start, name in enumerate(("train", "dev", "test")):
+        lines = [f"{sentence(20 * start + i, LONG)}\t{'ab'[i % 2]}" for i in range(20)]
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *lines]), encoding="utf-8")
     (folder / "mine.yaml").write_text(yaml.safe_dump(said), encoding="utf-8")
+
+
+def trained(folder: Path) -> None:
+    """The run of the task, and its student as a model from elsewhere."""
+    run = limbeck.run("mine.yaml", SHORT, quiet=True)
+    (folder / "some").mkdir()
+    (folder / "some" / "folder").symlink_to(run.students["multi-seed0"].absolute())
 
 
 def vocabulary(folder: Path) -> None:
@@ -75,8 +88,9 @@ def vocabulary(folder: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("sentence\n" + "\n".join(sentence(i, LONG) for i in range(20)), encoding="utf-8")
     (folder / "wiki").mkdir()
-    for name in ("wiki/train.txt", "other.txt", "dev.txt"):
-        (folder / name).write_text("\n\n".join(sentence(i, LONG) for i in range(40)), encoding="utf-8")
+    for start, name in enumerate(("wiki/train.txt", "other.txt", "dev.txt")):
+        written = [sentence(40 * start + i, LONG) for i in range(40)]
+        (folder / name).write_text("\n\n".join(written), encoding="utf-8")
 
 
 def profiled(folder: Path) -> None:
@@ -146,7 +160,7 @@ def test_the_first_pages(
 
 
 PAGES: dict[str, tuple[list[Callable[[Path], None]], list[str]]] = {
-    "tasks": ([rows], []),
+    "tasks": ([rows, trained], []),
     "profile": ([profiled], []),
     "vocabulary": ([vocabulary], []),
     "tinybert": ([rows, minilm], TINYBERT),
