@@ -25,10 +25,8 @@ REPETITIONS = int(sys.argv[1]) if len(sys.argv) > 1 else 6
 def main() -> None:
     """Measures, and prints one line."""
     torch.set_num_threads(1)
-    plan, world = (
-        design.design(load("quickstart", ["seeds=[0]", "only=[logit,multi]", "data.max_length=128"])),
-        World(),
-    )
+    table = load("quickstart", ["seeds=[0]", "only=[logit,multi]", "data.max_length=128"])
+    plan, world = design.design(table), World()
     study = build.study(plan, world, build.text(plan, print))
     still, probes, steps = study.stills[0], [], []
     course = Course(study.stills, study.feeds, REPETITIONS, 1, lambda learner: {}, lambda step: False, world)

@@ -13,8 +13,6 @@ FIRST = {
     "unit/lab/test_verdicts.py": {"test_a_study_of_four_settings_makes_any_false_claim_in_one_of_twenty": 1},
     "unit/test_every_loss.py": {"test_all_losses_in_one_setting": 1},
     "unit/test_flops.py": {"test_what_is_written_is_what_is_multiplied": 2},
-    "unit/test_keeping.py": {"test_stopped_and_gone_on_is_undisturbed": 1},
-    "unit/test_staged_runs.py": {"test_interrupted_and_gone_on_is_undisturbed": 1},
     "unit/test_teacher_cache.py": {
         "test_other_answers_are_other_caches": 1,
         "test_a_shard_from_elsewhere_is_refused": 1,

@@ -57,7 +57,6 @@ def test_its_states_teach_as_those_of_the_whole_model(world: Path, headless: Pat
     AutoModelForMaskedLM.from_pretrained(run.students["inside-seed0"])
 
 
-@pytest.mark.slow
 def test_it_goes_on(world: Path, headless: Path, tmp_path: Path, fast: None) -> None:
     """The head that no file gave is the same at every start."""
     how = {"schedule": "constant", "steps": 4}

@@ -61,7 +61,6 @@ def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
 # an arm is the run that it would be alone
 
 
-@pytest.mark.slow
 def test_every_arm_is_the_run_alone(train: Train) -> None:
     terms = {"logit": {"terms": [{"loss": "forward_kl", "temperature": 2.0}]}}
     label = [{"loss": "cross_entropy", "name": "label"}]
