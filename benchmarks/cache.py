@@ -16,15 +16,16 @@ from benchmarks.race import race, ratio
 from benchmarks.rows import Row, row
 from benchmarks.shapes import Shape
 from limbeck.distil import schemes
-from limbeck.distil.learner import Cached, Frozen
 from limbeck.distil.reduce import Counts
+from limbeck.distil.teachers import Frozen
 from limbeck.losses.sparse import TopK
 from limbeck.recipe.data import Masking
 from limbeck.system.processes import World
+from limbeck.teacher_cache.cached import Cached
 from limbeck.teacher_cache.packing import Packing
 from limbeck.teacher_cache.shelf import Kept, Shelf
+from limbeck.text.block_feed import Feed
 from limbeck.text.blocks import Blocks
-from limbeck.text.feed import Feed
 from limbeck.text.tokenise import Special
 
 TOP_K = 50

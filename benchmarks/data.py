@@ -20,9 +20,9 @@ from benchmarks.race import race
 from benchmarks.rows import Row, row
 from benchmarks.shapes import Shape
 from limbeck.recipe.data import Data
+from limbeck.text.block_feed import Feed
 from limbeck.text.blocks import Corpus, batches, prepare
-from limbeck.text.corpora import separate
-from limbeck.text.feed import Feed
+from limbeck.text.heldout import separate
 
 EMBEDDED = Path(limbeck.__file__).parent / "data" / "embedded"
 WORDS = 300  # of a generated document

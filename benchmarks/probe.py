@@ -12,7 +12,8 @@ from time import perf_counter
 import torch
 
 from limbeck.assemble import design
-from limbeck.assemble import study as build
+from limbeck.assemble.study import build_study
+from limbeck.assemble.text import read_text
 from limbeck.distil.probe import probe
 from limbeck.distil.reduce import Counts
 from limbeck.recipe.load import load
@@ -27,7 +28,7 @@ def main() -> None:
     torch.set_num_threads(1)
     table = load("quickstart", ["seeds=[0]", "only=[logit,multi]", "data.max_length=128"])
     plan, world = design.design(table), World()
-    study = build.study(plan, world, build.text(plan, print))
+    study = build_study(plan, world, read_text(plan, print))
     still, probes, steps = study.stills[0], [], []
     course = Course(study.stills, study.feeds, REPETITIONS, 1, lambda learner: {}, lambda step: False, world)
     for step in range(REPETITIONS + 1):

@@ -19,10 +19,11 @@ from torch.nn.utils import clip_grad_norm_
 from benchmarks.shapes import Shape, batch, flops, model
 from limbeck import rundir
 from limbeck.distil import projections, schemes
-from limbeck.distil.learner import Frozen, Learner, Optimisation
+from limbeck.distil.learner import Learner, Optimisation
 from limbeck.distil.lessons import Pair, Term
 from limbeck.distil.schedules import constant
 from limbeck.distil.still import Still
+from limbeck.distil.teachers import Frozen
 from limbeck.losses import attention_scores_mse, forward_kl, mse
 from limbeck.losses.blockwise import blockwise
 from limbeck.recipe.load import load

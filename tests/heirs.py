@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck.families import family
 from limbeck.models import students
-from limbeck.recipe import recipe
+from limbeck.recipe import models
 
 
 def model(name: str, dtype: torch.dtype = torch.float64) -> Any:
@@ -19,7 +19,7 @@ def model(name: str, dtype: torch.dtype = torch.float64) -> Any:
 
 def heir(origin: Any, dtype: torch.dtype = torch.float64, **said: Any) -> Any:
     """A random student of an origin."""
-    config = students.shape(recipe.Student(init="teacher", **said), origin.config)
+    config = students.shape(models.Student(init="teacher", **said), origin.config)
     student: Any = students.build(config, seed=1).eval()
     return student.to(dtype)
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from limbeck import cli
 from limbeck.distil import projections, schemes
-from limbeck.distil.learner import Frozen, Learner, Optimisation
+from limbeck.distil.learner import Learner, Optimisation
 from limbeck.distil.lessons import Pair, Term
 from limbeck.distil.schedules import Schedule, constant
 from limbeck.distil.still import Still
+from limbeck.distil.teachers import Frozen
 from limbeck.losses import attention_scores_mse, cross_entropy, forward_kl, mse
 from limbeck.system import seeds
 

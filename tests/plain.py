@@ -12,8 +12,9 @@ from kernel import HEADS
 from torch import Tensor
 
 from limbeck.batch import Batch
-from limbeck.distil.learner import Frozen, Learner
+from limbeck.distil.learner import Learner
 from limbeck.distil.lessons import Term
+from limbeck.distil.teachers import Frozen
 
 Gradients = dict[str, Tensor | None]
 

@@ -15,12 +15,12 @@ from limbeck.assemble.design import Design, sources
 from limbeck.batch import Batch
 from limbeck.distil import lessons, projections, schedules, schemes
 from limbeck.distil.balance import Balance
-from limbeck.distil.learner import Ema, Frozen, Learner, Optimisation
-from limbeck.distil.teachers import Ensemble
+from limbeck.distil.learner import Learner, Optimisation
+from limbeck.distil.teachers import Ema, Ensemble, Frozen
 from limbeck.families import family
 from limbeck.models import inherit, int8, pretrained, students
 from limbeck.models.taps import Tapped
-from limbeck.recipe import recipe, settings
+from limbeck.recipe import models, recipe, settings
 from limbeck.recipe.stages import folder_of, stage_of, student_of
 from limbeck.system import seeds
 from limbeck.system.precision import DTYPES
@@ -40,10 +40,10 @@ class Company:
         self._ensembles: dict[str, Ensemble] = {}
         self._origins: dict[str, PreTrainedModel] = {}
 
-    def teachers(self, setting: str, seed: int) -> schemes.Fixed:
+    def teachers(self, setting: str, seed: int) -> schemes.Teachers:
         """Role -> who plays it for a setting and a seed; students of an earlier stage teach those of their own seed."""
         made = {name: self._teacher(name, source, setting, seed) for name, source in sources(self.said).items()}
-        if not isinstance(self.said.teacher, recipe.Ensemble):
+        if not isinstance(self.said.teacher, models.Ensemble):
             return dict(made)
         members = [made.pop(name) for name in list(made) if name not in self.said.teachers]
         how = self.said.teacher
@@ -53,11 +53,11 @@ class Company:
             self._ensembles[key] = Ensemble(name, members, how.average, how.weights)
         return {"teacher": self._ensembles[key], **made}
 
-    def _teacher(self, role: str, source: recipe.Source, setting: str, seed: int) -> Frozen:
+    def _teacher(self, role: str, source: models.Source, setting: str, seed: int) -> Frozen:
         trained = self._trained(source, setting, seed)
         name = f"{role}@{trained.name}" if trained else role
         if name not in self._frozen:
-            where = recipe.Source(source=str(trained)) if trained else source
+            where = models.Source(source=str(trained)) if trained else source
             config = pretrained.config_of(where) if trained else self.plan.teachers[role]
             config = _dropping(config, source.dropout) if source.dropout else config
             model = pretrained.model_of(where, DTYPES[self.plan.recipe.train.precision], config=config, bare=True)
@@ -77,7 +77,7 @@ class Company:
         )
         return effect
 
-    def _trained(self, source: recipe.Source, setting: str, seed: int) -> Path | None:
+    def _trained(self, source: models.Source, setting: str, seed: int) -> Path | None:
         """The folder of the student that a stage trained, None for any other model."""
         stage = stage_of(source.source)
         if stage is None:
@@ -123,7 +123,7 @@ class Company:
         if source is None:
             return None
         trained = self._trained(source, setting, seed)
-        where = recipe.Source(source=str(trained)) if trained else source
+        where = models.Source(source=str(trained)) if trained else source
         if str(where) not in self._origins:
             self._origins[str(where)] = pretrained.model_of(where, dtype)
         return self._origins[str(where)]

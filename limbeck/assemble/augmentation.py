@@ -13,7 +13,7 @@ from limbeck.assemble.design import Design
 from limbeck.errors import UserError
 from limbeck.families import family
 from limbeck.models import pretrained, students
-from limbeck.recipe import recipe
+from limbeck.recipe import models
 from limbeck.recipe.data import Augment
 from limbeck.recipe.stages import stage_of
 from limbeck.system.files import json_sha256
@@ -91,7 +91,7 @@ def _proposer(plan: Design, how: Augment, world: World) -> Proposer:
     return Proposer(model, pretrained.tokenizer_of(source), how, plan.autocast)
 
 
-def masked_model(plan: Design) -> recipe.Source:
+def masked_model(plan: Design) -> models.Source:
     """The masked language model that proposes words: the one that is named, or what the teacher was fine-tuned from.
 
     Raises:
@@ -99,7 +99,7 @@ def masked_model(plan: Design) -> recipe.Source:
     """
     said, source = _how(plan).model, _origin(plan)
     if said is not None:
-        source = recipe.source_of(said)
+        source = models.source_of(said)
     if source is None:
         raise UserError(f"{WORD}: missing; no teacher here was fine-tuned from one in an earlier stage; {REMEDY}")
     config = pretrained.config_of(source)
@@ -112,7 +112,7 @@ def masked_model(plan: Design) -> recipe.Source:
     return source
 
 
-def _origin(plan: Design) -> recipe.Source | None:
+def _origin(plan: Design) -> models.Source | None:
     """The pretrained model that the teacher is, or that the stages before began with; without a teacher the student's."""
     said = plan.recipe.models
     source = next(iter(said.members), said.student.origin)

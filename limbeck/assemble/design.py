@@ -14,17 +14,16 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from limbeck import families
 from limbeck.assemble import bare, tasks, terms
+from limbeck.assemble.checks import _can_be_cached, _fits, _has_targets, _same_words, _sees_enough
 from limbeck.distil import lessons, projections
 from limbeck.distil.still import chunk_of
 from limbeck.errors import UserError
-from limbeck.families import family, reserved_positions
+from limbeck.families import family
 from limbeck.models import inherit, int8, layer_maps, pretrained, students
 from limbeck.models.taps import Tapped
-from limbeck.recipe import recipe
+from limbeck.recipe import models, recipe
 from limbeck.recipe.stages import stage_of
-from limbeck.recipe.words import LAYERED_TAPS, LOSSES
-
-PER_BATCH = {name for name, words in LOSSES.items() if words.per == "batch"}
+from limbeck.recipe.words import LAYERED_TAPS
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
     teacher = next(iter(shapes.values()), None)
     origin = library.config(said.origin) if said.origin else teacher if said.init == "teacher" else None
     theirs = _one_tokenizer(table.models, library)
-    mine = library.tokenizer(recipe.Source(source=said.tokenizer)) if said.tokenizer else theirs
+    mine = library.tokenizer(models.Source(source=said.tokenizer)) if said.tokenizer else theirs
     mine = mine or (library.tokenizer(said.origin) if said.origin else None)
     if mine and said.origin and stage_of(said.origin.source):
         _same_words(mine, library.tokenizer(said.origin), said.origin.source)
@@ -176,7 +175,7 @@ def chain(tables: Sequence[recipe.Recipe], offline: bool = False) -> dict[str, D
     return plans
 
 
-def sources(said: recipe.Models) -> dict[str, recipe.Source]:
+def sources(said: models.Models) -> dict[str, models.Source]:
     """Every pretrained model that a recipe names: `teacher`, or `teacher-1` and so on of an ensemble, then the others."""
     members = said.members
     names = ["teacher"] if len(members) == 1 else [f"teacher-{number}" for number, _ in enumerate(members, start=1)]
@@ -190,16 +189,16 @@ class _Library:
     offline: bool
     earlier: Mapping[str, Design]
 
-    def config(self, source: recipe.Source) -> PretrainedConfig:
+    def config(self, source: models.Source) -> PretrainedConfig:
         stage = stage_of(source.source)
         return copy.deepcopy(self.earlier[stage].student) if stage else pretrained.config_of(source, self.offline)
 
-    def tokenizer(self, source: recipe.Source) -> PreTrainedTokenizerBase:
+    def tokenizer(self, source: models.Source) -> PreTrainedTokenizerBase:
         stage = stage_of(source.source)
         return self.earlier[stage].student_tokenizer if stage else pretrained.tokenizer_of(source, self.offline)
 
 
-def _one_tokenizer(said: recipe.Models, library: _Library) -> PreTrainedTokenizerBase | None:
+def _one_tokenizer(said: models.Models, library: _Library) -> PreTrainedTokenizerBase | None:
     """The tokenizer that all teachers share."""
     found = {name: library.tokenizer(source) for name, source in sources(said).items()}
     first = next(iter(found.values()), None)
@@ -211,53 +210,9 @@ def _one_tokenizer(said: recipe.Models, library: _Library) -> PreTrainedTokenize
     return first
 
 
-def _same_words(mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, source: str) -> None:
-    """Whether a student reads the vocabulary that it learned in an earlier stage."""
-    if mine.get_vocab() != theirs.get_vocab():
-        raise UserError(
-            f"models.student.init: {source} learned another vocabulary than this stage's teacher or tokenizer has; give both "
-            "stages the same, or set init to random"
-        )
-
-
 def _facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     names = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
     return {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
-
-
-def _fits(config: PretrainedConfig, length: int, vocabulary: int) -> None:
-    """Whether a model has a position for every token of a block, and an embedding for every token."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and length > (room := positions - reserved_positions(config)):
-        raise UserError(
-            f"data.max_length: {length} tokens are more than the {room} positions of the {config.model_type} model; lower it"
-        )
-    if vocabulary > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {vocabulary} tokens and the {config.model_type} model {config.vocab_size}; "
-            "give the tokenizer that belongs to the model"
-        )
-
-
-def _has_targets(table: recipe.Recipe, made: dict[str, tuple[lessons.Term, ...]], causal: bool) -> None:
-    """Whether the data give every setting what its losses look at."""
-    for name, setting in table.chosen.items():
-        if causal and any(terms.reads_first_token(term) for term in setting.terms):
-            raise UserError(
-                f"settings.{name}: patient reads the first token, which sees nothing in a causal model; set position: last"
-            )
-    tasks.has_targets(table, made)
-    if table.data.task is not None:
-        return
-    if causal and table.data.positions == "masked":
-        raise UserError("data.positions: masked, but a causal model is never masked; set data.positions to all")
-    if causal or table.data.masking.mode != "none":
-        return
-    for name, learned in made.items():
-        if any("labels" in term.needs for term in learned):
-            raise UserError(
-                f"settings.{name}: without masking there are no labels to learn; set data.masking.mode to dynamic or static"
-            )
 
 
 def weights_fit(plan: Design, offline: bool = False) -> list[str]:
@@ -281,44 +236,12 @@ def weights_fit(plan: Design, offline: bool = False) -> list[str]:
     return inherit.inherit(student, origin, wanted.from_layers)
 
 
-def _on_meta(plan: Design, source: recipe.Source, config: PretrainedConfig, offline: bool) -> PreTrainedModel:
+def _on_meta(plan: Design, source: models.Source, config: PretrainedConfig, offline: bool) -> PreTrainedModel:
     """A model without its weights, whose names and shapes are those on disk or those that a stage will train."""
     if stage_of(source.source):
         with torch.device("meta"):
             return students.build(config, seed=0)
     return pretrained.model_of(source, torch.float32, offline=offline, config=config, bare=True, device_map="meta")
-
-
-def _sees_enough(table: recipe.Recipe) -> None:
-    """Whether losses between rows see more than one of them."""
-    rows = table.train.batch_size // table.train.accumulate
-    for name, setting in table.chosen.items():
-        for term in setting.terms:
-            least = 3 if term.loss == "rkd_angle" else 2
-            between_rows = term.loss == "similarity" or (term.loss in PER_BATCH and term.taps == ("pooled",))
-            if between_rows and rows < least:
-                raise UserError(
-                    f"settings.{name}.{term.label}: {term.loss} compares rows, and a micro-batch has {rows}; "
-                    f"raise train.batch_size or lower train.accumulate, to {least} rows or more"
-                )
-
-
-def _can_be_cached(plan: Design) -> None:
-    """Whether every epoch reads the same text."""
-    table = plan.recipe
-    if table.cache is None or not plan.teachers:
-        return
-    if table.data.masking.mode == "dynamic" and not plan.causal and table.data.task is None:
-        raise UserError(
-            "cache: every epoch masks the text anew, and a cache holds one masking; set data.masking.mode to static"
-        )
-    for name, setting in table.chosen.items():
-        for term in setting.terms:
-            fixed = term.teacher not in ("peers", "ema", "self")
-            if fixed and term.loss in LOSSES and LOSSES[term.loss].padding:
-                raise UserError(
-                    f"settings.{name}.{term.label}: {term.loss} looks at padding, of which a cache keeps nothing; leave cache out"
-                )
 
 
 def facts(plan: Design) -> dict[str, Any]:

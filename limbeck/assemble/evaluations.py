@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from limbeck.assemble import costs
-from limbeck.assemble import study as build
 from limbeck.assemble.study import Study
+from limbeck.assemble.text import Material, feed_of
 from limbeck.batch import to_device
 from limbeck.distil.learner import Learner
 from limbeck.measure.barrier import barrier
@@ -32,7 +32,7 @@ def reasons(study: Study, tell: Callable[[str], None]) -> Reasons | None:
     if not count or not study.world.is_main:
         return None
     plan, heldout = study.design, material.corpus.heldout
-    feed = build.feed(plan, build.Material(material.corpus, None), 0, "heldout")
+    feed = feed_of(plan, Material(material.corpus, None), 0, "heldout")
     batches = [to_device(b, study.world.device) for b in feed.fixed(len(heldout) if task else count, batch_size=16)]
     counts = None if task else _occurrences(material.corpus.train.tokens, plan.student.vocab_size)
     return Reasons(study.measures, batches, chunk=plan.chunk, autocast=plan.autocast, counts=counts, tell=tell)
@@ -90,7 +90,7 @@ def evaluation(study: Study, tell: Callable[[str], None]) -> Evaluation:
     task = study.design.recipe.data.task
     count = study.design.recipe.train.eval_blocks or (len(material.corpus.heldout) if task else BLOCKS)
     for split, part in (("train", "train"), ("test", "heldout")):
-        feed = build.feed(plan, build.Material(material.corpus, None), 0, part)
+        feed = feed_of(plan, Material(material.corpus, None), 0, part)
         batches[split] = [to_device(b, world.device) for b in feed.fixed(count, batch_size=16)]
     return Evaluation(
         study.measures,

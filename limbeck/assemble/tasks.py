@@ -14,7 +14,7 @@ from limbeck.models import pretrained
 from limbeck.recipe import recipe
 from limbeck.recipe.data import Data, Task
 from limbeck.recipe.words import OF_TEACHER
-from limbeck.text.corpora import each
+from limbeck.text.heldout import each
 from limbeck.text.rows import prepare_task
 
 HEAD_DROPOUTS = ("classifier_dropout", "seq_classif_dropout")

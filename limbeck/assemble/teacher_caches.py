@@ -11,12 +11,13 @@ from transformers import PretrainedConfig
 from limbeck import families
 from limbeck.assemble.design import Design
 from limbeck.distil import schemes
-from limbeck.distil.learner import Cached, Frozen
-from limbeck.distil.teachers import Ensemble
+from limbeck.distil.actors import Actor
+from limbeck.distil.teachers import Frozen
 from limbeck.models import readouts
 from limbeck.system.files import json_sha256
 from limbeck.system.processes import World
 from limbeck.system.store import cache_folder
+from limbeck.teacher_cache.cached import Cached
 from limbeck.teacher_cache.shelf import Kept, Shelf
 from limbeck.text.feed import Repeatable
 
@@ -55,20 +56,16 @@ class Library:
         self.plan, self.world, self.stopped, self.tell = plan, world, stopped, tell
         self.text = json_sha256({name: facts.get(name) for name in TEXT})
         self.sizes: dict[Path, int] = {}  # folder -> its bytes; said by the first process
-        self._made: dict[tuple[str, str], Cached | Ensemble] = {}
+        self._made: dict[tuple[str, str], Actor] = {}
 
-    def of(self, teachers: schemes.Fixed, feed: Repeatable) -> schemes.Teachers:
+    def of(self, teachers: schemes.Teachers, feed: Repeatable) -> schemes.Teachers:
         """Role -> who plays it from the cache, for one seed."""
         return {role: self._recalled(teacher, feed) for role, teacher in teachers.items()}
 
-    def _recalled(self, teacher: Frozen | Ensemble, feed: Repeatable) -> Cached | Ensemble:
+    def _recalled(self, teacher: Actor, feed: Repeatable) -> Actor:
         key = teacher.name, json_sha256(feed.masks)
         if key not in self._made:
-            if isinstance(teacher, Ensemble):
-                members = [self._cached(member, feed) for member in teacher.members if isinstance(member, Frozen)]
-                self._made[key] = Ensemble(teacher.name, members, teacher.average, teacher.weights)
-            else:
-                self._made[key] = self._cached(teacher, feed)
+            self._made[key] = teacher.over(lambda one: self._cached(one, feed))
         return self._made[key]
 
     def _cached(self, teacher: Frozen, feed: Repeatable) -> Cached:

@@ -1,108 +1,23 @@
-"""Actors: what answers a batch with a readout. `Frozen`, `Cached` and `Ema` teach; a `Learner` is trained."""
+"""A learner: a model that is trained, with optimizer, schedule and clipping of its own."""
 
 from __future__ import annotations
 
-import copy
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from limbeck.batch import Batch
+from limbeck.distil.actors import START, Actor, Moment
 from limbeck.distil.balance import Balance
 from limbeck.distil.contrastive import ContrastiveMemory
+from limbeck.distil.result import Norms
 from limbeck.distil.schedules import Schedule
-from limbeck.models.int8 import Effect
-from limbeck.models.readouts import Recall
 from limbeck.models.taps import Readout, Tapped
 from limbeck.system import seeds
 from limbeck.system.processes import World
-
-
-class Frozen:
-    """A model that only answers: in evaluation mode, without gradients, never changed."""
-
-    def __init__(self, name: str, model: PreTrainedModel, taps: list[str], columns: int | None = None) -> None:
-        self.name, self.model = name, model.eval().requires_grad_(False)
-        self.tapped = Tapped(self.model, taps, columns)
-        self.effect: Effect | None = None  # of its quantisation
-        self.dropout = 0.0  # that it has while it teaches, as a `Noisy`
-
-    @property
-    def width(self) -> int:
-        """H of the features that its head takes."""
-        return self.model.config.hidden_size
-
-    @torch.no_grad()
-    def read(self, batch: Batch, whole: bool = True) -> Readout:
-        """Answers a batch; not `whole`, without logits."""
-        return self.tapped(batch, whole)
-
-    @torch.no_grad()
-    def speak(self, features: Tensor) -> Tensor:
-        """Features of some tokens `[n, H]` -> logits `[n, V]`."""
-        return self.tapped.head(features)
-
-    def advance(self) -> None:
-        """After an update of the cast: nothing."""
-
-
-class Answers(NamedTuple):
-    """What is known of a teacher's answers to a batch without asking it."""
-
-    features: Tensor  # of selected tokens or rows, zeros elsewhere: `[B, T, F]`, of a task `[B, F]`
-    states: dict[str, Tensor]  # as `recall.kept` names them, `[B, T, D]`
-
-
-class Kept(Protocol):
-    """Where answers are kept."""
-
-    @property
-    def width(self) -> int:
-        """F of the features."""
-        ...
-
-    def answers(self, batch: Batch) -> Answers:
-        """What was said to the rows of a batch."""
-        ...
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Features `[n, F]` -> logits `[n, V]`."""
-        ...
-
-
-class Cached:
-    """A fixed teacher whose answers are read from where they are kept; it does not run.
-
-    Args:
-        teacher: whose answers they are, asked once which positions see each other.
-        kept: its answers.
-        length: the most tokens of a row.
-    """
-
-    def __init__(self, teacher: Frozen, kept: Kept, length: int) -> None:
-        self.name, self.model, self._kept = teacher.name, teacher.model, kept
-        self._recall = Recall(teacher.tapped, length)
-
-    @property
-    def width(self) -> int:
-        """F of the features that it speaks from."""
-        return self._kept.width
-
-    def read(self, batch: Batch, whole: bool = True) -> Readout:
-        """Recalls the answers to a batch; raises UserError for text that the teacher has not read."""
-        found = self._kept.answers(batch)
-        return self._recall.readout(found.states, batch["attention_mask"], found.features, self.speak)
-
-    def speak(self, features: Tensor) -> Tensor:
-        """Features of some tokens `[n, F]` -> logits `[n, V]`."""
-        return self._kept.logits(features)
-
-    def advance(self) -> None:
-        """After an update of the cast: nothing."""
 
 
 @dataclass(frozen=True)
@@ -116,32 +31,7 @@ class Optimisation:
     clip: float | None
 
 
-@dataclass(frozen=True)
-class Norms:
-    """Gradient norms of one update, before clipping."""
-
-    whole: float  # of the model, bridges left out
-    layers: list[float]  # of transformer layers 1..L
-    bridges: float
-    learning_rate: float
-    update_ratios: list[float] | None  # |dw| / |w| of transformer layers 1..L, where asked for and updated
-    balance: float = 0.0  # of the log-variances
-
-    @property
-    def broken(self) -> list[str]:
-        """Where the gradient is not finite: layers from the first, then the other parts; whole is over all layers."""
-        found = [f"layer {number}" for number, value in enumerate(self.layers, 1) if not math.isfinite(value)]
-        found += [] if found or math.isfinite(self.whole) else ["outside the layers"]
-        parts = {"bridges": self.bridges, "balance": self.balance}
-        return found + [name for name, value in parts.items() if not math.isfinite(value)]
-
-    @property
-    def finite(self) -> bool:
-        """Whether every gradient is."""
-        return not self.broken
-
-
-class Learner:
+class Learner(Actor):
     """A model that is trained, with the aids, the balance, the optimizer, the schedule and the clipping of its own."""
 
     def __init__(
@@ -177,7 +67,12 @@ class Learner:
         }
         return dict(sorted(found.items(), key=lambda item: int(item[0].partition(".")[2])))
 
-    def read(self, batch: Batch, *moment: int, whole: bool = True) -> Readout:
+    @property
+    def width(self) -> int:
+        """H of the features that its head takes."""
+        return self.model.config.hidden_size
+
+    def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Answers a batch, not `whole`, without logits; dropout is drawn from the stream of (seed, *moment)."""
         with seeds.seeded(seeds.derive_seed(self.seed, "dropout", *moment), batch["input_ids"].device):
             return self.tapped(batch, whole)
@@ -185,6 +80,10 @@ class Learner:
     def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
         """Features of some tokens `[n, H]` -> logits `[n, V]` of the head behind `logits`, or behind `exit.N`."""
         return self.tapped.head(features) if tap == "logits" else self.exits[tap](features)
+
+    def everywhere(self) -> Tapped:
+        """Its model, tapped at every hidden state."""
+        return self.tapped.everywhere()
 
     def update(self, step: int, world: World, measure: bool = False, finite: bool = True) -> Norms:
         """Adds up the processes' gradients, clips, and takes one optimizer step; `measure` asks for the update ratios.
@@ -211,8 +110,31 @@ class Learner:
         for memory in self._memories:
             memory.forget()
 
-    def advance(self) -> None:
-        """After an update of the cast: nothing; `update` has done it."""
+    def state(self) -> dict[str, Tensor]:
+        """Parameters, buffers, modules of its terms, balance, optimizer: everything that the recipe does not determine."""
+        slots = self.optimizer.state_dict()["state"].items()
+        return self._own() | {f"optimizer.{n}.{slot}": tensor for n, held in slots for slot, tensor in held.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes a state of the same recipe back, in place."""
+        for name, tensor in self._own().items():
+            tensor.copy_(tensors[name])
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, slot = name.split(".")
+                slots.setdefault(int(number), {})[slot] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+
+    def size(self) -> int:
+        """Bytes of its state, the two moments of its optimizer included."""
+        return sum(it.nbytes for it in self._own().values()) + 2 * sum(it.nbytes for it in self.parameters)
+
+    def _own(self) -> dict[str, Tensor]:
+        """The state without that of the optimizer, tied tensors once."""
+        tensors = weights(self.model) | {f"bridges.{name}": tensor for name, tensor in _kept(self.bridges).items()}
+        return tensors | {f"balance.{name}": tensor for name, tensor in self.balance.state_dict().items()}
 
     @property
     def _memories(self) -> list[ContrastiveMemory]:
@@ -251,39 +173,16 @@ class Learner:
         )
 
 
-class Ema:
-    """The exponential moving average of a learner's weights: a teacher that follows its pupil.
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a model as a state names them, tied ones once."""
+    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.named_parameters()}
+    return tensors | {f"buffer.{name}": tensor for name, tensor in model.named_buffers()}
 
-    After each update a <- decay a + (1 - decay) w, from a = w at the beginning; buffers are copied. It answers in evaluation
-    mode, without gradients.
 
-    Args:
-        name: what lessons call it.
-        learner: whose weights are averaged.
-        taps: what it is asked for.
-        decay: 0 to below 1.
-    """
-
-    def __init__(self, name: str, learner: Learner, taps: list[str], decay: float) -> None:
-        self.name, self.learner, self.decay = name, learner, decay
-        self._answers = Frozen(name, copy.deepcopy(learner.model), taps, learner.tapped.columns)
-        self.model = self._answers.model
-
-    def read(self, batch: Batch, whole: bool = True) -> Readout:
-        """Answers a batch; not `whole`, without logits."""
-        return self._answers.read(batch, whole)
-
-    def speak(self, features: Tensor) -> Tensor:
-        """Features of some tokens `[n, H]` -> logits `[n, V]`."""
-        return self._answers.speak(features)
-
-    @torch.no_grad()
-    def advance(self) -> None:
-        """After an update of the cast: follows its learner."""
-        for mine, theirs in zip(self.model.parameters(), self.learner.model.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - self.decay)
-        for mine, theirs in zip(self.model.buffers(), self.learner.model.buffers(), strict=True):
-            mine.copy_(theirs)
+def _kept(aids: nn.ModuleDict) -> dict[str, Tensor]:
+    """Parameters and lasting buffers, shared ones once."""
+    once = {name for name, _ in (*aids.named_parameters(), *aids.named_buffers())}
+    return {name: tensor for name, tensor in aids.state_dict().items() if name in once}
 
 
 def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -8,8 +8,32 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from limbeck.distil.learner import Norms
 from limbeck.distil.lessons import Term
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Gradient norms of one update, before clipping."""
+
+    whole: float  # of the model, bridges left out
+    layers: list[float]  # of transformer layers 1..L
+    bridges: float
+    learning_rate: float
+    update_ratios: list[float] | None  # |dw| / |w| of transformer layers 1..L, where asked for and updated
+    balance: float = 0.0  # of the log-variances
+
+    @property
+    def broken(self) -> list[str]:
+        """Where the gradient is not finite: layers from the first, then the other parts; whole is over all layers."""
+        found = [f"layer {number}" for number, value in enumerate(self.layers, 1) if not math.isfinite(value)]
+        found += [] if found or math.isfinite(self.whole) else ["outside the layers"]
+        parts = {"bridges": self.bridges, "balance": self.balance}
+        return found + [name for name, value in parts.items() if not math.isfinite(value)]
+
+    @property
+    def finite(self) -> bool:
+        """Whether every gradient is."""
+        return not self.broken
 
 
 @dataclass

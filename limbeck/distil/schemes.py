@@ -10,15 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from limbeck.distil.learner import Cached, Ema, Frozen, Learner
+from limbeck.distil.actors import Actor, Student
 from limbeck.distil.lessons import Lesson, Term
-from limbeck.distil.noisy import Noisy
 from limbeck.distil.schedules import scaled
-from limbeck.distil.still import Actor, Still
-from limbeck.distil.teachers import Ensemble
+from limbeck.distil.still import Still
 
-Fixed = Mapping[str, Frozen | Ensemble]  # role -> the model that plays it
-Teachers = Mapping[str, Frozen | Cached | Noisy | Ensemble]  # role -> who answers for it
+Teachers = Mapping[str, Actor]  # role -> who plays it
 
 
 @dataclass(frozen=True)
@@ -30,12 +27,12 @@ class Cast:
     turns: dict[str, int]
 
 
-def offline(learner: Learner, teachers: Teachers, terms: Sequence[Term]) -> Cast:
+def offline(learner: Student, teachers: Teachers, terms: Sequence[Term]) -> Cast:
     """A learner learns from fixed teachers, each in its role, or from labels alone where there is none."""
     return _cast([learner], [_lessons(learner, terms, _roles(teachers))], *teachers.values())
 
 
-def mutual(peers: Sequence[Learner], teachers: Teachers, terms: Sequence[Term], alternate: bool = False) -> Cast:
+def mutual(peers: Sequence[Student], teachers: Teachers, terms: Sequence[Term], alternate: bool = False) -> Cast:
     """Peers learn from each other while they learn (Zhang et al. 2018, arXiv 1706.00384), and from teachers if there are any.
 
     For each peer the others are constants, and its loss from them is their mean. All read a batch before any is updated; with
@@ -48,24 +45,15 @@ def mutual(peers: Sequence[Learner], teachers: Teachers, terms: Sequence[Term], 
     return _cast(peers, learned, *teachers.values(), alternate=alternate)
 
 
-def averaged(learner: Learner, average: Ema, teachers: Teachers, terms: Sequence[Term]) -> Cast:
+def averaged(learner: Student, average: Actor, teachers: Teachers, terms: Sequence[Term]) -> Cast:
     """A learner learns from the exponential moving average of its own weights (mean teacher, arXiv 1703.01780)."""
     lessons = _lessons(learner, terms, {**_roles(teachers), "ema": (average.name,)})
     return _cast([learner], [lessons], average, *teachers.values())
 
 
-def teaching(teachers: Fixed, seed: int) -> Teachers:
-    """Fixed teachers as they teach the learners of a seed: those that have dropout, with it."""
-    return {role: _teaching(teacher, seed) for role, teacher in teachers.items()}
-
-
-def _teaching(teacher: Frozen | Ensemble, seed: int) -> Frozen | Noisy | Ensemble:
-    if isinstance(teacher, Frozen):
-        return Noisy(teacher, seed) if teacher.dropout else teacher
-    if not any(isinstance(it, Frozen) and it.dropout for it in teacher.members):
-        return teacher
-    members = [Noisy(it, seed) if isinstance(it, Frozen) and it.dropout else it for it in teacher.members]
-    return Ensemble(teacher.name, members, teacher.average, teacher.weights)
+def teaching(teachers: Teachers, seed: int) -> Teachers:
+    """Teachers as they teach the learners of a seed."""
+    return {role: teacher.teaching(seed) for role, teacher in teachers.items()}
 
 
 def unmeasured(cast: Cast) -> Cast:
@@ -81,7 +69,7 @@ def together(casts: Sequence[Cast], **how: Any) -> Still:
 
 
 def _cast(
-    learners: Sequence[Learner], lessons: Sequence[list[Lesson]], *others: Actor, alternate: bool = False
+    learners: Sequence[Student], lessons: Sequence[list[Lesson]], *others: Actor, alternate: bool = False
 ) -> Cast:
     turns = {learner.name: number * alternate for number, learner in enumerate(learners)}
     return Cast((*others, *learners), tuple(lesson for each in lessons for lesson in each), turns)
@@ -91,7 +79,7 @@ def _roles(teachers: Teachers) -> dict[str, tuple[str, ...]]:
     return {role: (teacher.name,) for role, teacher in teachers.items()}
 
 
-def _lessons(learner: Learner, terms: Sequence[Term], roles: Mapping[str, tuple[str, ...]]) -> list[Lesson]:
+def _lessons(learner: Student, terms: Sequence[Term], roles: Mapping[str, tuple[str, ...]]) -> list[Lesson]:
     """A learner's lessons: one for each actor of each role; the first one carries the terms without a teacher.
 
     A learner whose deeper layers teach its shallower ones (be your own teacher, arXiv 1905.08094) plays the role `self`.

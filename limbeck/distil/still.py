@@ -11,25 +11,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from limbeck.batch import Batch
-from limbeck.distil.learner import Cached, Ema, Frozen, Learner
-from limbeck.distil.lessons import Lesson, Pair, Term
-from limbeck.distil.noisy import Noisy
+from limbeck.distil.actors import Actor, Moment, Student
+from limbeck.distil.lessons import Lesson, Pair, Term, Voice, learning, logits_of, portion, voices
 from limbeck.distil.reduce import Counts
 from limbeck.distil.result import Tally, names_of
 from limbeck.distil.schedules import constant
-from limbeck.distil.teachers import Ensemble
-from limbeck.distil.voices import Voice, learning, logits_of, portion, voices
 from limbeck.losses import forward_kl, logit_mse
 from limbeck.models.taps import Readout
 from limbeck.system.out_of_memory import Short, release, tried
 from limbeck.system.processes import World
 
-Actor = Frozen | Cached | Noisy | Ensemble | Learner | Ema
 Readouts = Mapping[str, Readout]
 Share = tuple[Sequence[Batch], Counts]  # a process's micro-batches, and the counts of all processes
 
@@ -92,7 +89,7 @@ class Still:
         self.lessons, self.chunk, self.autocast, self.world = list(lessons), chunk, autocast, world
         self.balanced = balanced
         students = {lesson.student for lesson in lessons}
-        self.learners = [it for it in self.actors.values() if isinstance(it, Learner) and it.name in students]
+        self.learners = [cast(Student, actor) for name, actor in self.actors.items() if name in students]
         self.turns = sorted({(turns or {}).get(learner.name, 0) for learner in self.learners})
         self._turn_of = dict(turns or {})
         self.seconds = dict.fromkeys(self.actors, 0.0)  # each actor's own, of the last step
@@ -122,9 +119,9 @@ class Still:
             part._update(found, step, measure)
             tallies |= found
         self.seconds = {name: sum(part.seconds.get(name, 0.0) for part in parts) for name in self.actors}
+        updated = {name for name, tally in tallies.items() if not tally.skipped}
         for actor in self.actors.values():
-            if not (isinstance(actor, Ema) and tallies[actor.learner.name].skipped):
-                actor.advance()
+            actor.advance(updated)
         return {learner.name: tallies[learner.name] for learner in self.learners}
 
     def _turn(self, turn: int) -> Still:
@@ -183,12 +180,12 @@ class Still:
         how = {"chunk": self.chunk, "autocast": self.autocast, "world": self.world, "balanced": self.balanced}
         return Still(list(self.actors.values()), left, turns=self._turn_of, **how)
 
-    def _weight(self, learner: Learner, term: Term, step: int) -> float | Tensor:
+    def _weight(self, learner: Student, term: Term, step: int) -> float | Tensor:
         """The weight of a term at a step: the recipe's, times the factor of the learner's balance."""
         weight = term.weight(step)
         return weight * learner.balance.factor(term.name) if self.balanced else weight
 
-    def _terms(self, learner: Learner) -> list[Term]:
+    def _terms(self, learner: Student) -> list[Term]:
         return [term for lesson in self.lessons if lesson.student == learner.name for term in lesson.terms]
 
     def gradients(self, batches: Sequence[Batch], counts: Counts, step: int) -> dict[str, Tally]:
@@ -207,9 +204,8 @@ class Still:
         readouts = {}
         for name, actor in self.actors.items():
             with self._clock(name), self._precision():
-                drawn = isinstance(actor, Learner | Noisy | Ensemble)
-                moment = (micro.step, micro.number, self.world.rank) if drawn else ()
-                readouts[name] = actor.read(micro.batch, *moment, whole=name in self._heard)
+                moment = Moment(micro.step, micro.number, self.world.rank)
+                readouts[name] = actor.read(micro.batch, moment, whole=name in self._heard)
         return readouts
 
     def speak(self, micro: Micro, readouts: Readouts) -> dict[Voice, tuple[Tensor, Tensor]]:
@@ -239,17 +235,16 @@ class Still:
         return {voice: (inputs[voice], slope) for voice, slope in slopes.items()}
 
     def _say(self, voice: Voice, features: Tensor) -> Tensor:
-        (name, tap), actor = voice, self.actors[voice[0]]
+        name, tap = voice
         with self._clock(name):
-            return actor.speak(features, tap) if isinstance(actor, Learner) else actor.speak(features)
+            return self.actors[name].speak(features, tap)
 
     def _logit_loss(
         self, micro: Micro, name: str, lessons: Sequence[Lesson], logits: Mapping[Voice, Tensor], labels: Tensor
     ) -> Tensor:
         """The weighted logit terms of one student on one chunk; what it learns from are constants for it."""
         tally, total = micro.tallies[name], torch.zeros((), device=labels.device)
-        learner = self.actors[name]
-        assert isinstance(learner, Learner)
+        learner = next(it for it in self.learners if it.name == name)
         for lesson in lessons:
             if lesson.student != name:
                 continue
@@ -281,7 +276,7 @@ class Still:
                 if roots:
                     torch.autograd.backward([root for root, _ in roots], [slope for _, slope in roots], keep)
 
-    def _other_loss(self, micro: Micro, learner: Learner, lesson: Lesson, readouts: Readouts) -> Tensor | None:
+    def _other_loss(self, micro: Micro, learner: Student, lesson: Lesson, readouts: Readouts) -> Tensor | None:
         if lesson.student != learner.name or lesson.teacher is None:
             return None
         losses = []

@@ -1,43 +1,116 @@
-"""An ensemble: several fixed teachers that speak with one voice."""
+"""Who teaches: fixed models, with or without dropout, ensembles of them, and averages of a learner."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from limbeck.batch import Batch
-from limbeck.distil.learner import Cached, Frozen
-from limbeck.distil.noisy import Noisy
+from limbeck.distil.actors import START, Actor, Moment
+from limbeck.distil.learner import Learner, weights
 from limbeck.losses.tensors import wide
+from limbeck.models.fingerprint import digest
+from limbeck.models.int8 import Effect
+from limbeck.models.taps import Readout, Recording, Tapped
+from limbeck.system import seeds
 
 Average = Literal["logits", "probabilities", "log_probabilities"]
 
 
-class Voices(Mapping[str, Tensor]):
+class Frozen(Actor):
+    """A model that only answers: in evaluation mode, without gradients, never changed."""
+
+    def __init__(self, name: str, model: PreTrainedModel, taps: list[str], columns: int | None = None) -> None:
+        self.name, self.model = name, model.eval().requires_grad_(False)
+        self.tapped = Tapped(self.model, taps, columns)
+        self.effect: Effect | None = None  # of its quantisation
+        self.dropout = 0.0  # that it has while it teaches, as a `Noisy`
+
+    @property
+    def width(self) -> int:
+        """H of the features that its head takes."""
+        return self.model.config.hidden_size
+
+    @torch.no_grad()
+    def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
+        """Answers a batch; not `whole`, without logits."""
+        return self.tapped(batch, whole)
+
+    @torch.no_grad()
+    def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
+        """Features of some tokens `[n, H]` -> logits `[n, V]`."""
+        return self.tapped.head(features)
+
+    def everywhere(self) -> Tapped:
+        """Its model, tapped at every hidden state."""
+        return self.tapped.everywhere()
+
+    def teaching(self, seed: int) -> Actor:
+        """Itself, or with dropout where it has some while it teaches."""
+        return Noisy(self, seed) if self.dropout else self
+
+    def facts(self) -> dict[str, Any]:
+        """Which weights these are, as the run holds them, and what int8 changed."""
+        return {
+            "revision": getattr(self.model.config, "_commit_hash", None),
+            "sha256": digest(self.model.named_parameters()),
+            "parameters": self.model.num_parameters(),
+            **({"int8": self.effect.facts()} if self.effect else {}),
+        }
+
+
+class Noisy(Actor):
+    """A fixed teacher whose dropout is on while it teaches, as TinyBERT's code has it, which never calls `eval` on its teacher.
+
+    Its weights never change. What it says is a function of the text and of (seed, step, micro-batch, process), so that a run that is
+    gone on with, or trained alone, hears the same. Whoever measures asks the teacher itself, which has no dropout.
+
+    Args:
+        teacher: who answers in evaluation mode.
+        seed: of the learners that it teaches.
+    """
+
+    def __init__(self, teacher: Frozen, seed: int) -> None:
+        self.name, self.model, self.seed, self._teacher = teacher.name, teacher.model, seed, teacher
+
+    @property
+    def width(self) -> int:
+        """H of the features that its head takes."""
+        return self._teacher.width
+
+    def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
+        """Answers a batch, not `whole`, without logits; dropout is drawn from the stream of (seed, name, *moment)."""
+        seed = seeds.derive_seed(self.seed, "teacher dropout", self.name, *moment)
+        self.model.train()
+        try:
+            with seeds.seeded(seed, batch["input_ids"].device):
+                return self._teacher.read(batch, whole=whole)
+        finally:
+            self.model.eval()
+
+    def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
+        """Features of some tokens `[n, H]` -> logits `[n, V]`."""
+        return self._teacher.speak(features)
+
+    def facts(self) -> dict[str, Any]:
+        """Those of the teacher."""
+        return self._teacher.facts()
+
+
+class _SideBySide(Readout):
     """The readout of an ensemble: the inputs of all heads side by side, and nothing else."""
-
-    def __init__(self, features: Tensor) -> None:
-        self.features = features
-
-    def inputs(self, tap: str) -> Tensor:
-        """What its voice, behind `logits`, is made of."""
-        return self.features
 
     def __getitem__(self, tap: str) -> Tensor:
         raise KeyError(f"an ensemble has no {tap} of its own; its members have")
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
 
-    def __len__(self) -> int:
-        return 0
-
-
-class Ensemble:
+class Ensemble(Actor):
     """Teachers whose predictions are averaged (Bucila et al. 2006; Hinton et al. 2015, arXiv 1503.02531).
 
     With weights w that add up to 1, its logits are
@@ -58,25 +131,31 @@ class Ensemble:
     def __init__(
         self,
         name: str,
-        members: Sequence[Frozen | Cached | Noisy],
+        members: Sequence[Actor],
         average: Average,
         weights: Sequence[float] | None = None,
     ) -> None:
-        self.name, self.members = name, list(members)
+        self.name, self._members = name, list(members)
         self.average: Average = average
-        given = list(weights or [1.0] * len(self.members))
+        given = list(weights or [1.0] * len(self._members))
         self.weights = [weight / sum(given) for weight in given]
 
-    def read(self, batch: Batch, *moment: int, whole: bool = True) -> Voices:
-        """Answers a batch: every member reads it, whole; those with dropout, at a moment."""
-        read = [it.read(batch, *moment) if isinstance(it, Noisy) else it.read(batch) for it in self.members]
-        return Voices(torch.cat([readout.features for readout in read], dim=-1))
+    @property
+    def width(self) -> int:
+        """F of its members, added up."""
+        return sum(member.width for member in self._members)
+
+    def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
+        """Answers a batch: every member reads it, whole."""
+        read = [member.read(batch, moment) for member in self._members]
+        features = torch.cat([readout.features for readout in read], dim=-1)
+        return _SideBySide((), 0, features, batch["attention_mask"], self.speak, Recording({}))
 
     @torch.no_grad()
-    def speak(self, features: Tensor) -> Tensor:
+    def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
         """Features of some tokens `[n, sum of H]` -> averaged logits `[n, V]`, fp32 or wider."""
-        parts = features.split([member.width for member in self.members], dim=-1)
-        logits = [wide(member.speak(part)) for member, part in zip(self.members, parts, strict=True)]
+        parts = features.split([member.width for member in self._members], dim=-1)
+        logits = [wide(member.speak(part)) for member, part in zip(self._members, parts, strict=True)]
         if self.average != "logits":
             logits = [z.log_softmax(-1) for z in logits]
         if self.average == "probabilities":
@@ -84,5 +163,68 @@ class Ensemble:
             return torch.logsumexp(torch.stack(shifted), dim=0)
         return torch.stack([weight * z for z, weight in zip(logits, self.weights, strict=True)]).sum(0)
 
-    def advance(self) -> None:
-        """After an update of the cast: nothing."""
+    def members(self) -> Sequence[Actor]:
+        """Those whose predictions it averages."""
+        return self._members
+
+    def over(self, make: Callable[[Any], Actor]) -> Actor:
+        """An ensemble of what `make` makes of its members; itself where that is they themselves."""
+        made = [make(member) for member in self._members]
+        same = all(one is other for one, other in zip(made, self._members, strict=True))
+        return self if same else Ensemble(self.name, made, self.average, self.weights)
+
+    def teaching(self, seed: int) -> Actor:
+        """The same of its members as they teach."""
+        return self.over(lambda member: member.teaching(seed))
+
+
+class Ema(Actor):
+    """The exponential moving average of a learner's weights: a teacher that follows its pupil.
+
+    After each update a <- decay a + (1 - decay) w, from a = w at the beginning; buffers are copied. It answers in evaluation
+    mode, without gradients.
+
+    Args:
+        name: what lessons call it.
+        learner: whose weights are averaged.
+        taps: what it is asked for.
+        decay: 0 to below 1.
+    """
+
+    def __init__(self, name: str, learner: Learner, taps: list[str], decay: float) -> None:
+        self.name, self.learner, self.decay = name, learner, decay
+        self._answers = Frozen(name, copy.deepcopy(learner.model), taps, learner.tapped.columns)
+        self.model = self._answers.model
+
+    @property
+    def width(self) -> int:
+        """H of the features that its head takes."""
+        return self._answers.width
+
+    def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
+        """Answers a batch; not `whole`, without logits."""
+        return self._answers.read(batch, whole=whole)
+
+    def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
+        """Features of some tokens `[n, H]` -> logits `[n, V]`."""
+        return self._answers.speak(features)
+
+    @torch.no_grad()
+    def advance(self, updated: Collection[str]) -> None:
+        """After an update of the cast: follows its learner, if that moved."""
+        if self.learner.name not in updated:
+            return
+        for mine, theirs in zip(self.model.parameters(), self.learner.model.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - self.decay)
+        for mine, theirs in zip(self.model.buffers(), self.learner.model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def state(self) -> dict[str, Tensor]:
+        """Its weights."""
+        return weights(self.model)
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes its weights back, in place."""
+        for name, tensor in self.state().items():
+            tensor.copy_(tensors[name])

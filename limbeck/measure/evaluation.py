@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from limbeck.batch import Batch, cut
-from limbeck.distil.learner import Frozen, Learner, gradients, norm
+from limbeck.distil.actors import Actor
+from limbeck.distil.learner import Learner, gradients, norm
 from limbeck.distil.lessons import Lesson
 from limbeck.distil.reduce import Counts
 from limbeck.distil.still import COMMON, Still, Voice, common_loss
-from limbeck.distil.teachers import Ensemble
 from limbeck.losses import cross_entropy, squared_error
 from limbeck.measure import metrics
 from limbeck.system.out_of_memory import Parts, say
 from limbeck.system.processes import World
 from limbeck.system.progress import Done, uncounted
 
-Teacher = Frozen | Ensemble | None
+Teacher = Actor | None
 TEACHER = "teacher"  # beside the taps of a learner
 SUMS = ("tokens", "logit_loss", "agreement", "labels", "label_loss", "label_accuracy")
 OF_LABELS = ("label_loss", "label_accuracy")

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.batch import Batch, cut
-from limbeck.distil.learner import Frozen, Learner
+from limbeck.distil.actors import Actor
+from limbeck.distil.learner import Learner
 from limbeck.distil.still import common_loss
-from limbeck.distil.teachers import Ensemble
 from limbeck.losses import cross_entropy, squared_error, symmetric_kl
 from limbeck.losses.tensors import wide
 from limbeck.measure.evaluation import Teacher, evaluating
@@ -35,7 +35,6 @@ TOKENS = 2048  # whose states are compared: the products are what costs
 PLACES = 8  # bins of the places in a block
 IGNORED = -100
 
-Actor = Learner | Frozen | Ensemble
 Couple = tuple[Learner, Learner]
 Layers = Mapping[Any, list[Layer]]  # actor -> its layers, none of an ensemble
 # An actor -> confidence and right of its tokens; two actors -> agreed and divergence: [2, n] for each chunk.
@@ -120,7 +119,7 @@ class Reasons:
         if self.edges is not None and counts is not None:
             said = np.concatenate([_predicted(one) for one in self.fixed])
             self.frequencies = np.searchsorted(self.edges, counts[said], side="right") - 1
-        self._wrapped: dict[nn.Module, Tapped] = {}
+        self._wrapped: dict[Actor, Tapped | None] = {}
         self.parts = Parts("reasons", max(len(batch["select"]) for batch in batches), tell)
 
     @torch.no_grad()
@@ -178,14 +177,14 @@ class Reasons:
 
     def _read(self, actor: Actor, fixed: Fixed, states: list[list[Tensor]] | None = None) -> Tensor:
         """The inputs of a model's head at the selected tokens; to `states` goes what its layers hold, where it has any."""
-        if isinstance(actor, Ensemble):
+        if actor not in self._wrapped:
+            self._wrapped[actor] = actor.everywhere()
+        tapped = self._wrapped[actor]
+        if tapped is None:
             return actor.read(fixed.batch).features.flatten(0, -2)[fixed.where]
-        taps = [f"hidden.{layer}" for layer in range(actor.tapped.depth + 1)]
-        if actor.model not in self._wrapped:
-            self._wrapped[actor.model] = Tapped(actor.model, taps, actor.tapped.columns)
-        readout = self._wrapped[actor.model](fixed.batch)
+        readout = tapped(fixed.batch)
         if states is not None:
-            states.append([readout[tap].flatten(0, 1)[fixed.states] for tap in taps])
+            states.append([readout[tap].flatten(0, 1)[fixed.states] for tap in tapped.taps])
         return readout.features.flatten(0, -2)[fixed.where]
 
     def _speak(

@@ -21,7 +21,7 @@ from transformers import AutoConfig, PreTrainedModel
 from limbeck.errors import UserError
 from limbeck.models import pretrained, students
 from limbeck.models.taps import Tapped
-from limbeck.recipe import recipe
+from limbeck.recipe import models
 from limbeck.system.files import path_of
 
 FILE = "exits.safetensors"
@@ -120,7 +120,7 @@ class EarlyExit:
         Raises:
             UserError: there are no exits, they do not fit the model, or it predicts a score.
         """
-        source, path = recipe.Source(source=str(folder)), path_of(folder) / FILE
+        source, path = models.Source(source=str(folder)), path_of(folder) / FILE
         if not path.is_file():
             raise UserError(f"{folder}: no {FILE} there; name a student that was trained with exits")
         model, tensors = pretrained.model_of(source, torch.float32), load_file(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,12 +64,3 @@ def _predictions(model: PreTrainedModel, sample: Batch, autocast: torch.dtype | 
     tapped = Tapped(model.eval())
     with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
         return tapped.head(tapped(sample).features[sample["select"]])
-
-
-def parts(tensor: Tensor) -> list[tuple[str, Tensor]]:
-    """The plain tensors that a quantised one is made of, by their names; of a plain tensor itself."""
-    flatten: Any = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None:
-        return [("", tensor)]
-    names: list[str] = flatten()[0]
-    return [(f".{name}{more}", it) for name in names for more, it in parts(getattr(tensor, name))]

@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from limbeck.errors import Interrupted, UserError
 from limbeck.families import family
-from limbeck.recipe.recipe import Source
+from limbeck.recipe.models import Source
 from limbeck.system import files, hub
 from limbeck.system.files import path_of
 from limbeck.system.progress import doing

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from limbeck.errors import UserError
 from limbeck.families import family, reserved_positions
 from limbeck.models import pretrained
-from limbeck.models.int8 import parts
-from limbeck.recipe import recipe
+from limbeck.recipe import models
 from limbeck.system.seeds import seeded
 
 _DEPEND_ON_DEPTH = ("layer_types",)  # lists with one entry a layer, which the config derives again
 _SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
-def shape(student: recipe.Student, teacher: PretrainedConfig | None, **facts: int | None) -> PretrainedConfig:
+def shape(student: models.Student, teacher: PretrainedConfig | None, **facts: int | None) -> PretrainedConfig:
     """The student's config: the teacher's (or its family's defaults) with what the recipe says.
 
     A student with other sizes gets heads of width hidden / heads; one that begins as a model keeps the width of that model's
@@ -91,12 +87,3 @@ def build(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     """A random model of this config, in fp32; a function of config and seed alone."""
     with seeded(seed, torch.device("cpu")):
         return pretrained.kind_of(config).from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-
-
-def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 over names, dtypes, shapes and bits of named tensors."""
-    total = hashlib.sha256()
-    for name, tensor in ((name + part, it) for name, whole in tensors for part, it in parts(whole)):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return total.hexdigest()

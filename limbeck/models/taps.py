@@ -216,6 +216,10 @@ class Tapped:
         self._inputs = [name for name in _INPUTS if name in taken]
         model.set_attn_implementation(attention.NAME)
 
+    def everywhere(self) -> Tapped:
+        """The same model, tapped at every hidden state."""
+        return Tapped(self.model, [f"hidden.{layer}" for layer in range(self.depth + 1)], self.columns)
+
     def __call__(self, batch: Mapping[str, Tensor], whole: bool = True) -> Readout:
         """Runs the model up to its head; not `whole`, only as deep as it is tapped: then there are no logits.
 

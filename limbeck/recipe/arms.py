@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from limbeck.errors import UserError, nearest
-from limbeck.recipe import load, stages
+from limbeck.recipe import explain, load, stages
 from limbeck.recipe.fields import Positive, Strict
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.settings import Setting
@@ -182,7 +182,7 @@ def _validated(where: str, said: dict[str, Any]) -> Words:
     try:
         words = Words.model_validate(said)
     except ValidationError as error:
-        raise UserError(f"{where}: {load.explain(error, said, Words)}") from None
+        raise UserError(f"{where}: {explain.explain(error, said, Words)}") from None
     for place, grid in (("", words), ("tune.", words.tune)):
         if grid is None:
             continue

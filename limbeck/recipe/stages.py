@@ -22,7 +22,8 @@ from typing import Any
 from limbeck import rundir
 from limbeck.errors import UserError, nearest
 from limbeck.recipe import load
-from limbeck.recipe.recipe import Recipe, Source
+from limbeck.recipe.models import Source
+from limbeck.recipe.recipe import Recipe
 
 PREVIOUS = "$previous"
 SHARED = ("name", "question", "out")  # words of the whole

@@ -15,10 +15,12 @@ from typing import Any
 
 from limbeck import rundir
 from limbeck.assemble import costs, design
-from limbeck.assemble import study as build
+from limbeck.assemble.study import build_study
+from limbeck.assemble.text import feed_of
 from limbeck.errors import UserError
+from limbeck.recipe import identity
 from limbeck.recipe.arms import FOLDER, TUNING, Arm, Asked, Words, placed_all, restricted
-from limbeck.running import changes, disk_space, manifest, stages
+from limbeck.running import changes, disk_space, stages
 from limbeck.system import files, locks
 from limbeck.system.processes import World
 from limbeck.training.loop import Course, Record, fit
@@ -131,7 +133,7 @@ def _losses(folder: Path) -> dict[str, float]:
 
 def key(words: Words, arms: Sequence[Arm]) -> str:
     """sha256 of what was asked for."""
-    plain = [[table.model_dump(mode="json", exclude=manifest.FREE) for table in arm.tables] for arm in arms]
+    plain = [[table.model_dump(mode="json", exclude=identity.FREE) for table in arm.tables] for arm in arms]
     return hashlib.sha256(json.dumps([words.model_dump(mode="json"), plain], sort_keys=True).encode()).hexdigest()
 
 
@@ -201,7 +203,7 @@ def _flops(plan: design.Design, world: World, tell: Tell) -> dict[str, float]:
     """The FLOPs of a mean update of each setting alone; of a task its rows are looked at."""
     if plan.recipe.data.task is None:
         return costs.of_study(plan).flops_per_step
-    feed = build.feed(plan, stages.text(plan, world, tell), plan.recipe.seeds[0])
+    feed = feed_of(plan, stages.text(plan, world, tell), plan.recipe.seeds[0])
     return costs.of_study(plan, costs.mean(plan, feed, world.size)).flops_per_step
 
 
@@ -209,7 +211,7 @@ def _seconds(plan: design.Design, world: World, tell: Tell) -> dict[str, float]:
     """The seconds that an update of each setting takes alone, measured on a throw-away beginning of the run."""
     material = stages.text(plan, world, tell)
     first = plan.with_recipe(plan.recipe.model_copy(update={"seeds": plan.recipe.seeds[:1]}))
-    study, spent = build.study(first, world, material), dict.fromkeys(plan.recipe.chosen, 0.0)
+    study, spent = build_study(first, world, material), dict.fromkeys(plan.recipe.chosen, 0.0)
 
     def time(record: Record) -> None:
         if record.step > WARM:

@@ -11,8 +11,9 @@ import yaml
 from limbeck import rundir
 from limbeck.errors import UserError
 from limbeck.recipe import stages
+from limbeck.recipe.identity import FREE, identity
 from limbeck.recipe.recipe import Recipe
-from limbeck.running.manifest import FREE, Facts, identity, now
+from limbeck.running.manifest import Facts, now
 from limbeck.system import files
 from limbeck.system.files import path_of
 from limbeck.text import unchanged

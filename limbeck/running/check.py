@@ -9,16 +9,18 @@ from typing import Any
 import torch
 
 from limbeck.assemble import actors, augmentation, costs, design, tasks, teacher_caches, terms
-from limbeck.assemble import study as build
+from limbeck.assemble.text import feed_of, read_text
 from limbeck.models import pretrained
 from limbeck.recipe import stages
 from limbeck.recipe.arms import Arm, Words
-from limbeck.recipe.recipe import Ensemble, Recipe
+from limbeck.recipe.models import Ensemble
+from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.settings import Setting, Term
 from limbeck.recipe.words import LAYERED_TAPS, LOSSES
 from limbeck.system import precision
 from limbeck.system.processes import World
-from limbeck.text.corpora import each, find_files
+from limbeck.text.corpora import find_files
+from limbeck.text.heldout import each
 from limbeck.text.readers import unasked
 from limbeck.text.tokenise import Encoder
 
@@ -128,8 +130,8 @@ def _downloads(far: Mapping[str, str | None]) -> list[str]:
 def _text(plan: design.Design) -> tuple[list[Row], costs.Load]:
     """What is read, and the mean load of an update."""
     notes: list[str] = []
-    material = build.text(plan, notes.append)
-    load = costs.mean(plan, build.feed(plan, material, plan.recipe.seeds[0]))
+    material = read_text(plan, notes.append)
+    load = costs.mean(plan, feed_of(plan, material, plan.recipe.seeds[0]))
     facts, noun = material.facts, "rows" if plan.recipe.data.task else "documents"
     rows = [
         ("text", f"{facts['corpus']}: {facts['documents']:,} {noun}, {facts['tokens']:,} tokens"),

@@ -91,7 +91,7 @@ def _there(folder: Path) -> int:
 
 def needed(study: Study, folder: Path) -> int:
     """Bytes that a run still writes: checkpoints, one of them while the older ones are there, students, lines."""
-    saved = sum(map(checkpoint.size, study.changing)) * (checkpoint.KEPT + 1)
+    saved = sum(it.size() for it in study.changing) * (checkpoint.KEPT + 1)
     exported = sum(p.nbytes for learner in study.learners for p in learner.model.parameters())
     return (
         max(0, saved + exported - _there(folder)) + LINE * study.design.recipe.train.steps * len(study.learners) + PAGE

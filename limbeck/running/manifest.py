@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,41 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from limbeck import rundir
-from limbeck.assemble import design, own_losses, study
-from limbeck.distil.learner import Frozen
-from limbeck.distil.teachers import Ensemble
-from limbeck.models import pretrained, students
+from limbeck.assemble import design, own_losses
+from limbeck.assemble.study import Study
+from limbeck.models import fingerprint, pretrained
 from limbeck.recipe import stages
+from limbeck.recipe.identity import identity
 from limbeck.recipe.recipe import Recipe
 from limbeck.system import environment, files
 
 Facts = dict[str, Any]
-# words of a recipe that no bit of a student depends on, but for `eval_every` where the best weights are kept
-FREE: dict[str, Any] = {
-    "out": True,
-    "question": True,
-    "report_to": True,
-    "data": {"cache"},
-    "train": {"eval_every", "checkpoint_every"},
-}
-
-
-def identity(table: Recipe) -> str:
-    """sha256 of everything in the recipe that a result is a function of."""
-    return hashlib.sha256(dump(table, exclude=FREE).encode()).hexdigest()
-
-
-def dump(table: Recipe, exclude: Any = None) -> str:
-    """The resolved recipe as YAML."""
-    return yaml.safe_dump(table.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
-
-
-def text(tables: Sequence[Recipe]) -> str:
-    """What stands in the recipe.yaml of a run: its recipe, or the last of some stages with those before it."""
-    return yaml.safe_dump(stages.dump(tables), sort_keys=False, allow_unicode=True)
 
 
 def show(folder: Path, baselines: Sequence[str]) -> bool:
@@ -56,7 +30,7 @@ def show(folder: Path, baselines: Sequence[str]) -> bool:
     return True
 
 
-def of(study: study.Study, flops: Mapping[str, float]) -> Facts:
+def of(study: Study, flops: Mapping[str, float]) -> Facts:
     """The manifest of a study that has not trained yet; `flops` are those of a mean update of each setting."""
     table, (first, *others) = study.design.recipe, _teachers(study) or [None]
     return {
@@ -84,7 +58,7 @@ def of(study: study.Study, flops: Mapping[str, float]) -> Facts:
         "kept_by": table.measure,
         "students": {
             learner.name: {
-                "initial_sha256": students.digest(learner.model.named_parameters()),
+                "initial_sha256": fingerprint.digest(learner.model.named_parameters()),
                 "parameters": learner.model.num_parameters(),
                 "flops_per_step": flops[study.settings[learner.name]],
             }
@@ -103,21 +77,14 @@ def _losses(table: Recipe) -> Facts:
     return {path: own_losses.source_sha256(path) for path in sorted(paths)}
 
 
-def _teachers(study: study.Study) -> list[Facts]:
+def _teachers(study: Study) -> list[Facts]:
     """What every pretrained model is, in the order of the recipe."""
     roles = {actor.name: actor for teachers in study.teachers.values() for actor in teachers.values()}
-    actors = [it for actor in roles.values() for it in (actor.members if isinstance(actor, Ensemble) else [actor])]
     said = design.sources(study.design.recipe.models)
     return [
-        {
-            "name": actor.name,
-            "source": said[actor.name.partition("@")[0]].source,
-            "revision": getattr(actor.model.config, "_commit_hash", None),
-            "sha256": students.digest(actor.model.named_parameters()),  # of the weights as the run holds them
-            "parameters": actor.model.num_parameters(),
-            **({"int8": actor.effect.facts()} if isinstance(actor, Frozen) and actor.effect else {}),
-        }
-        for actor in actors
+        {"name": one.name, "source": said[one.name.partition("@")[0]].source, **one.facts()}
+        for actor in roles.values()
+        for one in actor.members()
     ]
 
 

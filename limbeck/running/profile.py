@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedModel
 
 from limbeck.assemble.study import Study
-from limbeck.distil.teachers import Ensemble
 from limbeck.measure.evaluation import evaluating
 from limbeck.measure.profile import Facts, measure
 
@@ -28,8 +27,8 @@ def of_study(made: Study, seconds: float, turn: Callable[[str], None] = lambda w
         name, setting = learner.name, made.settings[learner.name]
         kinds.setdefault(_shape(learner.model), (name, learner.model, {}))[2].setdefault(setting)
     for actor in (actor for roles in made.teachers.values() for actor in roles.values()):
-        for one in actor.members if isinstance(actor, Ensemble) else [actor]:
-            kinds.setdefault(f"{one.name.partition('@')[0]} {_shape(one.model)}", (one.name, one.model, {}))
+        for name, model in ((one.name, one.model) for one in actor.members() if one.model is not None):
+            kinds.setdefault(f"{name.partition('@')[0]} {_shape(model)}", (name, model, {}))
 
     def around() -> AbstractContextManager[Any]:
         return torch.autocast(made.world.device.type, dtype=plan.autocast, enabled=plan.autocast is not None)

@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck import rundir
-from limbeck.assemble import costs, evaluations, study
+from limbeck.assemble import costs, evaluations
+from limbeck.assemble.study import Study, first_stages
 from limbeck.distil.learner import Learner
 from limbeck.errors import Failed, Interrupted, UserError
 from limbeck.lab.page import report
 from limbeck.measure.evaluation import document_rows
+from limbeck.recipe import identity
 from limbeck.running import changes, disk_space, hooks, manifest, profile
 from limbeck.running.trackers import Trackers
 from limbeck.system import clock, files
@@ -40,7 +42,7 @@ class Session:
 
     def __init__(
         self,
-        study: study.Study,
+        study: Study,
         folder: Path,
         tell: Callable[[str], None],
         recipe: str,
@@ -73,7 +75,7 @@ class Session:
                 start = self._resume() if self._exists() else self._begin()
                 self._track()
             if start == 0:
-                study.first_stages(self.study, stopped, self.tell)
+                first_stages(self.study, stopped, self.tell)
         if start == 0:
             self._evaluate(0, None)
         with doing("training", "steps") as now:
@@ -282,7 +284,7 @@ class Session:
             for name in rundir.LINES:  # no line may be younger than a checkpoint that counts on it
                 if (self.folder / name).exists():
                     files.sync(self.folder / name)
-            facts = {"recipe_sha256": manifest.identity(self.table), "tokens": self.tokens, "way": vars(self.way)}
+            facts = {"recipe_sha256": identity.identity(self.table), "tokens": self.tokens, "way": vars(self.way)}
             with doing(f"saving step {step}"):
                 checkpoint.save(self.folder / rundir.CHECKPOINTS, step, self.study.changing, facts)
         self.study.world.wait()

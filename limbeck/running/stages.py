@@ -12,9 +12,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from limbeck import rundir
 from limbeck.assemble import design
-from limbeck.assemble import study as build
+from limbeck.assemble.study import build_study, write_answers
+from limbeck.assemble.text import Material, augmented, read_text
 from limbeck.errors import Failed, UserError
 from limbeck.lab.page import report
+from limbeck.recipe import identity
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.stages import FOLDER, taken
 from limbeck.running import changes, disk_space, manifest, trackers
@@ -23,7 +25,8 @@ from limbeck.system import environment, files, locks
 from limbeck.system.processes import World
 from limbeck.system.progress import doing
 from limbeck.system.signals import at_once, interruptible
-from limbeck.text.corpora import each, find_files
+from limbeck.text.corpora import find_files
+from limbeck.text.heldout import each
 
 NOT_A_RUN = (FOLDER, locks.FILE)  # what lies in a folder before its run
 
@@ -94,7 +97,7 @@ def train(
             continue
         if len(tables) > 1:
             tell(f"stage {number + 1} of {len(tables)}: {plan.recipe.stage}")
-        said = manifest.text(tables[: number + 1])
+        said = identity.text(tables[: number + 1])
         with alone(Path(plan.recipe.run_dir), world):
             _train(plan, world, texts.pop(plan.recipe.stage), tell, said, baselines, force)
 
@@ -108,7 +111,7 @@ def _require_whole(folder: Path) -> None:
 def _train(
     plan: design.Design,
     world: World,
-    material: build.Material,
+    material: Material,
     tell: Callable[[str], None],
     said: str,
     baselines: Sequence[str],
@@ -118,7 +121,7 @@ def _train(
     with interruptible() as stopped:
         with at_once():
             with doing("making the models"):
-                study = build.study(plan, world, material, stopped, tell)
+                study = build_study(plan, world, material, stopped, tell)
             with doing("choosing what is measured"):
                 session = Session(study, Path(plan.recipe.run_dir), tell, said, baselines, force)
         try:
@@ -142,7 +145,7 @@ def answers(tables: Sequence[Recipe], world: World, tell: Tell) -> dict[Path, in
     for plan in plans_of(tables, world).values():
         if plan.recipe.cache:
             with interruptible() as stopped, at_once():
-                found |= build.answers(plan, world, text(plan, world, tell), stopped, tell)
+                found |= write_answers(plan, world, text(plan, world, tell), stopped, tell)
     return found
 
 
@@ -177,14 +180,14 @@ def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
     return once
 
 
-def text(plan: design.Design, world: World, tell: Callable[[str], None]) -> build.Material:
+def text(plan: design.Design, world: World, tell: Callable[[str], None]) -> Material:
     """The tokenised text, rows of a task with their augmented copies; with several processes the first makes it and the others open it."""
     if not world.is_main:
         world.wait()
-    material = build.text(plan, tell)
+    material = read_text(plan, tell)
     if world.is_main:
         world.wait()
-    return build.augmented(plan, world, material, tell)
+    return augmented(plan, world, material, tell)
 
 
 def prepare_libraries(table: Recipe) -> None:
@@ -264,7 +267,7 @@ def _is_done(folder: Path, table: Recipe, before: Sequence[Recipe], force: bool)
     if harmful and not (force and (status != "done" or longer)):
         raise changes.other_recipe(folder, harmful)
     for stage in before:
-        if earlier.get(stage.stage, {}).get("recipe_sha256") != manifest.identity(stage):
+        if earlier.get(stage.stage, {}).get("recipe_sha256") != identity.identity(stage):
             raise UserError(
                 f"{folder}: was trained after another stage {stage.stage}; choose another folder with out=DIR, or remove it"
             )

@@ -19,15 +19,16 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from limbeck.batch import Batch
-from limbeck.distil.learner import Answers, Frozen
+from limbeck.distil.teachers import Frozen
 from limbeck.errors import Interrupted, UserError
 from limbeck.families import width_of
 from limbeck.losses.sparse import TopK
-from limbeck.models import readouts, students
+from limbeck.models import fingerprint, readouts
 from limbeck.system.files import json_sha256
 from limbeck.system.progress import Done, doing, uncounted
 from limbeck.system.store import Facts, Tell, open_or_make
 from limbeck.teacher_cache import shards
+from limbeck.teacher_cache.cached import Answers
 from limbeck.teacher_cache.packing import Packing, grow, logits_of, shrink
 from limbeck.teacher_cache.shards import LOGITS, Answered, Shard
 from limbeck.text.feed import Repeatable
@@ -238,4 +239,4 @@ def _identity(teacher: Frozen) -> list[Any]:
     """Weights and configuration of a teacher, wherever it was read from."""
     places = ("_name_or_path", "transformers_version", "architectures", "dtype")
     config = {name: value for name, value in teacher.model.config.to_dict().items() if name not in places}
-    return [students.digest(teacher.model.named_parameters()), config]
+    return [fingerprint.digest(teacher.model.named_parameters()), config]

@@ -21,7 +21,8 @@ from limbeck.errors import UserError
 from limbeck.system.files import json_sha256
 from limbeck.system.progress import Doing, doing
 from limbeck.system.store import Facts, Tell, cache_folder, open_or_make
-from limbeck.text.corpora import each, fingerprint, heldout_source, separate
+from limbeck.text.corpora import fingerprint
+from limbeck.text.heldout import each, heldout_source, separate
 from limbeck.text.tokenise import Encoder, Special
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Where text lies, and which of its documents are held out.
+"""Where text lies, and how it is read.
 
 A corpus is named by one word: `docs`, `hub:ID[:CONFIG][@REVISION]`, or the path of a file, folder or glob; several are
 joined by ` + `.
@@ -6,13 +6,11 @@ joined by ` + `.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from limbeck.errors import UserError
 from limbeck.system.files import file_sha256, path_of
@@ -33,13 +31,8 @@ from limbeck.text.readers import (
 )
 from limbeck.text.tables import LONGEST, Column, Wanted
 
-if TYPE_CHECKING:
-    from limbeck.recipe.data import Data
-
-VALIDATION = 0.02  # share of the training text that validates where the test has a corpus of its own
 T = TypeVar("T")
 Split = Literal["train", "heldout"]
-Read = Callable[[str, Split, int | None], Iterator[tuple[str, T]]]  # (corpus, split, max_bytes) -> (name, item)
 
 READ_SINCE = {".txt": ".txt, 2"}  # kinds of files that were read otherwise before: 2, lines of white space separate
 PAPERS = re.compile(r"\.|source|readme|licen[cs]e|notice", re.IGNORECASE)  # beside the text, and hidden files
@@ -243,83 +236,3 @@ def _read_sha256(path: Path) -> str:
         return file_sha256(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend or replace the file") from None
-
-
-def heldout_source(data: Data) -> tuple[str, Split] | None:
-    """Where the held-out documents are read from; None where they are drawn from the corpus by their hash.
-
-    A corpus named by `data.heldout` comes first, then the dev* or valid* files of the corpus's own folder.
-    """
-    spec = data.heldout if isinstance(data.heldout, str) else data.corpus
-    if find_files(spec, "heldout"):
-        return spec, "heldout"
-    return (spec, "train") if isinstance(data.heldout, str) else None
-
-
-def beside(data: Data, classes: Sequence[str] = ()) -> Data:
-    """The unlabelled text beside a corpus as a table of its own."""
-    assert data.unlabelled is not None
-    task = data.task and data.task.model_copy(update={"label": None, "classes": tuple(classes) or None})
-    apart = {source[0] for one in each(data) if (source := heldout_source(one))}
-    heldout = apart.pop() if len(apart) == 1 else data.heldout  # what the corpus holds out is not read here either
-    words = {"corpus": data.unlabelled.corpus, "heldout": heldout, "task": task, "unlabelled": None, "max_bytes": None}
-    return data.model_copy(update=words)
-
-
-def each(data: Data) -> list[Data]:
-    """One `Data` for every corpus that `data.corpus` joins by ` + `."""
-    return [data.model_copy(update={"corpus": spec.strip()}) for spec in data.corpus.split(" + ")]
-
-
-def separate(data: Data) -> Iterator[tuple[str, str, str]]:
-    """Every document once, as (part, name, text): first what separate held-out corpora hold, then corpus by corpus.
-
-    The part is `heldout`, `train`, or `both`: training text that is word for word a document of a separate
-    held-out corpus and must not be trained on. Drawn by hash, all copies of a text fall on the same side. With the fold
-    `validation` other training text is held out, and what the test holds out is `aside`; so is what `data.train_share` leaves out.
-    """
-
-    def read(spec: str, split: Split, max_bytes: int | None) -> Iterator[Document]:
-        how = {"field": data.field, "separator": data.separator, "longest": data.longest}
-        return read_documents(spec, max_bytes=max_bytes, split=split, **how)
-
-    return _separate(data, read, str)
-
-
-def separate_rows(data: Data) -> Iterator[tuple[str, str, Row]]:
-    """Every row of a task once, as (part, name, row): as `separate`, where equal means equal text and equal pair."""
-    assert data.task is not None
-    columns = data.task.columns
-
-    def read(spec: str, split: Split, max_bytes: int | None) -> Iterator[tuple[str, Row]]:
-        return read_rows(spec, columns, split, max_bytes, data.longest)
-
-    def text(row: Row) -> str:
-        return row["text"] if row["pair"] is None else json.dumps([row["text"], row["pair"]])
-
-    return _separate(data, read, text)
-
-
-def _separate(data: Data, read: Read[T], text: Callable[[T], str]) -> Iterator[tuple[str, str, T]]:
-    sources = {one.corpus: heldout_source(one) for one in each(data)}
-    separate_ones: list[tuple[str, Split]] = list(dict.fromkeys(source for source in sources.values() if source))
-    heldout: set[bytes] = set()
-    validates = data.fold == "validation"
-    for spec, split in separate_ones:
-        for name, item in read(spec, split, None):
-            heldout.add(_digest(text(item)))
-            yield "aside" if validates else "heldout", name, item
-    for corpus, source in sources.items():
-        share = float(data.heldout) if source is None else VALIDATION * validates
-        bound = share if source is None else 0.0  # below it lies what the test draws
-        for name, item in read(corpus, "train", data.max_bytes):
-            digest = _digest(text(item))
-            place = int.from_bytes(digest[:8], "big") / 2**64
-            mine = bound <= place < bound + share if validates else place < share
-            left_out = int.from_bytes(digest[8:16], "big") / 2**64 >= data.train_share
-            part = "heldout" if mine else "aside" if place < bound or left_out else "train"
-            yield "both" if digest in heldout else part, name, item
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import UserError
-from limbeck.text.feed import Batch, Feed
+from limbeck.text.block_feed import Feed
+from limbeck.text.feed import Batch
 from limbeck.text.masking import IGNORED
 from limbeck.text.row_feed import TaskFeed
 

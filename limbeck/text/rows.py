@@ -22,7 +22,8 @@ from limbeck.system.files import json_sha256
 from limbeck.system.progress import doing
 from limbeck.system.store import Facts, Tell, cache_folder, open_or_make
 from limbeck.text.blocks import PARTS, Part, batches, both_parts, content_of, counted, dtype_of, facts_of
-from limbeck.text.corpora import column_names, each, row_text, separate_rows
+from limbeck.text.corpora import column_names, row_text
+from limbeck.text.heldout import each, separate_rows
 from limbeck.text.labels import MOST, choose, class_name, numbers, score
 from limbeck.text.masking import IGNORED
 from limbeck.text.readers import Row

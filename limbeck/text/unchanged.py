@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import UserError
 from limbeck.system.files import json_sha256
 from limbeck.text.blocks import PARTS, corpora_of
-from limbeck.text.corpora import beside, each, separate, separate_rows
+from limbeck.text.heldout import beside, each, separate, separate_rows
 from limbeck.text.rows import as_text, label_of
 
 if TYPE_CHECKING:

@@ -20,15 +20,17 @@ from limbeck.losses import cross_entropy, squared_error
 from limbeck.measure import metrics
 from limbeck.models import pretrained
 from limbeck.models.taps import Tapped
-from limbeck.recipe import recipe
+from limbeck.recipe import models
 from limbeck.recipe.data import Data
 from limbeck.system import files
 from limbeck.system.precision import DTYPES
 from limbeck.system.processes import usable
 from limbeck.system.progress import doing
+from limbeck.text.block_feed import Feed
 from limbeck.text.blocks import counted, prepare
-from limbeck.text.corpora import each, heldout_source, without_text
-from limbeck.text.feed import Batches, Feed
+from limbeck.text.corpora import without_text
+from limbeck.text.feed import Batches
+from limbeck.text.heldout import each, heldout_source
 from limbeck.text.row_feed import TaskFeed
 from limbeck.text.rows import TaskCorpus, prepare_task
 
@@ -78,7 +80,7 @@ def examine(
         >>> examine("runs/classify/students/logit-seed0", data).metrics["accuracy"]   # doctest: +SKIP
         0.91
     """
-    source = recipe.source_of(str(folder))
+    source = models.source_of(str(folder))
     config, tokenizer = pretrained.config_of(source), pretrained.tokenizer_of(source)
     if answering and data.task:
         _every_row_is_read(data)

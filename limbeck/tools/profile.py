@@ -12,7 +12,7 @@ from limbeck.families import reserved_positions
 from limbeck.measure.profile import Facts, Tell, measure, on_disk
 from limbeck.models import pretrained
 from limbeck.recipe.data import Data
-from limbeck.recipe.recipe import Source, source_of
+from limbeck.recipe.models import Source, source_of
 from limbeck.system.progress import doing
 from limbeck.text.rows import prepare_task
 

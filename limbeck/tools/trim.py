@@ -24,7 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from limbeck.errors import UserError
 from limbeck.families import reserved_positions
 from limbeck.models import pretrained
-from limbeck.recipe.recipe import Source, source_of
+from limbeck.recipe.models import Source, source_of
 from limbeck.system.files import path_of
 from limbeck.text.corpora import column_names, find_files, read_documents
 from limbeck.text.readers import kind_of

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.distil.learner import Learner
+from limbeck.distil.learner import Learner, weights
 from limbeck.recipe.words import BEST
 from limbeck.training.loop import Way
 
@@ -30,6 +30,20 @@ class Best:
         """Holds the weights that the learner has now."""
         for mine, theirs in zip(_tensors(self.model), _tensors(self.learner.model), strict=True):
             mine.copy_(theirs)
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights held."""
+        return weights(self.model)
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Holds these."""
+        for name, tensor in self.state().items():
+            tensor.copy_(tensors[name])
+
+    def size(self) -> int:
+        """Bytes of the weights held."""
+        return sum(tensor.nbytes for tensor in self.state().values())
 
     @torch.no_grad()
     def exchange(self) -> None:

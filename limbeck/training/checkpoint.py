@@ -10,28 +10,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck import rundir
-from limbeck.distil.learner import Ema, Learner
+from limbeck.distil.actors import Stateful
 from limbeck.errors import UserError
 from limbeck.system import files
 from limbeck.system.files import json_sha256
-from limbeck.training.best import Best
-
-Kept = Learner | Ema | Best  # what changes while a run goes on
 
 MANIFEST = "checkpoint.json"
-KEPT = 2
+KEPT = 2  # checkpoints
 
 
-def save(folder: Path, step: int, actors: Sequence[Kept], facts: dict[str, Any]) -> Path:
+def save(folder: Path, step: int, actors: Sequence[Stateful], facts: dict[str, Any]) -> Path:
     """Commits the state of all learners and averages after `step` updates; then older ones go, but for the newest two
     that verify."""
     place = folder / rundir.step_name(step)
@@ -40,7 +37,7 @@ def save(folder: Path, step: int, actors: Sequence[Kept], facts: dict[str, Any])
     temporary.mkdir(parents=True)
     try:
         for actor in actors:
-            save_file(state(actor), temporary / f"{actor.name}.safetensors")
+            save_file(_copies(actor.state()), temporary / f"{actor.name}.safetensors")
         written = {path.name: _identity(path) for path in sorted(temporary.iterdir())}
         told = {"step": step, "files": written, **facts}
         files.write_json(temporary / MANIFEST, told | {"sha256": json_sha256(told)})
@@ -96,7 +93,7 @@ def newest(
     return None
 
 
-def restore(place: Path, actors: Iterable[Kept]) -> None:
+def restore(place: Path, actors: Iterable[Stateful]) -> None:
     """Gives everyone their state of a checkpoint back.
 
     Raises:
@@ -105,20 +102,21 @@ def restore(place: Path, actors: Iterable[Kept]) -> None:
     for actor in actors:
         path = place / f"{actor.name}.safetensors"
         tensors = load_file(path) if path.is_file() else {}
-        own = {name: tensor.shape for name, tensor in _own(actor).items()}
-        held = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("optimizer.")}
-        if own != held:
+        if _shapes(actor.state()) != _shapes(tensors):
             raise UserError(
                 f"{place}: holds no {actor.name} of this shape, so that it cannot be gone on with; choose another folder with "
                 "out=DIR"
             )
-        load_state(actor, tensors)
+        actor.load(tensors)
 
 
-def size(actor: Kept) -> int:
-    """Bytes of its state in a checkpoint, the two moments of its optimizer included."""
-    own = sum(tensor.nbytes for tensor in _own(actor).values())
-    return own + (2 * sum(p.nbytes for p in actor.parameters) if isinstance(actor, Learner) else 0)
+def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Of all but what the first update brings."""
+    return {name: tensor.shape for name, tensor in state.items() if not name.startswith("optimizer.")}
 
 
 def aids(place: Path, learner: str) -> dict[str, Tensor]:
@@ -143,46 +141,6 @@ def drop_after(folder: Path, step: int) -> None:
 def list_all(folder: Path) -> list[Path]:
     """The committed checkpoints, newest first."""
     return sorted(folder.glob("step-[0-9]*"), key=lambda place: (len(place.name), place.name), reverse=True)
-
-
-def state(actor: Kept) -> dict[str, Tensor]:
-    """Everything of an actor that its recipe does not determine: parameters, buffers, aids, balance, optimizer."""
-    tensors = _own(actor)
-    slots = actor.optimizer.state_dict()["state"].items() if isinstance(actor, Learner) else ()
-    for number, held in slots:
-        tensors |= {f"optimizer.{number}.{slot}": tensor for slot, tensor in held.items()}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-@torch.no_grad()
-def load_state(actor: Kept, tensors: dict[str, Tensor]) -> None:
-    """Puts a state back, in place; the actor must be of the same recipe."""
-    for name, tensor in _own(actor).items():
-        tensor.copy_(tensors[name])
-    if not isinstance(actor, Learner):
-        return
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, slot = name.split(".")
-            slots.setdefault(int(number), {})[slot] = tensor
-    actor.optimizer.load_state_dict({**actor.optimizer.state_dict(), "state": slots})
-
-
-def _own(actor: Kept) -> dict[str, Tensor]:
-    """The tensors that an actor holds itself, tied ones once."""
-    tensors = {f"model.{name}": tensor for name, tensor in actor.model.named_parameters()}
-    tensors |= {f"buffer.{name}": tensor for name, tensor in actor.model.named_buffers()}
-    if not isinstance(actor, Learner):
-        return tensors
-    tensors |= {f"bridges.{name}": tensor for name, tensor in _kept(actor.bridges).items()}
-    return tensors | {f"balance.{name}": tensor for name, tensor in actor.balance.state_dict().items()}
-
-
-def _kept(aids: nn.ModuleDict) -> dict[str, Tensor]:
-    """Parameters and lasting buffers, shared ones once."""
-    once = {name for name, _ in (*aids.named_parameters(), *aids.named_buffers())}
-    return {name: tensor for name, tensor in aids.state_dict().items() if name in once}
 
 
 def _identity(path: Path) -> dict[str, Any]:

@@ -13,9 +13,10 @@ import torch
 from limbeck.losses import cross_entropy
 from limbeck.models import pretrained
 from limbeck.models.taps import Tapped
-from limbeck.recipe.recipe import Data, Masking, Source
+from limbeck.recipe.models import Source
+from limbeck.recipe.recipe import Data, Masking
+from limbeck.text.block_feed import Feed
 from limbeck.text.blocks import prepare
-from limbeck.text.feed import Feed
 
 BLOCKS = 2000
 

@@ -256,7 +256,7 @@ def test_models(what: str, world: Path, refused: Refused, tmp_path: Path) -> Non
 def test_the_hubs_own_cache_may_be_named_as_a_folder(world: Path, tmp_path: Path) -> None:
     """Its snapshots are links to the blobs beside them."""
     from limbeck.models import pretrained as of_limbeck
-    from limbeck.recipe.recipe import Source
+    from limbeck.recipe.models import Source
 
     root = tmp_path / "models--org--name"
     (root / "snapshots" / "abc").mkdir(parents=True)

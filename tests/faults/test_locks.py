@@ -18,11 +18,11 @@ from limbeck.errors import UserError
 from limbeck.system import locks
 
 Fork = Callable[..., dict[str, Any]]
-HOLD = "import sys, time; from pathlib import Path; from limbeck import locks\nwith locks.held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+HOLD = "import sys, time; from pathlib import Path; from limbeck.system import locks\nwith locks.held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 RACE = """
 import os, sys
 from pathlib import Path
-from limbeck import locks
+from limbeck.system import locks
 from limbeck.errors import UserError
 folder, mine, got = Path(sys.argv[1]), 0, 0
 while got < 30:

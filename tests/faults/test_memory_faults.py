@@ -21,11 +21,12 @@ from limbeck.batch import Batch
 from limbeck.distil import schemes
 from limbeck.distil.balance import Balance
 from limbeck.distil.contrastive import contrastive_memory
-from limbeck.distil.learner import Frozen, Learner
+from limbeck.distil.learner import Learner
 from limbeck.distil.lessons import Pair, Term
 from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.distil.still import Still
+from limbeck.distil.teachers import Frozen
 from limbeck.errors import UserError
 from limbeck.losses import contrastive
 from limbeck.system.out_of_memory import Short, is_short

@@ -25,11 +25,12 @@ from limbeck.batch import Batch
 from limbeck.distil import schemes
 from limbeck.distil.balance import Balance
 from limbeck.distil.contrastive import contrastive_memory
-from limbeck.distil.learner import Ema, Frozen, Learner
+from limbeck.distil.learner import Learner
 from limbeck.distil.lessons import Pair, Term
 from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.distil.still import Still
+from limbeck.distil.teachers import Ema, Frozen
 from limbeck.errors import Failed
 from limbeck.lab.page import report
 from limbeck.losses import contrastive
@@ -102,7 +103,7 @@ def trained(one: Course, *hooks: Callable[[Record], None]) -> Seen:
 
 def bits(*actors: Learner | Ema) -> dict[str, Tensor]:
     """All that a checkpoint holds of some actors."""
-    return {f"{it.name} {name}": value.clone() for it in actors for name, value in checkpoint.state(it).items()}
+    return {f"{it.name} {name}": value.clone() for it in actors for name, value in it.state().items()}
 
 
 def same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

@@ -27,7 +27,7 @@ from limbeck.lab.page import tables as evidence
 from limbeck.models import pretrained
 from limbeck.recipe.arms import asked
 from limbeck.recipe.load import load
-from limbeck.recipe.recipe import Source
+from limbeck.recipe.models import Source
 from limbeck.system import hub
 from limbeck.text import readers
 from limbeck.text.corpora import fingerprint

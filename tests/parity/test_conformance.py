@@ -18,11 +18,13 @@ from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.distil import lessons
-from limbeck.distil.learner import Cached, Frozen, Learner
+from limbeck.distil.learner import Learner
 from limbeck.distil.reduce import Counts
+from limbeck.distil.teachers import Frozen
 from limbeck.losses import blockwise
 from limbeck.models import readouts
 from limbeck.system.processes import World
+from limbeck.teacher_cache.cached import Cached
 from limbeck.teacher_cache.shelf import Kept, Shelf
 
 TERMS = (*MULTI, LABEL)

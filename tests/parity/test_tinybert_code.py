@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from limbeck.assemble import terms
 from limbeck.distil import projections, schemes
-from limbeck.distil.learner import Frozen, Learner, Optimisation
+from limbeck.distil.learner import Learner, Optimisation
 from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
+from limbeck.distil.teachers import Frozen
 from limbeck.losses import LOSSES
 from limbeck.recipe.settings import Setting
 

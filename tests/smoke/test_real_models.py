@@ -13,9 +13,9 @@ from limbeck.losses import cross_entropy
 from limbeck.models import pretrained
 from limbeck.models.taps import Tapped
 from limbeck.recipe.data import Data, Masking
-from limbeck.recipe.recipe import Source
+from limbeck.recipe.models import Source
+from limbeck.text.block_feed import Feed
 from limbeck.text.blocks import prepare
-from limbeck.text.feed import Feed
 
 WIKI, MINILM = SHARED / "data" / "enwiki-2014", SHARED / "models" / "wiki-minilm-mlm"
 STORIES, LLAMA = SHARED / "data" / "tinystories", SHARED / "models" / "stories260k"

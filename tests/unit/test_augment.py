@@ -24,7 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import limbeck
-from limbeck.assemble import augmentation, design, study
+from limbeck.assemble import augmentation, design
+from limbeck.assemble.text import Material, augmented, read_text
 from limbeck.errors import UserError
 from limbeck.recipe.data import Augment, Task
 from limbeck.recipe.load import load
@@ -287,9 +288,9 @@ def said(world: Path, out: Path, how: Any, task: dict[str, Any] | None = None, *
     return recipe(data, {"student": {"init": str(world / "bert")}}, out, "cross_entropy", **train)
 
 
-def made(table: dict[str, Any]) -> study.Material:
+def made(table: dict[str, Any]) -> Material:
     plan = design.design(load(table))
-    return study.augmented(plan, World(), study.text(plan, lambda line: None), lambda line: None)
+    return augmented(plan, World(), read_text(plan, lambda line: None), lambda line: None)
 
 
 def texts_of(part: Any) -> list[str]:
@@ -419,8 +420,9 @@ def test_processes_make_disjoint_shares_of_the_same_bytes(tmp_path: Path) -> Non
 
 KILLED = """
 import json, os, signal, sys
-from limbeck import build, designs
-from limbeck.text import copies
+from limbeck.assemble import design
+from limbeck.assemble.text import augmented, read_text
+from limbeck.text.augment import copies
 from limbeck.recipe.load import load
 from limbeck.system.processes import World
 copies.SHARD, count, write = 4, 0, copies.Shelf._write
@@ -432,8 +434,8 @@ def late(self, folder, **given):
         os.kill(os.getpid(), signal.SIGKILL)
     return done
 copies.Shelf._write = late
-plan = designs.design(load(json.loads(sys.argv[1])))
-build.augmented(plan, World(), build.text(plan, print), print)
+plan = design.design(load(json.loads(sys.argv[1])))
+augmented(plan, World(), read_text(plan, print), print)
 """
 
 

@@ -16,7 +16,6 @@ from limbeck.distil.lessons import Term
 from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.distil.still import Still
-from limbeck.training import checkpoint
 
 NAMES = ("a", "b", "c")
 
@@ -276,7 +275,7 @@ def test_a_checkpoint_holds_the_balance(how: str) -> None:
     cast(one).step(batches, Counts.of(batches), 0)
     other = balanced(how)
     assert [float(other.balance.factor(t.name)) for t in TERMS] == [1.0, 1.0, 1.0, 1.0]
-    checkpoint.load_state(other, {name: tensor.clone() for name, tensor in checkpoint.state(one).items()})
+    other.load({name: tensor.clone() for name, tensor in one.state().items()})
     kept = [float(other.balance.factor(t.name)) for t in TERMS]
     assert kept == [float(one.balance.factor(t.name)) for t in TERMS] != [1.0, 1.0, 1.0, 1.0]
     for step in (1, 2):

@@ -17,11 +17,13 @@ from rows import bare, batch, classifier, config, framed, parts, recipe, sentenc
 from torch import Tensor, nn
 
 from limbeck.assemble import costs, design, tasks
-from limbeck.assemble import study as build
-from limbeck.distil.learner import Frozen, Learner, Optimisation
+from limbeck.assemble.study import World, build_study
+from limbeck.assemble.text import feed_of, read_text
+from limbeck.distil.learner import Learner, Optimisation
 from limbeck.distil.lessons import Pair, Term
 from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
+from limbeck.distil.teachers import Frozen
 from limbeck.errors import UserError
 from limbeck.families import family
 from limbeck.losses import LOSSES, cross_entropy, logit_mse, mse, squared_error
@@ -29,7 +31,7 @@ from limbeck.models import pretrained
 from limbeck.models.pretrained import NotDownloaded
 from limbeck.recipe.data import Data
 from limbeck.recipe.load import load
-from limbeck.recipe.recipe import Source
+from limbeck.recipe.models import Source
 from limbeck.recipe.words import LOSSES as WORDS
 
 FAMILIES = ("bert", "distilbert", "roberta", "gpt2", "llama", "modernbert")
@@ -456,7 +458,7 @@ def test_embeddings_of_other_sizes_cut_no_class(tmp_path: Path) -> None:
     )
     found = design.design(load(said))
     assert found.student.vocab_size == 72 and found.columns is None
-    study = build.study(found, build.World(), build.text(found, lambda line: None))
+    study = build_study(found, World(), read_text(found, lambda line: None))
     rows_ = study.feeds[0].batch(0)
     for actor in study.stills[0].actors.values():
         assert actor.speak(actor.read(rows_).features).shape == (8, 3)
@@ -468,7 +470,7 @@ def test_segments_are_given_where_one_of_the_tokenizers_has_them(world: Path, tm
     said = {"family": "distilbert", "layers": 1, "hidden": 16, "heads": 4, "tokenizer": str(tmp_path / "plain")}
     found = plan(world, "forward_kl", student=said)
     assert "token_type_ids" not in found.student_tokenizer.model_input_names
-    assert "token_type_ids" in build.feed(found, build.text(found, lambda line: None), 0).batch(0)
+    assert "token_type_ids" in feed_of(found, read_text(found, lambda line: None), 0).batch(0)
 
 
 def test_a_teacher_that_is_fine_tuned_keeps_its_pooling(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from kernel import HIDDEN, LABEL, LOGIT, SCORES, TEACHER_DEPTH, batch, bert, fro
 from rows import classifier
 from torch import nn
 
-from limbeck.distil.learner import Frozen
 from limbeck.distil.lessons import Pair, Term
 from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
+from limbeck.distil.teachers import Frozen
 from limbeck.families import FAMILIES
 from limbeck.losses import mse
 from limbeck.models.taps import Tapped

@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.models import students
 from limbeck.models.inherit import inherit
 from limbeck.models.kept_units import directions
-from limbeck.recipe import recipe
+from limbeck.recipe import models
 
 IDS = torch.tensor([[5, 17, 3, 99, 42, 8, 23]])
 
@@ -157,7 +157,7 @@ def test_the_meta_device_tells_whether_an_embedding_fits() -> None:
 def test_positions_that_a_family_reserves_are_passed_over() -> None:
     origin = model("roberta")
     origin.base_model.embeddings.padding_idx = origin.config.pad_token_id = 1  # as in the real ones: the first is row 2
-    config = students.shape(recipe.Student(init="teacher", family="bert"), origin.config)
+    config = students.shape(models.Student(init="teacher", family="bert"), origin.config)
     assert config.max_position_embeddings == 510
     student = students.build(config, seed=1)
     assert inherit(student, origin, "uniform")[0] == "rows of position: 510 of 512"
@@ -172,7 +172,7 @@ def test_positions_that_a_family_reserves_are_passed_over() -> None:
 def test_a_related_student_of_the_same_size_computes_the_same(family: str) -> None:
     """Positions begin behind the student's own id of padding, and an embedding of its own is as wide as the origin's."""
     origin = model("bert").eval()
-    student = students.build(students.shape(recipe.Student(init="teacher", family=family), origin.config), seed=1)
+    student = students.build(students.shape(models.Student(init="teacher", family=family), origin.config), seed=1)
     inherit(student, origin, "uniform")
     student = student.to(next(origin.parameters()).dtype).eval()
     ids = IDS.clamp(min=1)  # no padding

@@ -12,9 +12,8 @@ from torch import Tensor
 import limbeck
 from limbeck import api
 from limbeck.distil import schemes
-from limbeck.distil.learner import Frozen
 from limbeck.distil.reduce import Counts
-from limbeck.distil.teachers import Average, Ensemble
+from limbeck.distil.teachers import Average, Ensemble, Frozen
 from limbeck.errors import UserError
 from limbeck.recipe.load import load
 

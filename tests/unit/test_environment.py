@@ -33,7 +33,7 @@ def test_what_the_user_set_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_command_sets_it_before_torch_is_there() -> None:
     """Later it would do nothing: the library reads it once, when it is loaded."""
     script = (
-        "import os, sys; from limbeck import environment as e; real = e.wait_briefly\n"
+        "import os, sys; from limbeck.system import environment as e; real = e.wait_briefly\n"
         "from limbeck import cli\n"
         "def first():\n    assert 'torch' not in sys.modules; real()\n"
         "cli.wait_briefly = first; sys.argv = ['limbeck', 'recipes']\n"

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from kernel import LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of, still_of
 
 from limbeck.batch import Batch
-from limbeck.distil.learner import Frozen, Learner
+from limbeck.distil.learner import Learner
 from limbeck.distil.reduce import Counts
+from limbeck.distil.teachers import Frozen
 from limbeck.measure.evaluation import SUMS, Evaluation, evaluating
 
 SPLITS: dict[str, list[Batch]] = {

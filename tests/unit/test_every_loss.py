@@ -19,13 +19,15 @@ from torch import Tensor
 
 import limbeck
 from limbeck.assemble import design, terms
-from limbeck.assemble import study as build
+from limbeck.assemble.study import Study, build_study, first_stages
+from limbeck.assemble.text import read_text
 from limbeck.batch import to_device
 from limbeck.distil import projections
-from limbeck.distil.learner import Frozen, Learner, Optimisation
+from limbeck.distil.learner import Learner, Optimisation
 from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.distil.still import Still
+from limbeck.distil.teachers import Frozen
 from limbeck.errors import Interrupted
 from limbeck.lab.page import report
 from limbeck.losses import LOSSES
@@ -117,14 +119,14 @@ def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Everything
     return Everything(rows, found)
 
 
-def study_of(table: dict[str, Any]) -> build.Study:
+def study_of(table: dict[str, Any]) -> Study:
     plan = design.design(load(table))
-    study = build.study(plan, World(), build.text(plan, lambda line: None))
-    build.first_stages(study, lambda: False, lambda line: None)
+    study = build_study(plan, World(), read_text(plan, lambda line: None))
+    first_stages(study, lambda: False, lambda line: None)
     return study
 
 
-def moved(study: build.Study, run: limbeck.Run) -> dict[str, Moved]:
+def moved(study: Study, run: limbeck.Run) -> dict[str, Moved]:
     still, whole = study.stills[0], [to_device(study.feeds[0].batch(0), World().device)]
     counts = Counts.of(whole)
 

@@ -19,8 +19,8 @@ import limbeck
 from limbeck.errors import UserError
 from limbeck.recipe import load
 from limbeck.recipe.data import Data
+from limbeck.text.block_feed import Feed
 from limbeck.text.blocks import prepare
-from limbeck.text.feed import Feed
 from limbeck.tools.evaluate_model import examine, write_answers
 
 pytestmark = pytest.mark.usefixtures("fast")

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from limbeck.assemble import actors, terms
 from limbeck.batch import Batch
 from limbeck.distil import lessons, projections, schemes
-from limbeck.distil.learner import Ema, Learner, Optimisation
+from limbeck.distil.learner import Learner, Optimisation
 from limbeck.distil.probe import probe
 from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.distil.still import Tally
+from limbeck.distil.teachers import Ema
 from limbeck.families import FAMILIES
 from limbeck.losses import LOSSES
 from limbeck.models.exits import cut

@@ -24,7 +24,6 @@ from limbeck.measure.evaluation import Evaluation
 from limbeck.models.exits import EarlyExit, Exit, cut
 from limbeck.models.taps import Tapped
 from limbeck.system.processes import World
-from limbeck.training import checkpoint
 
 DEPTH = 3
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
@@ -164,7 +163,7 @@ def test_what_is_tied_is_trained_clipped_and_kept_once(name: str, sort: str) -> 
     held = [id(p) for group in one.optimizer.param_groups for p in group["params"]]
     assert len(set(held)) == len(held) == len(one.parameters)
     assert sum(parameter is embedding for parameter in one.parameters) == 1
-    readout = one.read(inputs, 0)
+    readout = one.read(inputs)
     sum(one.speak(readout.inputs(tap), tap).square().mean() for tap in one.exits).backward()
     by_decoding = embedding.grad.clone()
     apart = torch.cat([p.grad.flatten() for p in one.bridges.parameters() if p.grad is not None]).norm().item()
@@ -178,11 +177,11 @@ def test_what_is_tied_is_trained_clipped_and_kept_once(name: str, sort: str) -> 
         assert torch.cat(means).norm().item() == pytest.approx(0.1 * 0.01, rel=1e-4)
     step = (embedding.detach() - before)[by_decoding.abs() > 1e-6].abs()
     assert step.max() < 0.0101, "one step of AdamW is as long as its rate"
-    kept = checkpoint.state(one)
+    kept = {name: tensor.clone() for name, tensor in one.state().items()}
     parameters = {key: tensor for key, tensor in kept.items() if key.startswith(("model.", "bridges."))}
     assert sum(tensor.numel() for tensor in parameters.values()) == sum(p.numel() for p in one.parameters)
     again = pupil(name, sort)
-    checkpoint.load_state(again, kept)
+    again.load(kept)
     for mine, theirs in zip(one.parameters, again.parameters, strict=True):
         assert torch.equal(mine, theirs)
     with torch.no_grad():

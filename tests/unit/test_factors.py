@@ -214,7 +214,7 @@ def test_a_step_teaches_the_translator_and_leaves_the_paraphraser() -> None:
 
     rows = []
     for each in batches:
-        mine, theirs = one.read(each, 0, 0)["hidden.2"], teacher.read(each)["hidden.4"]
+        mine, theirs = one.read(each)["hidden.2"], teacher.read(each)["hidden.4"]
         for row, n in enumerate(each["attention_mask"].sum(1).tolist()):
             f_s = leaky(mine[row, :n], one.bridges["hidden"], ("0", "2", "4"))
             f_t = leaky(theirs[row, :n], lens.encoder, ("0", "2", "4"))

@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import limbeck
-from limbeck.assemble import costs, design, study
+from limbeck.assemble import costs, design
+from limbeck.assemble.text import feed_of, read_text
 from limbeck.distil.still import Still
 from limbeck.recipe.load import load
 from limbeck.running import arms
@@ -88,7 +89,7 @@ def test_the_mean_load_is_that_of_the_batches(place: Path, tmp_path: Path, accum
         table(tmp_path / "more.tsv", [{"sentence": "ba " * (20 + i)} for i in range(9)])
         said["data"]["unlabelled"] = {"corpus": str(tmp_path / "more.tsv"), "share": 0.25}
     plan = design.design(load(said))
-    feed = study.feed(plan, study.text(plan, lambda line: None), 0)
+    feed = feed_of(plan, read_text(plan, lambda line: None), 0)
     rows, found = 8 // accumulate, np.zeros(4)
     for step in range(STEPS):
         lengths = feed.lengths(step)

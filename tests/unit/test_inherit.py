@@ -15,9 +15,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from limbeck.errors import UserError
 from limbeck.families import FAMILIES, family
-from limbeck.models import pretrained, students
+from limbeck.models import fingerprint, pretrained, students
 from limbeck.models.inherit import _parts, inherit
-from limbeck.recipe import recipe
+from limbeck.recipe import models
 
 MODEL = Path(__file__).resolve().parents[3] / "shared" / "models" / "wiki-minilm-mlm"
 IDS = torch.tensor([[5, 17, 3, 99, 42, 8, 23]])
@@ -34,10 +34,10 @@ NARROW: dict[str, dict[str, Any]] = {name: {"hidden": 24 if name == "electra" el
 def test_the_same_shape_gives_the_same_answers(name: str) -> None:
     origin = model(name, dtype=torch.float32)
     student = heir(origin, torch.float32)
-    before = students.digest(origin.named_parameters())
+    before = fingerprint.digest(origin.named_parameters())
     assert inherit(student, origin, "uniform") == []
     assert torch.equal(student(IDS).logits, origin(IDS).logits)
-    assert students.digest(origin.named_parameters()) == before
+    assert fingerprint.digest(origin.named_parameters()) == before
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -151,19 +151,19 @@ def test_only_layers_that_are_taken_are_weighed() -> None:
     inherit(student, origin, {1: 1})
     blocks(origin, 2)["q"][:, :16] *= 1000
     inherit(same, origin, {1: 1})
-    assert students.digest(student.named_parameters()) == students.digest(same.named_parameters())
+    assert fingerprint.digest(student.named_parameters()) == fingerprint.digest(same.named_parameters())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_cut_is_a_function_of_the_weights(name: str) -> None:
     origin, said = model(name, dtype=torch.float32), {"layers": 2, "intermediate": 20, **SMALL[name]}
-    config = students.shape(recipe.Student(init="teacher", **said), origin.config)
+    config = students.shape(models.Student(init="teacher", **said), origin.config)
     first, second = students.build(config, seed=1), students.build(config, seed=2)
     before = torch.get_rng_state()
     told = inherit(first, origin, "top")
     assert inherit(second, origin, "top") == told
     assert torch.equal(torch.get_rng_state(), before), "nobody's random numbers are used up"
-    assert students.digest(first.named_parameters()) == students.digest(second.named_parameters())
+    assert fingerprint.digest(first.named_parameters()) == fingerprint.digest(second.named_parameters())
     assert bool(first(IDS).logits.isfinite().all())
 
 
@@ -171,10 +171,10 @@ def test_a_cut_is_a_function_of_the_weights(name: str) -> None:
 def test_the_meta_device_tells_whether_it_fits(name: str) -> None:
     origin, said = model(name, dtype=torch.float32), {"layers": 2, "intermediate": 20, **SMALL[name]}
     told = inherit(heir(origin, torch.float32, **said), origin, "uniform")
-    config = students.shape(recipe.Student(init="teacher", **said), origin.config)
+    config = students.shape(models.Student(init="teacher", **said), origin.config)
     with torch.device("meta"):
         student = students.build(config, seed=1)
-        large = students.build(students.shape(recipe.Student(init="teacher", intermediate=64), origin.config), seed=1)
+        large = students.build(students.shape(models.Student(init="teacher", intermediate=64), origin.config), seed=1)
     origin = origin.to("meta")
     assert inherit(student, origin, "uniform") == told
     with pytest.raises(UserError, match=r"models\.student\.intermediate: 64 is more than the 48"):
@@ -256,11 +256,11 @@ MISTAKES = [
 def test_mistakes(name: str, said: dict[str, Any], message: str) -> None:
     origin = model(name, dtype=torch.float32)
     student = heir(origin, torch.float32, **said)
-    before = students.digest(student.named_parameters())
+    before = fingerprint.digest(student.named_parameters())
     with pytest.raises(UserError) as caught:
         inherit(student, origin, "uniform")
     assert message in str(caught.value) and str(caught.value).endswith("or set init: random")
-    assert students.digest(student.named_parameters()) == before, "nothing is written"
+    assert fingerprint.digest(student.named_parameters()) == before, "nothing is written"
 
 
 @pytest.mark.parametrize(("mine", "theirs"), [("distilbert", "bert"), ("qwen3", "llama"), ("gpt2", "llama")])
@@ -270,7 +270,7 @@ def test_families_with_other_layers(mine: str, theirs: str) -> None:
 
 
 def test_rotary_heads_keep_their_width() -> None:
-    said = recipe.Student(hidden=16)  # without inheritance heads become narrower
+    said = models.Student(hidden=16)  # without inheritance heads become narrower
     origin = model("llama")
     student = students.build(students.shape(said, origin.config), seed=1)
     with pytest.raises(UserError, match=r"cannot become one of width 4, for positions turn its units in pairs; keep"):
@@ -282,7 +282,7 @@ def test_rotary_heads_keep_their_width() -> None:
     "said", [{"layers": 3}, {"layers": 3, "hidden": 192, "heads": 6}, {"layers": 3, "hidden": 192}]
 )
 def test_a_real_model_cut_down_is_better_than_a_random_one(said: dict[str, Any]) -> None:
-    origin = pretrained.model_of(recipe.Source(source=str(MODEL)), torch.float32).eval()
+    origin = pretrained.model_of(models.Source(source=str(MODEL)), torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     text = [
         "The city lies on the river and was founded in the twelfth century by monks.",

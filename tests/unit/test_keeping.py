@@ -19,9 +19,10 @@ from limbeck.assemble.actors import trained_head
 from limbeck.assemble.tasks import measurable
 from limbeck.errors import UserError
 from limbeck.lab.page import report
+from limbeck.recipe import identity
 from limbeck.recipe.load import load
 from limbeck.recipe.stages import expand
-from limbeck.running import changes, manifest
+from limbeck.running import changes
 from limbeck.training import checkpoint
 from limbeck.training.best import Keeper
 
@@ -177,8 +178,8 @@ def test_words_that_do_not_fit(tasks: Path, tmp_path: Path, train: dict[str, Any
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_evaluations_that_choose_the_weights_stay_where_they_are(tasks: Path, tmp_path: Path, keep: str) -> None:
     before, after = (load(said(tasks, tmp_path, keep=keep, eval_every=every)) for every in (1, 2))
-    (tmp_path / "recipe.yaml").write_text(manifest.text([before]))
-    found = changes.changed_words(tmp_path, {"recipe_sha256": manifest.identity(before)}, after)
+    (tmp_path / "recipe.yaml").write_text(identity.text([before]))
+    found = changes.changed_words(tmp_path, {"recipe_sha256": identity.identity(before)}, after)
     line = ["train.eval_every (1 then, 2 now)"]
     assert (found.harmful, found.free) == ((line, []) if keep == "best" else ([], line))
 

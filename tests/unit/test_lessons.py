@@ -30,10 +30,11 @@ from kernel import batch as kernel_batch
 from torch import Tensor, nn
 
 from limbeck.distil import projections
-from limbeck.distil.learner import Frozen, Learner
+from limbeck.distil.learner import Learner
 from limbeck.distil.lessons import Pair, Term
 from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
+from limbeck.distil.teachers import Frozen
 from limbeck.losses import (
     attention_kl,
     attention_mse,

@@ -10,10 +10,10 @@ from kernel import GIVEN
 from limbeck.errors import UserError
 from limbeck.models.pretrained import HUB_ID
 from limbeck.recipe.arms import asked, placed_all
+from limbeck.recipe.identity import identity, text
 from limbeck.recipe.load import built_in, load
 from limbeck.recipe.stages import sources
 from limbeck.running.changes import changed_words
-from limbeck.running.manifest import identity, text
 
 FILES: list[tuple[bytes, str]] = [
     (b"", "a recipe is a table of words and values"),

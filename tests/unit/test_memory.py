@@ -29,7 +29,6 @@ from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.losses import contrastive
 from limbeck.system.processes import World
-from limbeck.training import checkpoint
 
 H_S, H_T, D, K, N = 6, 10, 5, 7, 20  # widths, negatives, blocks
 MOMENTUM = 0.25
@@ -381,10 +380,10 @@ def test_a_checkpoint_holds_the_memory() -> None:
     still = still_of(teacher, [(one, terms)], chunk=5)
     for step in range(2):
         still.step([batch(step)], Counts.of([batch(step)]), step)
-    checkpoint.load_state(other, {name: tensor.clone() for name, tensor in checkpoint.state(one).items()})
+    other.load({name: tensor.clone() for name, tensor in one.state().items()})
     for each in (one, other):
         still_of(teacher, [(each, terms)], chunk=5).step([batch(2)], Counts.of([batch(2)]), 2)
-    mine, theirs = checkpoint.state(one), checkpoint.state(other)
+    mine, theirs = one.state(), other.state()
     assert mine["bridges.pooled.updates"] == 3 and len(mine["bridges.pooled.student_bank"]) == BLOCKS
     assert all(torch.equal(theirs[name], tensor) for name, tensor in mine.items())
     assert any(name.startswith("bridges.pooled.teacher.") for name in parameters_of(one))

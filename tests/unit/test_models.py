@@ -14,7 +14,7 @@ from kernel import TEACHER_DEPTH, TEACHER_WIDTH, lay_out
 
 from limbeck.errors import Interrupted, UserError
 from limbeck.models import pretrained
-from limbeck.recipe.recipe import Source
+from limbeck.recipe.models import Source
 
 EVIL = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nclass C: pass\n"
 

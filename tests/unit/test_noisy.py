@@ -15,13 +15,13 @@ from torch import Tensor
 import limbeck
 from limbeck import api
 from limbeck.assemble import design
-from limbeck.assemble import study as build
+from limbeck.assemble.study import build_study
+from limbeck.assemble.text import read_text
 from limbeck.distil import schemes
-from limbeck.distil.learner import Frozen
-from limbeck.distil.noisy import Noisy
+from limbeck.distil.actors import START, Moment
 from limbeck.distil.reduce import Counts
 from limbeck.distil.still import Micro
-from limbeck.distil.teachers import Ensemble
+from limbeck.distil.teachers import Ensemble, Frozen, Noisy
 from limbeck.errors import Interrupted, UserError
 from limbeck.recipe import arms
 from limbeck.recipe.load import load
@@ -46,7 +46,7 @@ def dropping(share: float = 0.3, taps: list[str] = TAPS) -> Frozen:
 
 
 def said(one: Noisy, *moment: int, whole: bool = True) -> dict[str, Tensor]:
-    readout = one.read(batch(), *moment, whole=whole)
+    readout = one.read(batch(), Moment(*moment), whole)
     return {tap: readout[tap] for tap in TAPS if whole or tap != "logits"}
 
 
@@ -73,7 +73,7 @@ def test_how_deep_it_is_read_changes_nothing() -> None:
     """So that company, which asks for more, does not disturb."""
     first, low = said(Noisy(dropping(), 0), 1, 0, 0), dropping(taps=["hidden.2"])
     assert not any(differ(first, said(Noisy(dropping(), 0), 1, 0, 0, whole=False)))
-    assert torch.equal(Noisy(low, 0).read(batch(), 1, 0, 0, whole=False)["hidden.2"], first["hidden.2"])
+    assert torch.equal(Noisy(low, 0).read(batch(), Moment(1), whole=False)["hidden.2"], first["hidden.2"])
 
 
 def test_it_is_as_it_was_when_others_ask() -> None:
@@ -83,7 +83,7 @@ def test_it_is_as_it_was_when_others_ask() -> None:
     assert torch.equal(torch.get_rng_state(), before) and not teacher.model.training
     assert torch.equal(teacher.read(batch())["logits"], calm.read(batch())["logits"])
     with pytest.raises(IndexError):
-        one.read(batch() | {"input_ids": torch.full((3, 9), 10**6)}, 0, 0, 0)
+        one.read(batch() | {"input_ids": torch.full((3, 9), 10**6)})
     assert not any(module.training for module in teacher.model.modules())
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
     assert not any(tensor.requires_grad for tensor in said(one, 0, 0, 0).values())
@@ -100,7 +100,7 @@ def test_a_step_is_that_of_a_teacher_in_training_mode(share: float) -> None:
     found = []
     for teaching in (Noisy(dropping(share), 7), Held(dropping(share), 7)):
         one = learner("s", MULTI, seed=7)
-        still = schemes.together([schemes.offline(one, {"teacher": teaching}, MULTI)], chunk=5)  # type: ignore[dict-item]
+        still = schemes.together([schemes.offline(one, {"teacher": teaching}, MULTI)], chunk=5)
         parts = [batch(0), batch(1)]
         still.gradients(parts, Counts.of(parts), 2)
         found.append([p.grad for p in one.parameters if p.grad is not None])
@@ -111,17 +111,19 @@ def test_a_step_is_that_of_a_teacher_in_training_mode(share: float) -> None:
 class Held(Noisy):
     """The same teacher, always in training mode, as published; only the generator is set."""
 
-    def read(self, batch: Any, *moment: int, whole: bool = True) -> Any:
+    def read(self, batch: Any, moment: Moment = START, whole: bool = True) -> Any:
         self.model.train()
         torch.manual_seed(derive_seed(self.seed, "teacher dropout", self.name, *moment))
-        return self._teacher.read(batch, whole)
+        return self._teacher.read(batch, whole=whole)
 
 
 def test_an_ensemble_has_members_with_dropout_and_without() -> None:
     noisy, calm = dropping(), Frozen("calm", bert(16, 2, seed=2), ["logits"])
     taught = schemes.teaching({"teacher": Ensemble("teacher", [noisy, calm], "logits")}, 0)["teacher"]
     assert isinstance(taught, Ensemble)
-    (first, same), (second, again) = (taught.read(batch(), step, 0, 0).features.split([24, 16], -1) for step in (0, 1))
+    (first, same), (second, again) = (
+        taught.read(batch(), Moment(step)).features.split([24, 16], -1) for step in (0, 1)
+    )
     assert not torch.equal(first, second) and torch.equal(same, again)
 
 
@@ -145,11 +147,11 @@ def company(world: Path, tmp_path_factory: pytest.TempPathFactory) -> limbeck.Ru
 def test_the_share_is_the_recipes(world: Path, tmp_path: Path) -> None:
     """Of the embedding, behind its norm, about so many numbers are 0 and the others are 1 / (1 - p) times as large."""
     plan = design.design(load(noisy(world, tmp_path / "run", 0.25)))
-    study = build.study(plan, World(), build.text(plan, lambda line: None))
+    study = build_study(plan, World(), read_text(plan, lambda line: None))
     one, calm = study.stills[0].actors["teacher"], study.teachers["logit-seed0"]["teacher"]
     assert isinstance(one, Noisy) and isinstance(calm, Frozen)
     given = study.feeds[0].batch(0)
-    ratio = one.read(given, 0, 0, 0)["embedding"] / calm.read(given)["embedding"]
+    ratio = one.read(given)["embedding"] / calm.read(given)["embedding"]
     dropped = ratio == 0
     assert abs(dropped.double().mean() - 0.25) < 0.05
     torch.testing.assert_close(ratio[~dropped], torch.full_like(ratio[~dropped], 4 / 3))

@@ -13,7 +13,8 @@ from test_every_loss import fragment
 from torch import Tensor
 
 from limbeck.assemble import design
-from limbeck.assemble import study as build
+from limbeck.assemble.study import build_study
+from limbeck.assemble.text import read_text
 from limbeck.losses import LOSSES, forward_kl
 from limbeck.losses.sparse import TopK
 from limbeck.recipe.load import load
@@ -179,7 +180,7 @@ def test_what_packing_costs_on_real_text() -> None:
         }
     )
     plan = design.design(table)
-    study = build.study(plan, World(), build.text(plan, lambda line: None))
+    study = build_study(plan, World(), read_text(plan, lambda line: None))
     teacher: Any = study.stills[0].actors["teacher"]
     batch = study.feeds[0].batch(0)
     logits = teacher.speak(teacher.read(batch).features[batch["select"]])

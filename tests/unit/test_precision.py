@@ -14,8 +14,8 @@ from kernel import answer, recipe
 from runfiles import untimed, weights
 
 import limbeck
+from limbeck.recipe import identity
 from limbeck.recipe.load import built_in, load
-from limbeck.running import manifest
 from limbeck.system import precision
 
 Train = Callable[..., limbeck.Run]
@@ -96,7 +96,7 @@ def test_auto_is_what_it_becomes(world: Path, tmp_path: Path, fast: None, monkey
     auto = limbeck.run(without(said) | {"out": str(tmp_path / "auto")}, quiet=True)
     plain = limbeck.run(said, quiet=True)
     assert (auto.manifest["precision"], plain.manifest["precision"]) == ("fp32", "fp32")
-    assert auto.manifest["recipe_sha256"] == plain.manifest["recipe_sha256"] == manifest.identity(load(said))
+    assert auto.manifest["recipe_sha256"] == plain.manifest["recipe_sha256"] == identity.identity(load(said))
     assert untimed(auto.evals) == untimed(plain.evals)
     assert [weights(auto, name) for name in auto.students] == [weights(plain, name) for name in plain.students]
     assert yaml.safe_load((auto.folder / "recipe.yaml").read_text())["train"]["precision"] == "fp32"

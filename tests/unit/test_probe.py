@@ -30,15 +30,15 @@ from torch import Tensor, nn
 from limbeck.batch import Batch
 from limbeck.distil.balance import Balance, Probed
 from limbeck.distil.contrastive import contrastive_memory
-from limbeck.distil.learner import Frozen, Learner, Optimisation
+from limbeck.distil.learner import Learner, Optimisation
 from limbeck.distil.lessons import Lesson, Pair, Term
 from limbeck.distil.probe import probe
 from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant, ramp
 from limbeck.distil.still import Still
+from limbeck.distil.teachers import Frozen
 from limbeck.losses import contrastive, pearson, rkd_angle, rkd_distance
 from limbeck.system.processes import World
-from limbeck.training import checkpoint
 
 PEARSON = Term("pearson", pearson, LOGITS, constant(0.7), per="batch")
 POOLED = Term("pooled", rkd_distance, (Pair("pooled", "pooled"),), constant(25.0), per="batch")
@@ -315,7 +315,7 @@ def with_balance(
 
 
 def bits(one: Learner) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in checkpoint.state(one).items()}
+    return {name: tensor.clone() for name, tensor in one.state().items()}
 
 
 def same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

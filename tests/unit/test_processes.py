@@ -158,13 +158,14 @@ STATEFUL = {
 }
 SPY = """
 from safetensors.torch import save_file
-from limbeck import checkpoint, cli, session
-from limbeck.lab import report
+from limbeck import cli
+from limbeck.lab.page import report
+from limbeck.running import session
 report.write = lambda folder: folder
 plain = session.Session._finish
 def kept(self, begin):
     for learner in self.study.learners:
-        save_file(checkpoint.state(learner), f"{self.folder}-{self.study.world.rank}-{learner.name}.safetensors")
+        save_file(learner.state(), f"{self.folder}-{self.study.world.rank}-{learner.name}.safetensors")
     plain(self, begin)
 session.Session._finish = kept
 cli.main()

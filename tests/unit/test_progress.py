@@ -253,7 +253,8 @@ PAUSE, OFTEN = 0.7, 0.15
 WORK = f"""
 import sys, threading, time
 from contextlib import contextmanager
-from limbeck import cli, progress, signals
+from limbeck import cli
+from limbeck.system import progress, signals
 progress.EVERY, late, loaded = {OFTEN}, [0.0], []
 def canary():
     while True:
@@ -269,15 +270,20 @@ def slow(owner, name, times=1):
         return real(*given, **how)
     setattr(owner, name, go)
 def slowly():
-    from limbeck import build, evaluate, profile, proposals, reasons, session, still
+    from limbeck.assemble import study
+    from limbeck.distil import still
+    from limbeck.lab.figures import reasons as figures
+    from limbeck.lab.page import report
+    from limbeck.measure import evaluation, profile, reasons
+    from limbeck.running import session
     from limbeck.text import tokenise
-    from limbeck.lab import heat, report
-    report.draw = heat.draw = lambda what: []  # the pause is enough
+    from limbeck.text.augment import proposals
+    report.draw = figures.draw = lambda what: []  # the pause is enough
     slow(tokenise, "encode")
     slow(tokenise, "encode_rows", 2)
     slow(proposals.Proposer, "_predicted")
-    slow(build, "_company")
-    slow(evaluate.Evaluation, "_sums", 5)
+    slow(study, "_company")
+    slow(evaluation.Evaluation, "_sums", 5)
     slow(still.Still, "step")
     slow(reasons.Reasons, "_read")
     slow(reasons.Reasons, "_label_loss")

@@ -11,7 +11,7 @@ from kernel import batch, bert
 
 import limbeck
 from limbeck.errors import UserError
-from limbeck.models import int8, students
+from limbeck.models import fingerprint, int8
 from limbeck.models.taps import Tapped
 
 installed = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
@@ -27,7 +27,7 @@ def test_it_needs_torchao(train: Callable[..., limbeck.Run]) -> None:
 def test_weights_are_rounded_and_the_effect_is_what_it_says() -> None:
     """No weight moves by more than half a step of its output, max |w| / 127; the KL is that of its formula."""
     model, plain, one = bert(64, 3, seed=1).float(), bert(64, 3, seed=1).float(), batch(rows=4)
-    before = students.digest(model.named_parameters())
+    before = fingerprint.digest(model.named_parameters())
     effect = int8.int8(model, one)
     for name, module in plain.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -40,7 +40,7 @@ def test_weights_are_rounded_and_the_effect_is_what_it_says() -> None:
     kl = (mine.softmax(-1) * (mine.log_softmax(-1) - theirs.log_softmax(-1))).sum(-1).mean()
     assert effect.kl == pytest.approx(kl.item(), rel=1e-3) and 0 < effect.kl < 0.05
     assert effect.agreement == pytest.approx((mine.argmax(-1) == theirs.argmax(-1)).double().mean().item())
-    assert before != students.digest(model.named_parameters()) == students.digest(model.named_parameters())
+    assert before != fingerprint.digest(model.named_parameters()) == fingerprint.digest(model.named_parameters())
 
 
 @installed

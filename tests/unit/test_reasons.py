@@ -17,15 +17,14 @@ from kernel import LABEL, LOGIT, MULTI, VOCABULARY, batch, bert, frozen, gradien
 from torch import Tensor, nn
 
 from limbeck.batch import Batch
-from limbeck.distil.learner import Frozen, Learner
+from limbeck.distil.learner import Learner
 from limbeck.distil.probe import cosines
 from limbeck.distil.reduce import Counts
-from limbeck.distil.teachers import Ensemble
+from limbeck.distil.teachers import Ensemble, Frozen
 from limbeck.measure.barrier import barrier
 from limbeck.measure.evaluation import Evaluation
 from limbeck.measure.quantities import CONFIDENCES, Layer, calibration, cka_grid, effective_rank, linear_cka
 from limbeck.measure.reasons import PLACES, Found, Reasons
-from limbeck.training import checkpoint
 
 BATCHES = [batch(20), batch(21, rows=2), batch(22, rows=4)]
 COUNTS = np.array([0] * 10 + [1, 9, 10, 99, 100] * 10, np.int64)  # of 60 tokens
@@ -559,7 +558,7 @@ def test_training_goes_on_with_the_same_bits(teacher: Frozen, autocast: torch.dt
                     assert gradient is None or expected is None or torch.equal(gradient, expected)
             for one in (a, b):
                 one.optimizer.zero_grad(set_to_none=True)
-        ends.append([checkpoint.state(one) for one in (a, b)])
+        ends.append([one.state() for one in (a, b)])
     for plain, seen in zip(*ends, strict=True):
         assert plain.keys() == seen.keys() and all(torch.equal(t, seen[n]) for n, t in plain.items())
 

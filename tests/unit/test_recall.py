@@ -11,10 +11,11 @@ from rows import classifier
 from torch import Tensor
 
 from limbeck.batch import Batch
-from limbeck.distil.learner import Answers, Cached, Frozen
+from limbeck.distil.teachers import Frozen
 from limbeck.models import readouts
 from limbeck.models.readouts import Recall
 from limbeck.models.taps import Readout, Tapped
+from limbeck.teacher_cache.cached import Answers, Cached
 
 LENGTH = 11
 LENGTHS = ((11, 7, 2), (11, 11, 11), (5, 9, 4))  # of rows: padded, full, and shorter than the longest that there may be

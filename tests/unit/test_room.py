@@ -75,7 +75,8 @@ def test_a_run_that_does_not_fit(
     else:
         monkeypatch.setattr(files, "free", lambda folder: 2**17)
     with monkeypatch.context() as patch:
-        patch.setattr("limbeck.assemble.study.text", lambda *_: pytest.fail("the text is read"))
+        for module in ("check", "stages"):
+            patch.setattr(f"limbeck.running.{module}.read_text", lambda *_: pytest.fail("the text is read"))
         for command in ("check", "run"):
             status, out, err = answer(monkeypatch, capsys, command, str(path))
             assert (status, out) == (2, "") and f"run: needs about 0.2 MiB of {what}, and 0.1 MiB are free" in err

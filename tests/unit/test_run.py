@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import limbeck
-from limbeck.assemble import design, study
-from limbeck.models import students
+from limbeck.assemble import design
+from limbeck.assemble.study import Study, build_study
+from limbeck.assemble.text import read_text
+from limbeck.models import fingerprint
 from limbeck.recipe.load import load
 from limbeck.system.processes import World
 from limbeck.training import checkpoint
@@ -119,7 +121,9 @@ def test_manifest(finished: limbeck.Run, world: Path) -> None:
     teacher = AutoModelForMaskedLM.from_pretrained(world / "teacher")
     told = manifest["teacher"]
     assert told["source"] == str(world / "teacher") and told["parameters"] == teacher.num_parameters()
-    assert told["sha256"] == students.digest(teacher.named_parameters()), "the teacher of the run is that of the folder"
+    assert told["sha256"] == fingerprint.digest(teacher.named_parameters()), (
+        "the teacher of the run is that of the folder"
+    )
     assert {"corpus", "sha256", "documents", "tokens", "heldout_documents"} <= set(manifest["data"])
     for name, told in manifest["students"].items():
         exported = AutoModelForMaskedLM.from_pretrained(finished.students[name])
@@ -158,9 +162,9 @@ def test_the_exported_student_is_the_learner(finished: limbeck.Run, name: str) -
         torch.testing.assert_close(exported(**given).logits, learner.read(given)["logits"], rtol=1e-5, atol=1e-5)
 
 
-def study_of(table: Any) -> study.Study:
+def study_of(table: Any) -> Study:
     plan = design.design(table)
-    return study.study(plan, World(), study.text(plan, lambda line: None))
+    return build_study(plan, World(), read_text(plan, lambda line: None))
 
 
 # a function of its recipe
@@ -268,4 +272,4 @@ def test_a_student_from_teacher_layers(world: Path, tmp_path: Path, train: Calla
         assert torch.equal(parameter, teacher[source]), name
     run = train("copied", models=models, train={"steps": 1}, seeds=[0, 1])
     initial = {told["initial_sha256"] for told in run.manifest["students"].values()}
-    assert initial == {students.digest(learner.model.named_parameters())}
+    assert initial == {fingerprint.digest(learner.model.named_parameters())}

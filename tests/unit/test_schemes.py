@@ -16,8 +16,9 @@ from torch import Tensor
 
 import limbeck
 from limbeck.distil import schemes
-from limbeck.distil.learner import Ema, Learner
+from limbeck.distil.learner import Learner
 from limbeck.distil.reduce import Counts
+from limbeck.distil.teachers import Ema
 from limbeck.errors import Interrupted, UserError
 from limbeck.losses import cross_entropy, forward_kl
 from limbeck.recipe.load import load

@@ -22,9 +22,10 @@ from test_processes import close
 from transformers import AutoModelForMaskedLM
 
 import limbeck
-from limbeck.assemble import study
+from limbeck.assemble.study import Study, build_study
+from limbeck.assemble.text import feed_of, read_text
 from limbeck.errors import Interrupted, UserError
-from limbeck.models import students
+from limbeck.models import fingerprint
 from limbeck.recipe import stages
 from limbeck.running import session
 from limbeck.running import stages as chain
@@ -89,13 +90,13 @@ def initial(run: limbeck.Run) -> dict[str, str]:
 
 
 def digest(folder: Path) -> str:
-    return students.digest(AutoModelForMaskedLM.from_pretrained(folder, dtype="auto").named_parameters())
+    return fingerprint.digest(AutoModelForMaskedLM.from_pretrained(folder, dtype="auto").named_parameters())
 
 
-def study_of(table: dict[str, Any], stage: str) -> study.Study:
+def study_of(table: dict[str, Any], stage: str) -> Study:
     """A stage as it is before its first update; those before it are finished."""
     plan = chain.plans_of(stages.expand(table), World())[stage]
-    return study.study(plan, World(), study.text(plan, lambda line: None))
+    return build_study(plan, World(), read_text(plan, lambda line: None))
 
 
 # a stage is the run that it would be alone
@@ -133,8 +134,8 @@ def test_in_company_is_alone(go: Callable[..., limbeck.Run], chained: limbeck.Ru
 def test_each_student_is_measured_against_its_own_teacher(chained: limbeck.Run) -> None:
     """The mean KL(assistant of the same seed and setting, student), by transformers alone."""
     plan = chain.plans_of(stages.expand(chained.folder / "recipe.yaml"), World())["student"]
-    material = study.text(plan, lambda line: None)
-    batches = list(study.feed(plan, material, 0, "heldout").fixed(8, batch_size=16))
+    material = read_text(plan, lambda line: None)
+    batches = list(feed_of(plan, material, 0, "heldout").fixed(8, batch_size=16))
     told = {row["learner"]: row["logit_loss"] for row in chained.evals if (row["step"], row["split"]) == (4, "test")}
     found = {}
     for name, place in chained.students.items():

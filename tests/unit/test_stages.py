@@ -14,10 +14,10 @@ from kernel import SPECIALS, WORDS, answer, lay_out, recipe
 
 from limbeck.errors import UserError
 from limbeck.recipe import arms, stages
+from limbeck.recipe.identity import text
 from limbeck.recipe.load import built_in
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.settings import Setting
-from limbeck.running.manifest import text
 from limbeck.system import hub
 
 KL: dict[str, Any] = {"terms": [{"loss": "forward_kl"}]}

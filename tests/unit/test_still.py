@@ -29,11 +29,13 @@ from plain import plain, same
 from torch import Tensor
 
 from limbeck.batch import Batch
-from limbeck.distil.learner import Frozen, Learner
+from limbeck.distil.actors import Moment
+from limbeck.distil.learner import Learner
 from limbeck.distil.lessons import Lesson, Term
 from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import ramp
 from limbeck.distil.still import Still
+from limbeck.distil.teachers import Frozen
 from limbeck.losses import forward_kl
 
 
@@ -201,9 +203,11 @@ def test_company_is_solo(autocast: torch.dtype | None) -> None:
 def test_dropout_is_drawn_by_step_and_micro_batch_and_leaves_the_generator() -> None:
     one = learner("a", (LOGIT,), dropout=0.3)
     state = torch.random.get_rng_state()
-    features = {moment: one.read(batch(), *moment).features for moment in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1))}
+    features = {
+        moment: one.read(batch(), Moment(*moment)).features for moment in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1))
+    }
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(one.read(batch(), 0, 0, 0).features, features[0, 0, 0])
+    assert torch.equal(one.read(batch(), Moment(0, 0, 0)).features, features[0, 0, 0])
     distinct = list(features.values())
     assert all(not torch.equal(x, y) for i, x in enumerate(distinct) for y in distinct[:i])
 

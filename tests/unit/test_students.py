@@ -12,15 +12,15 @@ from transformers import AutoConfig
 
 from limbeck.errors import UserError
 from limbeck.families import FAMILIES, family, reserved_positions
-from limbeck.models import students
+from limbeck.models import fingerprint, students
 from limbeck.models.taps import Tapped
-from limbeck.recipe import recipe
+from limbeck.recipe import models
 
 GROUPED = [name for name in CONFIGS if FAMILIES[name].n_kv_heads]
 
 
 def shape(teacher: str | None, **said: Any) -> Any:
-    return students.shape(recipe.Student(**said), CONFIGS[teacher]() if teacher else None)
+    return students.shape(models.Student(**said), CONFIGS[teacher]() if teacher else None)
 
 
 def test_every_family_is_tested() -> None:
@@ -81,7 +81,7 @@ def test_what_begins_as_a_model_keeps_the_width_of_its_heads(name: str) -> None:
 
 
 def test_without_a_teacher_the_tokenizer_decides() -> None:
-    said = recipe.Student(family="bert", layers=1, hidden=8, heads=2, intermediate=8)
+    said = models.Student(family="bert", layers=1, hidden=8, heads=2, intermediate=8)
     config = students.shape(said, None, vocab_size=33, pad_token_id=4)
     assert (config.vocab_size, config.pad_token_id) == (33, 4)
 
@@ -107,7 +107,7 @@ def test_mistakes(teacher: str, said: dict[str, int], message: str) -> None:
 
 
 def bits(model: Any) -> str:
-    return students.digest(model.named_parameters())
+    return fingerprint.digest(model.named_parameters())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -129,5 +129,5 @@ def test_digest_sees_names_shapes_types_and_bits() -> None:
         ("a", one.to(torch.bfloat16)),
         ("a", one + torch.tensor([0, 0, 0, 1e-6])),
     ]
-    assert len({students.digest([pair]) for pair in [("a", one), *changed]}) == 5
-    assert students.digest([("a", one)]) == students.digest([("a", one.clone())])
+    assert len({fingerprint.digest([pair]) for pair in [("a", one), *changed]}) == 5
+    assert fingerprint.digest([("a", one)]) == fingerprint.digest([("a", one.clone())])

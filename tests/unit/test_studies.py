@@ -19,7 +19,7 @@ from limbeck.recipe.load import load
 from limbeck.running import arms as studies
 from limbeck.running import disk_space, stages
 from limbeck.system.files import read_json
-from limbeck.text.corpora import separate
+from limbeck.text.heldout import separate
 
 Train = Callable[..., limbeck.Run]
 RATES = {"train.lr": [1e-2, 1e-3]}

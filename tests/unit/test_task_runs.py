@@ -21,7 +21,9 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import limbeck
-from limbeck.assemble import design, study
+from limbeck.assemble import design
+from limbeck.assemble.study import Study, build_study
+from limbeck.assemble.text import read_text
 from limbeck.distil.reduce import Counts
 from limbeck.errors import Interrupted, UserError
 from limbeck.lab.page import report
@@ -288,9 +290,9 @@ def test_a_stopped_run_does_not_go_on_over_other_unlabelled_text(
 # rows without labels
 
 
-def study_of(said: dict[str, Any]) -> study.Study:
+def study_of(said: dict[str, Any]) -> Study:
     plan = design.design(load(said))
-    return study.study(plan, World(), study.text(plan, lambda line: None))
+    return build_study(plan, World(), read_text(plan, lambda line: None))
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -22,9 +22,10 @@ from transformers import AutoModelForMaskedLM
 import limbeck
 from limbeck import api
 from limbeck.assemble import design
-from limbeck.assemble import study as build
-from limbeck.distil.learner import Frozen
+from limbeck.assemble.study import build_study
+from limbeck.assemble.text import read_text
 from limbeck.distil.still import Still
+from limbeck.distil.teachers import Frozen
 from limbeck.errors import Interrupted, UserError
 from limbeck.recipe.load import load
 from limbeck.running import stages
@@ -210,7 +211,7 @@ def test_some_tokens_of_a_prediction_are_near(world: Path, tmp_path: Path) -> No
     said = text(world, tmp_path / "live", only=["logit"])
     live, kept = run(said), run(text(world, tmp_path / "kept", only=["logit"], cache={"top_k": 30}))
     plan = design.design(load(said))
-    study = build.study(plan, World(), build.text(plan, lambda line: None))
+    study = build_study(plan, World(), read_text(plan, lambda line: None))
     batch, actors = study.feeds[0].batch(0), study.stills[0].actors
     teacher, student = (_said(actors[name], batch) for name in ("teacher", "logit-seed0"))
     top = teacher.topk(30).indices
@@ -447,7 +448,7 @@ def test_a_shard_from_elsewhere_is_refused(whence: str, world: Path, tmp_path: P
 def test_a_row_of_other_text_is_refused(what: str, world: Path, tmp_path: Path) -> None:
     """The last line of defence: each row carries a checksum of what the teacher read."""
     plan = design.design(load(text(world, tmp_path / "run", cache={})))
-    study = build.study(plan, World(), build.text(plan, lambda line: None))
+    study = build_study(plan, World(), read_text(plan, lambda line: None))
     teacher: Any = study.stills[0].actors["teacher"]
     batch = study.feeds[0].batch(0)
     assert teacher.read(batch).features.shape[:2] == batch["input_ids"].shape
@@ -528,14 +529,14 @@ def test_asked_to_stop_while_writing(world: Path, tmp_path: Path, monkeypatch: p
 
 def test_a_full_disk_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = design.design(load(text(world, tmp_path / "run", cache={})))
-    material = build.text(plan, lambda line: None)
+    material = read_text(plan, lambda line: None)
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shelf.shards.np, "save", full)
     with pytest.raises(UserError, match=r"No space left on device; make room, or name another disk with data\.cache"):
-        build.study(plan, World(), material)
+        build_study(plan, World(), material)
     assert not list(entries(tmp_path / "run")[0].iterdir())
 
 
@@ -548,7 +549,9 @@ def test_two_processes_write_side_by_side(world: Path, tmp_path: Path) -> None:
     how: dict[str, Any] = {"train": {"precision": "fp64", "batch_size": 8}, "only": ["logit", "inner"], "cache": {}}
     alone = run(text(world, tmp_path / "one" / "run", **how))
     script = tmp_path / "small.py"
-    script.write_text("from limbeck import cache, cli\ncache.SHARD, cache.ROWS = 40, 16\ncli.main()\n")
+    script.write_text(
+        "from limbeck import cli\nfrom limbeck.teacher_cache import shelf\nshelf.SHARD, shelf.ROWS = 40, 16\ncli.main()\n"
+    )
     both = tmp_path / "two" / "run"
     both.parent.mkdir()
     pair.launch(text(world, both, **how), both.parent, script)

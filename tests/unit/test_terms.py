@@ -15,7 +15,8 @@ from torch import nn
 
 import limbeck
 from limbeck import api
-from limbeck.assemble import design, study, terms
+from limbeck.assemble import design, terms
+from limbeck.assemble.text import read_text
 from limbeck.distil import projections
 from limbeck.distil.contrastive import ContrastiveMemory
 from limbeck.distil.lessons import Term, each
@@ -407,7 +408,7 @@ def test_a_grouped_query_student_learns_every_part(causal: Path, tmp_path: Path,
         {"loss": "patient", "tap": "hidden", "position": "last"},
         {"loss": "contrastive", "tap": "pooled", "negatives": 50, "width": 8, "temperature": 1.0},
     ]
-    blocks = len(study.text(design.design(load(of_causal(causal, tmp_path, *said))), lambda line: None).corpus.train)
+    blocks = len(read_text(design.design(load(of_causal(causal, tmp_path, *said))), lambda line: None).corpus.train)
     how = {"steps": 4, "probe_every": 1, "batch_size": blocks, "lr": 2e-3, "warmup": 0, "eval_every": 4}
     run = limbeck.run(of_causal(causal, tmp_path / "run", *said, **how), quiet=True)
     for i, term in enumerate(said):

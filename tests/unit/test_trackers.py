@@ -15,8 +15,8 @@ from kernel import recipe
 import limbeck
 from limbeck import cli
 from limbeck.recipe import load
+from limbeck.recipe.identity import identity
 from limbeck.running import stages, trackers
-from limbeck.running.manifest import identity
 from limbeck.running.trackers import OF_EVALUATION, OF_STEP
 
 

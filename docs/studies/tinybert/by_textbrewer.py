@@ -16,7 +16,8 @@ from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 from transformers import get_linear_schedule_with_warmup
 
 from limbeck.assemble import design
-from limbeck.assemble import study as build
+from limbeck.assemble.study import build_study
+from limbeck.assemble.text import augmented, read_text
 from limbeck.models.pretrained import model_of
 from limbeck.recipe import stages
 from limbeck.recipe.recipe import Recipe
@@ -77,8 +78,8 @@ def main(out: Path, path: str, overrides: list[str]) -> None:
     first, second = stages.expand(path, [*overrides, "only=full"])
     torch.set_num_threads(first.train.threads or torch.get_num_threads())
     plan = design.design(first)
-    material = build.augmented(plan, World(), build.text(plan, print), print)
-    study = build.study(plan, World(), material)
+    material = augmented(plan, World(), read_text(plan, print), print)
+    study = build_study(plan, World(), material)
     teacher = model_of(first.models.members[0], torch.float32, config=plan.teacher)
     for learner in study.learners:
         student = learner.model

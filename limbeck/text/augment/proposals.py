@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from limbeck.errors import UserError
 from limbeck.families import reserved_positions
-from limbeck.models import students
+from limbeck.models import fingerprint
 from limbeck.models.taps import Tapped
 from limbeck.recipe.data import Augment
 from limbeck.system.files import json_sha256, path_of
@@ -85,7 +85,7 @@ class Proposer:
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
         file = None if self.how.vectors == "teacher" else word_vectors.sha256(path_of(self.how.vectors))
         said = [self.how.candidates, self.how.as_published, file, QUERIES, json_sha256(sorted(STOP)), LAYOUT]
-        return [students.digest(tensors), json_sha256(config), self.hash, str(self.autocast), *said]
+        return [fingerprint.digest(tensors), json_sha256(config), self.hash, str(self.autocast), *said]
 
     def __call__(self, texts: Sequence[str], done: Done = uncounted) -> list[list[Place]]:
         """The replaceable words of every text, in their order, each with its candidates, the best first.

@@ -18,7 +18,8 @@ from limbeck.errors import UserError
 from limbeck.recipe.data import Data
 from limbeck.system.files import file_sha256
 from limbeck.text import docs, readers
-from limbeck.text.corpora import find_files, fingerprint, heldout_source, read_documents, separate
+from limbeck.text.corpora import find_files, fingerprint, read_documents
+from limbeck.text.heldout import heldout_source, separate
 
 TEXTS = ["one spirit", "zwei Geister\nund Ärger", "three \u2028 stills"]
 PACK: dict[str, Callable[[bytes], bytes]] = {

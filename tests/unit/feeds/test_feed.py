@@ -9,8 +9,8 @@ import torch
 
 from limbeck.errors import UserError
 from limbeck.recipe.data import Masking, Sampled
+from limbeck.text.block_feed import Feed
 from limbeck.text.blocks import Blocks, Corpus, prepare
-from limbeck.text.feed import Feed
 from limbeck.text.order import derive_seed, uniform
 
 Build = Callable[..., Any]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from limbeck.errors import UserError
 from limbeck.recipe.data import Masking
+from limbeck.text.block_feed import Feed
 from limbeck.text.blocks import Blocks
-from limbeck.text.feed import Feed
 from limbeck.text.mixed_feed import Mixed
 from limbeck.text.row_feed import TaskFeed
 from limbeck.text.rows import Rows

@@ -20,7 +20,8 @@ from places import SHARED
 from limbeck.errors import UserError
 from limbeck.recipe.data import Data
 from limbeck.text import readers, tables
-from limbeck.text.corpora import column_names, find_files, fingerprint, read_documents, read_rows, separate_rows
+from limbeck.text.corpora import column_names, find_files, fingerprint, read_documents, read_rows
+from limbeck.text.heldout import separate_rows
 from limbeck.text.readers import kind_of
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -357,7 +358,7 @@ def test_a_share_of_rows_is_held_out_by_both_texts(tmp_path: Path) -> None:
 
 def test_a_share_of_single_texts_is_that_of_documents(tmp_path: Path) -> None:
     """A row of one text falls on the side on which the same document of running text falls."""
-    from limbeck.text.corpora import separate
+    from limbeck.text.heldout import separate
 
     path = write(tmp_path / "a.jsonl", [{"sentence": f"text {i}", "label": 1} for i in range(200)])
     rows = parts(table(path, heldout=0.2))

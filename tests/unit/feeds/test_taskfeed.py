@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from limbeck.recipe.data import Masking
-from limbeck.text.feed import Feed
+from limbeck.text.block_feed import Feed
 from limbeck.text.order import block_indices
 from limbeck.text.row_feed import TaskFeed
 from limbeck.text.rows import Rows

@@ -1,0 +1,91 @@
+"""Whether it fits together: what is refused before anything is read."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from limbeck.assemble import tasks, terms
+from limbeck.assemble.design import Design
+from limbeck.distil import lessons
+from limbeck.errors import UserError
+from limbeck.families import reserved_positions
+from limbeck.recipe import recipe
+from limbeck.recipe.words import LOSSES
+
+PER_BATCH = {name for name, words in LOSSES.items() if words.per == "batch"}
+
+
+def _same_words(mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, source: str) -> None:
+    """Whether a student reads the vocabulary that it learned in an earlier stage."""
+    if mine.get_vocab() != theirs.get_vocab():
+        raise UserError(
+            f"models.student.init: {source} learned another vocabulary than this stage's teacher or tokenizer has; give both "
+            "stages the same, or set init to random"
+        )
+
+
+def _fits(config: PretrainedConfig, length: int, vocabulary: int) -> None:
+    """Whether a model has a position for every token of a block, and an embedding for every token."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and length > (room := positions - reserved_positions(config)):
+        raise UserError(
+            f"data.max_length: {length} tokens are more than the {room} positions of the {config.model_type} model; lower it"
+        )
+    if vocabulary > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocabulary} tokens and the {config.model_type} model {config.vocab_size}; "
+            "give the tokenizer that belongs to the model"
+        )
+
+
+def _has_targets(table: recipe.Recipe, made: dict[str, tuple[lessons.Term, ...]], causal: bool) -> None:
+    """Whether the data give every setting what its losses look at."""
+    for name, setting in table.chosen.items():
+        if causal and any(terms.reads_first_token(term) for term in setting.terms):
+            raise UserError(
+                f"settings.{name}: patient reads the first token, which sees nothing in a causal model; set position: last"
+            )
+    tasks.has_targets(table, made)
+    if table.data.task is not None:
+        return
+    if causal and table.data.positions == "masked":
+        raise UserError("data.positions: masked, but a causal model is never masked; set data.positions to all")
+    if causal or table.data.masking.mode != "none":
+        return
+    for name, learned in made.items():
+        if any("labels" in term.needs for term in learned):
+            raise UserError(
+                f"settings.{name}: without masking there are no labels to learn; set data.masking.mode to dynamic or static"
+            )
+
+
+def _sees_enough(table: recipe.Recipe) -> None:
+    """Whether losses between rows see more than one of them."""
+    rows = table.train.batch_size // table.train.accumulate
+    for name, setting in table.chosen.items():
+        for term in setting.terms:
+            least = 3 if term.loss == "rkd_angle" else 2
+            between_rows = term.loss == "similarity" or (term.loss in PER_BATCH and term.taps == ("pooled",))
+            if between_rows and rows < least:
+                raise UserError(
+                    f"settings.{name}.{term.label}: {term.loss} compares rows, and a micro-batch has {rows}; "
+                    f"raise train.batch_size or lower train.accumulate, to {least} rows or more"
+                )
+
+
+def _can_be_cached(plan: Design) -> None:
+    """Whether every epoch reads the same text."""
+    table = plan.recipe
+    if table.cache is None or not plan.teachers:
+        return
+    if table.data.masking.mode == "dynamic" and not plan.causal and table.data.task is None:
+        raise UserError(
+            "cache: every epoch masks the text anew, and a cache holds one masking; set data.masking.mode to static"
+        )
+    for name, setting in table.chosen.items():
+        for term in setting.terms:
+            fixed = term.teacher not in ("peers", "ema", "self")
+            if fixed and term.loss in LOSSES and LOSSES[term.loss].padding:
+                raise UserError(
+                    f"settings.{name}.{term.label}: {term.loss} looks at padding, of which a cache keeps nothing; leave cache out"
+                )

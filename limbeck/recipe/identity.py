@@ -1,0 +1,36 @@
+"""Of what in a recipe a result is a function: its hash, and its text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from limbeck.recipe import stages
+from limbeck.recipe.recipe import Recipe
+
+# words of a recipe that no bit of a student depends on, but for `eval_every` where the best weights are kept
+FREE: dict[str, Any] = {
+    "out": True,
+    "question": True,
+    "report_to": True,
+    "data": {"cache"},
+    "train": {"eval_every", "checkpoint_every"},
+}
+
+
+def identity(table: Recipe) -> str:
+    """sha256 of everything in the recipe that a result is a function of."""
+    return hashlib.sha256(dump(table, exclude=FREE).encode()).hexdigest()
+
+
+def dump(table: Recipe, exclude: Any = None) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(table.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
+
+
+def text(tables: Sequence[Recipe]) -> str:
+    """What stands in the recipe.yaml of a run: its recipe, or the last of some stages with those before it."""
+    return yaml.safe_dump(stages.dump(tables), sort_keys=False, allow_unicode=True)
