@@ -16,7 +16,7 @@ from benchmarks.race import race, ratio
 from benchmarks.rows import Row, row
 from benchmarks.shapes import Shape
 from limbeck.distil import schemes
-from limbeck.distil.reduce import Counts
+from limbeck.distil.reduce import Share
 from limbeck.distil.teachers import Frozen
 from limbeck.losses.sparse import TopK
 from limbeck.recipe.data import Masking
@@ -65,7 +65,7 @@ def training(turns: Iterator[None], shape: Shape, cached: bool) -> None:
         still, feed = schemes.together([cast], world=World(device=torch.device(shape.device)), **how), feed_of(shape)
         for step, _ in enumerate(turns):
             batch = {name: tensor.to(shape.device) for name, tensor in feed.batch(step).items()}
-            still.step([batch], Counts.of([batch]), step)
+            still.step(Share.of([batch]), step)
 
 
 def epoch(shape: Shape, rounds: int) -> Row:

@@ -15,7 +15,7 @@ from limbeck.assemble import design
 from limbeck.assemble.study import build_study
 from limbeck.assemble.text import read_text
 from limbeck.distil.probe import probe
-from limbeck.distil.reduce import Counts
+from limbeck.distil.reduce import Share, counts_of
 from limbeck.recipe.load import load
 from limbeck.system.processes import World
 from limbeck.training.loop import Course, micro_batches
@@ -33,11 +33,11 @@ def main() -> None:
     course = Course(study.stills, study.feeds, REPETITIONS, 1, lambda learner: {}, lambda step: False, world)
     for step in range(REPETITIONS + 1):
         batches = micro_batches(course, 0, step)
-        counts, begin = Counts.of(batches), perf_counter()
+        share, begin = Share(batches, counts_of(batches)), perf_counter()
         for learner in still.learners:
-            probe(still, learner, batches, counts, step)
+            probe(still, learner, share.batches, share.counts, step)
         middle = perf_counter()
-        still.step(batches, counts, step)
+        still.step(share, step)
         probes.append(middle - begin)
         steps.append(perf_counter() - middle)
     cost = median(probes[1:]) / median(steps[1:])

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import sides
 from benchmarks.rows import Row, row
 from benchmarks.shapes import QUICK, Shape, Size, batch
-from limbeck.distil.reduce import Counts
+from limbeck.distil.reduce import Share
 from limbeck.recipe.recipe import Train
 from limbeck.training import checkpoint
 
@@ -34,7 +34,7 @@ def measured(shape: Shape, rounds: int) -> dict[str, Any]:
         folder = Path(place) / "checkpoints"
         for step in range(rounds + checkpoint.KEPT + 1):
             begin = perf_counter()
-            tallies = still.step([one], Counts.of([one]), step)
+            tallies = still.step(Share.of([one]), step)
             assert all(tally.norms is not None for tally in tallies.values())  # read, so that a GPU has done it
             between = perf_counter()
             checkpoint.save(folder, step, still.learners, {"tokens": {}})

@@ -14,9 +14,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from limbeck import cli
+from limbeck.batch import TEXT
 from limbeck.distil import projections, schemes
 from limbeck.distil.learner import Learner, Optimisation
 from limbeck.distil.lessons import Pair, Term
+from limbeck.distil.reduce import Counts, Share
 from limbeck.distil.schedules import Schedule, constant
 from limbeck.distil.still import Still
 from limbeck.distil.teachers import Frozen
@@ -47,6 +49,18 @@ SCORES = Term(
 )
 INSIDE = (EMBEDDING, HIDDEN, SCORES)
 MULTI = (LOGIT, *INSIDE)
+
+
+def share(batches: Sequence[Any], counts: Counts | None = None) -> Share:
+    """Some micro-batches as a step takes them."""
+    found = Share.of(batches)
+    return found if counts is None else Share(found.batches, {TEXT: counts})
+
+
+def views(batches: Sequence[Any], counts: Counts | None = None) -> tuple[Any, Any]:
+    """The same as two arguments."""
+    made = share(batches, counts)
+    return made.batches, made.counts
 
 
 def bert(width: int, depth: int, *, seed: int, tied: bool = True, dropout: float = 0.0, noise: float = 0.2) -> Any:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from limbeck import rundir
+from limbeck.assemble import own
 from limbeck.assemble.design import Design, sources
 from limbeck.batch import Batch
 from limbeck.distil import lessons, projections, schedules, schemes
+from limbeck.distil.actors import Actor
 from limbeck.distil.balance import Balance
 from limbeck.distil.learner import Learner, Optimisation
 from limbeck.distil.teachers import Ema, Ensemble, Frozen
 from limbeck.families import family
-from limbeck.models import inherit, int8, pretrained, students
+from limbeck.models import inherit, pretrained, students
+from limbeck.models.changes import Change, Dropout
+from limbeck.models.int8 import Int8
 from limbeck.models.taps import Tapped
 from limbeck.recipe import models, recipe, settings
 from limbeck.recipe.stages import folder_of, stage_of, student_of
@@ -36,7 +39,7 @@ class Company:
     def __init__(self, plan: Design, world: World, sample: Batch | None = None, tell: Tell = lambda line: None) -> None:
         self.plan, self.world, self.sample, self.tell = plan, world, sample, tell
         self.said, self.learned = plan.recipe.models, [term for terms in plan.terms.values() for term in terms]
-        self._frozen: dict[str, Frozen] = {}
+        self._fixed: dict[str, Actor] = {}
         self._ensembles: dict[str, Ensemble] = {}
         self._origins: dict[str, PreTrainedModel] = {}
 
@@ -53,29 +56,35 @@ class Company:
             self._ensembles[key] = Ensemble(name, members, how.average, how.weights)
         return {"teacher": self._ensembles[key], **made}
 
-    def _teacher(self, role: str, source: models.Source, setting: str, seed: int) -> Frozen:
+    def _teacher(self, role: str, source: models.Source, setting: str, seed: int) -> Actor:
         trained = self._trained(source, setting, seed)
         name = f"{role}@{trained.name}" if trained else role
-        if name not in self._frozen:
+        if name not in self._fixed:
             where = models.Source(source=str(trained)) if trained else source
             config = pretrained.config_of(where) if trained else self.plan.teachers[role]
-            config = _dropping(config, source.dropout) if source.dropout else config
+            changes = self._changes(source)
+            for change in changes:
+                config = change.shaped(config)
             model = pretrained.model_of(where, DTYPES[self.plan.recipe.train.precision], config=config, bare=True)
-            torch.nn.Module.to(model, self.world.device)
-            effect = self._quantise(name, model)
-            self._frozen[name] = Frozen(name, model, read_of(role, self.learned), self.plan.columns)
-            self._frozen[name].effect, self._frozen[name].dropout = effect, source.dropout
-        return self._frozen[name]
+            self.world.place(model)
+            self._apply(name, model, changes)
+            taps = read_of(role, self.learned)
+            fixed = Frozen(name, model, taps, self.plan.columns, changes)
+            self._fixed[name] = own.actor(source.actor, fixed, f"models.{role}.actor") if source.actor else fixed
+        return self._fixed[name]
 
-    def _quantise(self, name: str, model: PreTrainedModel) -> int8.Effect | None:
-        """Where the recipe asks for int8: what it changed, which is told."""
-        if self.plan.recipe.train.teacher_precision != "int8" or self.sample is None:
-            return None
-        effect = int8.int8(model, self.sample, self.plan.autocast)
-        self.tell(
-            f"{name} in int8: {effect.kl:.2g} nats a token from its own predictions, {effect.agreement:.1%} the same first"
-        )
-        return effect
+    def _changes(self, source: models.Source) -> list[Change]:
+        """What is done to a teacher."""
+        found: list[Change] = [Dropout(source.dropout)] if source.dropout else []
+        if self.plan.recipe.train.teacher_precision == "int8" and self.sample is not None:
+            found.append(Int8(self.sample, self.plan.autocast))
+        return found
+
+    def _apply(self, name: str, model: PreTrainedModel, changes: Sequence[Change]) -> None:
+        for change in changes:
+            change.apply(model)
+            if said := change.said():
+                self.tell(f"{name} {said}")
 
     def _trained(self, source: models.Source, setting: str, seed: int) -> Path | None:
         """The folder of the student that a stage trained, None for any other model."""
@@ -100,14 +109,16 @@ class Company:
         self._take_aids(built, setting, making.seed)
         balance = Balance(plan.recipe.settings[setting].balance, [term.name for term in learned])
         for module in (model, built, balance):
-            torch.nn.Module.to(module, self.world.device, dtype)
+            self.world.place(module, dtype)
         taps = {
             *(tap for term in learned for tap in term.taps("student")),
             *read_of("peers", learned),
             *read_of("self", learned),
         }
+        name, changes = plan.recipe.learner(setting, making.seed, number), own.changes(self.said.student.changes)
+        self._apply(name, model, changes)
         return Learner(
-            plan.recipe.learner(setting, making.seed, number),
+            name,
             model,
             sorted(taps),
             seed=making.seed,
@@ -115,6 +126,7 @@ class Company:
             optimisation=_optimisation(how),
             balance=balance,
             columns=plan.columns,
+            changes=changes,
         )
 
     def _origin(self, setting: str, seed: int, dtype: torch.dtype) -> PreTrainedModel | None:
@@ -181,14 +193,6 @@ def trained_head(plan: Design, setting: str) -> bool:
 def read_of(role: str, terms: Sequence[lessons.Term]) -> list[str]:
     """The taps that terms read of who plays a role."""
     return sorted({tap for term in terms if term.teacher == role for tap in term.taps("teacher")})
-
-
-def _dropping(config: PretrainedConfig, share: float) -> PretrainedConfig:
-    """A copy of a config with this dropout; none between the last state and the classes."""
-    config = copy.deepcopy(config)
-    for word in family(config.model_type).dropouts:
-        setattr(config, word, share)
-    return config
 
 
 def _optimisation(how: recipe.Train) -> Optimisation:

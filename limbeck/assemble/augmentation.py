@@ -6,7 +6,6 @@ from collections.abc import Callable
 from itertools import islice
 
 import torch
-from torch import nn
 
 from limbeck.assemble import costs
 from limbeck.assemble.design import Design
@@ -87,7 +86,7 @@ def _proposer(plan: Design, how: Augment, world: World) -> Proposer:
     """The masked language model, in the precision of the run, where the run is."""
     source = masked_model(plan)
     model = pretrained.model_of(source, DTYPES[plan.recipe.train.precision])
-    nn.Module.to(model, world.device)
+    world.place(model)
     return Proposer(model, pretrained.tokenizer_of(source), how, plan.autocast)
 
 

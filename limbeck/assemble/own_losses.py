@@ -7,16 +7,13 @@ per batch `[]`. What it takes is read from its signature, and what it gives is t
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import inspect
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from limbeck.assemble import own
 from limbeck.errors import UserError, nearest
 from limbeck.losses import Loss
 from limbeck.recipe import settings
@@ -45,25 +42,10 @@ def load(path: str, where: str) -> Loss:
     Raises:
         UserError: there is none.
     """
-    module, _, name = path.partition(":")
-    here = [str(Path.cwd())] if str(Path.cwd()) not in sys.path else []
-    sys.path.extend(here)
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{where}.loss: {path}: there is no module {error.name}; run from its folder, or install it"
-        ) from None
-    except Exception as error:  # whatever somebody else's module does when it is imported
-        raise UserError(
-            f"{where}.loss: {path}: importing it fails ({type(error).__name__}: {error}); mend it"
-        ) from None
-    finally:
-        for added in here:
-            sys.path.remove(added)
-    if not inspect.isfunction(found):
+    loss, (module, _, name) = own.found(path, f"{where}.loss"), path.partition(":")
+    if not inspect.isfunction(loss):
         raise UserError(f"{where}.loss: {path}: {module} has no function {name}; write package.module:function")
-    return found  # pyright: ignore[reportReturnType] (tried out in `words`)
+    return loss  # pyright: ignore[reportReturnType] (tried out in `words`)
 
 
 def words(term: settings.Term, where: str, widths: tuple[int, int] = (D, D)) -> LossWords:
@@ -96,12 +78,6 @@ def words(term: settings.Term, where: str, widths: tuple[int, int] = (D, D)) -> 
     needs = tuple(name for name in TENSORS if name in parameters)
     per = _tried(loss, term, needs, where, widths)
     return LossWords(term.taps, dict.fromkeys(hyper, "any"), needs=needs, per=per, same_width=_has_width(term))
-
-
-def source_sha256(path: str) -> str:
-    """The fingerprint of the file that a loss stands in."""
-    file = inspect.getsourcefile(inspect.unwrap(load(path, "settings")))
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
 def _has_width(term: settings.Term) -> bool:

@@ -113,14 +113,20 @@ class Actor(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of it."""
-        return {}
+        return {"revision": None, "sha256": "", "parameters": 0}
 
 
 class Student(Actor, Protocol):
     """An actor that is trained: lessons name it as their student."""
 
+    model: PreTrainedModel
     bridges: nn.ModuleDict  # the modules that its terms bring
     balance: Balance
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained."""
+        ...
 
     def update(self, step: int, world: World, measure: bool = False, finite: bool = True) -> Norms:
         """Takes one step with the gradients that are there, unless one is not finite or the loss was not `finite`."""

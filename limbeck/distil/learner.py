@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from limbeck.distil.balance import Balance
 from limbeck.distil.contrastive import ContrastiveMemory
 from limbeck.distil.result import Norms
 from limbeck.distil.schedules import Schedule
+from limbeck.models.changes import Change, facts_of
 from limbeck.models.taps import Readout, Tapped
 from limbeck.system import seeds
 from limbeck.system.processes import World
@@ -45,9 +48,10 @@ class Learner(Actor):
         optimisation: Optimisation,
         balance: Balance | None = None,
         columns: int | None = None,
+        changes: Sequence[Change] = (),
     ) -> None:
         self.name, self.seed, self.model, self.bridges = name, seed, model.train(), bridges
-        self.balance = balance or Balance()
+        self.balance, self.changes = balance or Balance(), changes
         self.tapped = Tapped(model, taps, columns)
         self.optimisation = optimisation
         self.layers = [list(layer.parameters()) for layer in self.tapped.layers]
@@ -81,6 +85,20 @@ class Learner(Actor):
         """Features of some tokens `[n, H]` -> logits `[n, V]` of the head behind `logits`, or behind `exit.N`."""
         return self.tapped.head(features) if tap == "logits" else self.exits[tap](features)
 
+    def facts(self) -> dict[str, Any]:
+        """What was changed of its model beside its training."""
+        return facts_of(self.changes)
+
+    @torch.no_grad()
+    def folded(self) -> PreTrainedModel:
+        """Its model as transformers knows it: itself, or a copy in which its changes are folded."""
+        if not self.changes:
+            return self.model
+        model = copy.deepcopy(self.model)
+        for change in self.changes:
+            change.fold(model)
+        return model
+
     def everywhere(self) -> Tapped:
         """Its model, tapped at every hidden state."""
         return self.tapped.everywhere()
@@ -91,7 +109,7 @@ class Learner(Actor):
         Where a gradient is not finite, or the loss was not `finite`, nothing is changed.
         """
         world.sum_gradients(self.parameters)
-        norms = self._clipped(self.optimisation.schedule(step))
+        norms = self._clipped(self.optimisation.schedule(step), world)
         if not (finite and norms.finite):
             self.drop()
             return norms
@@ -102,7 +120,10 @@ class Learner(Actor):
             group["lr"] = norms.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return replace(norms, update_ratios=self._ratios(before)) if before else norms
+        with torch.no_grad():
+            for change in self.changes:
+                change.follow(self.model, step)
+        return replace(norms, update_ratios=self._ratios(before, world)) if before else norms
 
     def drop(self) -> None:
         """Forgets a step that is not taken: its gradients, and what its aids have seen."""
@@ -140,26 +161,27 @@ class Learner(Actor):
     def _memories(self) -> list[ContrastiveMemory]:
         return [aid for aid in self.bridges.values() if isinstance(aid, ContrastiveMemory)]
 
-    def _clipped(self, rate: float) -> Norms:
+    def _clipped(self, rate: float, world: World) -> Norms:
         """Clips model and bridges, each for itself; the norms before, read from the device all at once."""
-        layers = [norm(gradients(layer)) for layer in self.layers]
-        parts = [self._clip(list(module.parameters())) for module in (self.model, self.bridges)]
-        parts.append(norm(gradients(list(self.balance.parameters()))))
+        layers = [world.norm(gradients(layer)) for layer in self.layers]
+        parts = [self._clip(list(module.parameters()), world) for module in (self.model, self.bridges)]
+        parts.append(world.norm(gradients(list(self.balance.parameters()))))
         device = self.parameters[0].device
         read = torch.stack([value.double().to(device) for value in (*layers, *parts)]).tolist()
         whole, bridges, balance = read[len(layers) :]
         return Norms(whole, read[: len(layers)], bridges, rate, None, balance)
 
-    def _clip(self, parameters: list[nn.Parameter]) -> Tensor:
-        total = norm(gradients(parameters))
+    def _clip(self, parameters: list[nn.Parameter], world: World) -> Tensor:
+        total = world.norm(gradients(parameters))
         if self.optimisation.clip is not None and parameters:
             nn.utils.clip_grads_with_norm_(parameters, self.optimisation.clip, total)
         return total
 
-    def _ratios(self, before: list[list[Tensor]]) -> list[float]:
+    def _ratios(self, before: list[list[Tensor]], world: World) -> list[float]:
         pairs = zip(self.layers, before, strict=True)
         return [
-            (norm([p.detach() - b for p, b in zip(layer, old, strict=True)]) / norm(old)).item() for layer, old in pairs
+            (world.norm([p.detach() - b for p, b in zip(layer, old, strict=True)]) / world.norm(old)).item()
+            for layer, old in pairs
         ]
 
     def _adamw(self) -> torch.optim.AdamW:
@@ -188,8 +210,3 @@ def _kept(aids: nn.ModuleDict) -> dict[str, Tensor]:
 def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
     """The gradients that are there."""
     return [p.grad for p in parameters if p.grad is not None]
-
-
-def norm(tensors: list[Tensor]) -> Tensor:
-    """The Euclidean norm of all tensors together, 0 for none."""
-    return nn.utils.get_total_norm(tensors) if tensors else torch.zeros(())

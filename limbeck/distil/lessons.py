@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from limbeck.batch import Batch
+from limbeck.batch import IGNORED, TEXT, Batch
 from limbeck.distil.projections import Make
 from limbeck.distil.reduce import Counts, share_of_mean
-from limbeck.distil.schedules import Schedule
-from limbeck.losses import Loss, attention_kl, attention_mse, attention_scores_mse
+from limbeck.distil.schedules import Schedule, constant
+from limbeck.losses import Loss, attention_kl, attention_mse, attention_scores_mse, forward_kl, logit_mse
 from limbeck.losses.blockwise import blockwise
 from limbeck.models.taps import Readout
 
@@ -66,7 +67,7 @@ class Term:
             return share_of_mean(self.loss(student=student, **others), None, counts.spoken)
         values = blockwise(self.loss, student, others)
         if "labels" in self.needs:
-            return share_of_mean(values, labels != -100, counts.labels)
+            return share_of_mean(values, labels != IGNORED, counts.labels)
         return share_of_mean(values, None, counts.selected)
 
     def of_readouts(
@@ -153,6 +154,19 @@ def _share(values: Tensor, kept: Tensor | None, counts: Counts) -> Tensor:
     return share_of_mean(values, None, counts.batches)
 
 
+def common_loss_of(columns: int) -> Loss:
+    """The logit loss that all settings share: forward KL at temperature 1; of a score, which is no distribution, the square."""
+    return forward_kl if columns > 1 else logit_mse
+
+
+def common_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """`common_loss_of` these logits, of these logits."""
+    return common_loss_of(student.shape[-1])(student=student, teacher=teacher)
+
+
+COMMON = Term("logit", common_loss, (Pair("logits", "logits"),), constant(1.0), needs=("teacher",))
+
+
 @dataclass(frozen=True)
 class Lesson:
     """A directed edge of the cast: `student` learns from `teacher` (or from labels alone) by `terms`."""
@@ -160,7 +174,10 @@ class Lesson:
     student: str
     teacher: str | None
     terms: tuple[Term, ...]
-    measured: bool = True  # whether a still that has both logits also notes the logit loss that all settings share
+    noted: tuple[Term, ...] = (
+        COMMON,
+    )  # on logits: evaluated beside other logit terms where there is a teacher, not learnt
+    views: tuple[str, str] = (TEXT, TEXT)  # what the student reads and what the teacher reads, row for row
 
     @property
     def logit_terms(self) -> list[Term]:
@@ -173,12 +190,21 @@ class Lesson:
         return [term for term in self.terms if not term.on_logits]
 
 
-Voice = tuple[str, str]  # an actor, and the tap of the head that speaks
+class Voice(NamedTuple):
+    """A head that speaks."""
+
+    actor: str
+    view: str  # of which it speaks
+    tap: str  # behind which it stands
 
 
 def learning(lesson: Lesson) -> list[Voice]:
     """The heads of its student that a lesson on logits trains."""
-    return [(lesson.student, tap) for term in lesson.logit_terms for tap in term.taps("student")]
+    return [
+        Voice(lesson.student, lesson.views[0], tap)
+        for term in lesson.logit_terms
+        for tap in sorted(term.taps("student"))
+    ]
 
 
 def voices(lessons: Sequence[Lesson]) -> list[Voice]:
@@ -187,20 +213,34 @@ def voices(lessons: Sequence[Lesson]) -> list[Voice]:
     for lesson in lessons:
         found |= dict.fromkeys(learning(lesson))
         if lesson.teacher:
-            taps = [tap for term in lesson.logit_terms if "teacher" in term.needs for tap in term.taps("teacher")]
-            found |= dict.fromkeys((lesson.teacher, tap) for tap in taps)
-            if lesson.measured:
-                found |= {(lesson.student, "logits"): None, (lesson.teacher, "logits"): None}
+            taught = [term for term in lesson.logit_terms if "teacher" in term.needs]
+            found |= dict.fromkeys(_voice(lesson, 1, tap) for term in taught for tap in sorted(term.taps("teacher")))
+            for term in lesson.noted:
+                found |= dict.fromkeys(_voice(lesson, 0, tap) for tap in term.taps("student"))
+                found |= dict.fromkeys(_voice(lesson, 1, tap) for tap in term.taps("teacher"))
     return list(found)
+
+
+def _voice(lesson: Lesson, side: int, tap: str) -> Voice:
+    return Voice((lesson.student, lesson.teacher or "")[side], lesson.views[side], tap)
 
 
 def logits_of(lesson: Lesson, pair: Pair, logits: Mapping[Voice, Tensor]) -> tuple[Tensor, Tensor | None]:
     """What student and teacher say at a pair of taps; the teacher is a constant, None where nobody teaches."""
-    theirs = logits.get((lesson.teacher or "", str(pair.teacher)))
-    return logits[lesson.student, str(pair.student)], None if theirs is None else theirs.detach()
+    theirs = logits.get(_voice(lesson, 1, str(pair.teacher)))
+    return logits[_voice(lesson, 0, str(pair.student))], None if theirs is None else theirs.detach()
 
 
-def portion(lessons: Sequence[Lesson], whole: bool) -> list[Lesson]:
+def portions(lessons: Sequence[Lesson]) -> list[tuple[list[Lesson], bool]]:
+    """Lessons on logits that are evaluated together: of the same views, first by chunks, then what needs the batch whole."""
+    found = []
+    for views in dict.fromkeys(lesson.views for lesson in lessons):
+        here = [lesson for lesson in lessons if lesson.views == views]
+        found += [(some, whole) for whole in (False, True) if (some := _portion(here, whole))]
+    return found
+
+
+def _portion(lessons: Sequence[Lesson], whole: bool) -> list[Lesson]:
     """The logit terms that need all selected tokens of a micro-batch at once, or those that do not."""
     found = []
     for lesson in lessons:
@@ -208,6 +248,6 @@ def portion(lessons: Sequence[Lesson], whole: bool) -> list[Lesson]:
             here: tuple(term for term in lesson.logit_terms if (term.per == "batch") == here) for here in (True, False)
         }
         if terms[whole]:
-            measured = lesson.measured and not (whole and terms[False])  # once
-            found.append(replace(lesson, terms=terms[whole], measured=measured))
+            noted = () if whole and terms[False] else lesson.noted  # once
+            found.append(replace(lesson, terms=terms[whole], noted=noted))
     return found

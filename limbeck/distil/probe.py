@@ -9,9 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from limbeck.batch import Batch
+from limbeck.batch import Views
+from limbeck.distil.actors import Student
 from limbeck.distil.balance import Probed
-from limbeck.distil.learner import Learner, gradients, norm
+from limbeck.distil.learner import gradients
 from limbeck.distil.lessons import Lesson
 from limbeck.distil.reduce import Counts
 from limbeck.distil.result import Tally
@@ -22,7 +23,9 @@ from limbeck.system.out_of_memory import tried
 PIECE = 1 << 20  # numbers of a parameter that are in fp64 at a time
 
 
-def probe(still: Still, learner: Learner, batches: Sequence[Batch], counts: Counts, step: int) -> dict[str, Probed]:
+def probe(
+    still: Still, learner: Student, batches: Sequence[Views], counts: Mapping[str, Counts], step: int
+) -> dict[str, Probed]:
     """Value and gradient norm of each term of a learner, unweighted: one forward, one backward for each term.
 
     The gradient is that of all the student's parameters (bridges left out), over all micro-batches and processes. The
@@ -31,7 +34,7 @@ def probe(still: Still, learner: Learner, batches: Sequence[Batch], counts: Coun
     Raises:
         Short: memory was short in some process.
     """
-    mine = [replace(lesson, measured=False) for lesson in still.lessons if lesson.student == learner.name]
+    mine = [replace(lesson, noted=()) for lesson in still.lessons if lesson.student == learner.name]
     parts: dict[str, list[Lesson]] = {}
     for lesson in mine:
         for term in lesson.terms:
@@ -40,11 +43,11 @@ def probe(still: Still, learner: Learner, batches: Sequence[Batch], counts: Coun
     reader, tally, sums = still.only(*mine), Tally(), {}
 
     def local() -> list[float]:
-        for number, batch in enumerate(batches):
-            micro = Micro(batch, number, step, counts, {learner.name: tally})
-            readouts = reader.read(micro)
+        for number, views in enumerate(batches):
+            micro = Micro(views, number, step, counts, {learner.name: tally})
+            readouts = reader.forward(micro)
             for name, one in alone.items():
-                one.pull(micro, readouts, one.speak(micro, readouts), keep=True)
+                one.backward(micro, readouts, one.logit_losses(micro, readouts), keep=True)
                 sums[name] = _add(sums.get(name), _taken(learner))
         return [float(tally.terms.get(name, 0.0)) for name in sums]
 
@@ -55,14 +58,19 @@ def probe(still: Still, learner: Learner, batches: Sequence[Batch], counts: Coun
     whole = {name: _whole(still, learner, summed) for name, summed in sums.items()}
     angles = cosines(whole)
     found = zip(whole.items(), values, strict=True)
-    return {name: Probed(value, norm(gradient).item(), angles[name]) for (name, gradient), value in found}
+    return {name: Probed(value, still.world.norm(gradient).item(), angles[name]) for (name, gradient), value in found}
 
 
-def _taken(learner: Learner) -> list[Tensor]:
+def _taken(learner: Student) -> list[Tensor]:
     """The gradients of the model's parameters, which have none afterwards."""
     found = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.model.parameters()]
-    learner.optimizer.zero_grad(set_to_none=True)
+    _clear(learner)
     return found
+
+
+def _clear(learner: Student) -> None:
+    for parameter in learner.parameters:
+        parameter.grad = None
 
 
 def _add(held: list[Tensor] | None, more: list[Tensor]) -> list[Tensor]:
@@ -72,14 +80,14 @@ def _add(held: list[Tensor] | None, more: list[Tensor]) -> list[Tensor]:
     return held
 
 
-def _whole(still: Still, learner: Learner, summed: list[Tensor]) -> list[Tensor]:
+def _whole(still: Still, learner: Student, summed: list[Tensor]) -> list[Tensor]:
     """Gradients added up over the processes."""
     parameters = list(learner.model.parameters())
     for parameter, gradient in zip(parameters, summed, strict=True):
         parameter.grad = gradient
     still.world.sum_gradients(parameters)
     total = gradients(parameters)
-    learner.optimizer.zero_grad(set_to_none=True)
+    _clear(learner)
     return total
 
 

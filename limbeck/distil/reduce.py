@@ -6,13 +6,14 @@ pass. What a micro-batch adds is `sum of its kept values / count`, so the sum ov
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from limbeck.batch import Batch
+from limbeck.batch import IGNORED, TEXT, Batch, Views
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,37 @@ class Counts:
             pairs += batch["attention_mask"].numel() * batch["attention_mask"].shape[1]
             tokens += int(lengths.sum())
             selected += int(batch["select"].sum())
-            labels += int((batch["labels"] != -100).sum())
+            labels += int((batch["labels"] != IGNORED).sum())
             rows += int((lengths > 0).sum())
             micro += int((lengths > 0).any())
             spoken += int(batch["select"].any())
         return Counts(tokens, selected, labels, rows, micro, spoken, padded, pairs)
+
+
+def counts_of(batches: Sequence[Views]) -> dict[str, Counts]:
+    """The counts of each view of some micro-batches."""
+    return {view: Counts.of(views[view] for views in batches) for view in (batches[0] if batches else ())}
+
+
+T = TypeVar("T")
+
+
+@dataclass
+class Share:
+    """A process's micro-batches of a step, and the counts of all processes."""
+
+    batches: Sequence[Views]
+    counts: Mapping[str, Counts]
+
+    @staticmethod
+    def of(batches: Sequence[Batch], view: str = TEXT) -> Share:
+        """Micro-batches of one view, in one process."""
+        views = [{view: batch} for batch in batches]
+        return Share(views, counts_of(views))
+
+    def fit(self, work: Callable[[Sequence[Views], Mapping[str, Counts]], T]) -> T:
+        """What `work` makes of it. A loop's share tries again in smaller parts where memory is short."""
+        return work(self.batches, self.counts)
 
 
 def share_of_mean(values: Tensor, mask: Tensor | None, count: int) -> Tensor:

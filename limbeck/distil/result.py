@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from limbeck.distil.lessons import Term
+from limbeck.distil.lessons import COMMON, Term
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Tally:
 
     terms: dict[str, Tensor] = field(default_factory=dict)  # unweighted, of this process
     weights: dict[str, float] = field(default_factory=dict)  # the recipe's, balanced
-    logit_loss: Tensor | None = None  # forward KL at temperature 1, where the step has both logits; of this process
+    noted: dict[str, Tensor] = field(default_factory=dict)  # terms that are not learnt, of this process
     norms: Norms | None = None
     regulariser: float = 0.0  # what the balance adds to the loss
     totals: Mapping[str, float] = field(default_factory=dict)  # the terms, over all processes
@@ -54,9 +54,15 @@ class Tally:
         value = value.detach()
         self.terms[term] = self.terms[term] + value if term in self.terms else value
 
-    def add_logit_loss(self, value: Tensor) -> None:
-        """Adds a chunk's part to the common logit loss."""
-        self.logit_loss = value.detach() if self.logit_loss is None else self.logit_loss + value.detach()
+    def note(self, term: str, value: Tensor) -> None:
+        """Adds a chunk's part to a term that is noted and not learnt."""
+        value = value.detach()
+        self.noted[term] = self.noted[term] + value if term in self.noted else value
+
+    @property
+    def logit_loss(self) -> Tensor | None:
+        """The logit loss that all settings share, of this process, where the step has both logits."""
+        return self.noted.get(COMMON.name)
 
     def local(self, names: Sequence[str], nothing: Tensor) -> list[Tensor]:
         """This process's part of each term and of the logit loss; `nothing` where its rows have no such token."""

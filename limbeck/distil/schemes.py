@@ -11,20 +11,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from limbeck.distil.actors import Actor, Student
-from limbeck.distil.lessons import Lesson, Term
+from limbeck.distil.lessons import COMMON, Lesson, Term
 from limbeck.distil.schedules import scaled
-from limbeck.distil.still import Still
+from limbeck.distil.still import Still, Writer
 
 Teachers = Mapping[str, Actor]  # role -> who plays it
 
 
 @dataclass(frozen=True)
 class Cast:
-    """Actors, what each learner learns from whom, and in which turn of a step it is updated."""
+    """Actors, what each learner learns from whom, in which turn of a step it is updated, and what is written before."""
 
     actors: tuple[Actor, ...]
     lessons: tuple[Lesson, ...]
     turns: dict[str, int]
+    writers: tuple[Writer, ...] = ()
 
 
 def offline(learner: Student, teachers: Teachers, terms: Sequence[Term]) -> Cast:
@@ -58,14 +59,16 @@ def teaching(teachers: Teachers, seed: int) -> Teachers:
 
 def unmeasured(cast: Cast) -> Cast:
     """The same without the logit loss that all settings share: whole predictions, or predictions without dropout, are not known."""
-    return replace(cast, lessons=tuple(replace(lesson, measured=False) for lesson in cast.lessons))
+    return replace(cast, lessons=tuple(replace(lesson, noted=()) for lesson in cast.lessons))
 
 
 def together(casts: Sequence[Cast], **how: Any) -> Still:
     """One still of several casts; what they share stands once."""
     actors = {actor.name: actor for cast in casts for actor in cast.actors}
     turns = {name: turn for cast in casts for name, turn in cast.turns.items()}
-    return Still(list(actors.values()), [lesson for cast in casts for lesson in cast.lessons], turns=turns, **how)
+    writers = [writer for cast in casts for writer in cast.writers]
+    lessons = [lesson for cast in casts for lesson in cast.lessons]
+    return Still(list(actors.values()), lessons, turns=turns, writers=writers, **how)
 
 
 def _cast(
@@ -92,7 +95,7 @@ def _lessons(learner: Student, terms: Sequence[Term], roles: Mapping[str, tuple[
     for number, (name, role, share) in enumerate(taught):
         mine = [term for term in terms if _taught(term, role, first=not number)]
         shared = tuple(_shared(term, share) if "teacher" in term.needs else term for term in mine)
-        lessons.append(Lesson(learner.name, name, shared, measured=role == "teacher"))
+        lessons.append(Lesson(learner.name, name, shared, noted=(COMMON,) if role == "teacher" else ()))
     return lessons
 
 

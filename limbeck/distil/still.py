@@ -1,34 +1,34 @@
-"""The still: a cast, its lessons, and the one training step: read, speak, pull.
+"""The still: a cast, its lessons, and the one training step: generate, forward, logit losses, backward.
 
-Every backbone runs once and leaves its readout (read). Logit terms are evaluated and differentiated chunk by chunk of the
-selected tokens, every head running once a chunk, so that `[B, T, V]` never exists (speak). One backward for each learner
-takes the other terms and the gradients of its head's inputs through the backbone (pull). Gradients are summed.
+Writers make the views that no feed gives (generate). Every backbone runs once for each view that it reads and leaves its
+readout (forward). Logit terms are evaluated and differentiated chunk by chunk of the selected tokens, every head running
+once a chunk, so that `[B, T, V]` never exists (logit losses). One backward for each learner takes the other terms and the
+gradients of its head's inputs through the backbone (backward). Gradients are summed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from limbeck.batch import Batch
+from limbeck.batch import Batch, Views
 from limbeck.distil.actors import Actor, Moment, Student
-from limbeck.distil.lessons import Lesson, Pair, Term, Voice, learning, logits_of, portion, voices
-from limbeck.distil.reduce import Counts
+from limbeck.distil.lessons import Lesson, Term, Voice, common_loss_of, learning, logits_of, portions, voices
+from limbeck.distil.reduce import Counts, Share
 from limbeck.distil.result import Tally, names_of
-from limbeck.distil.schedules import constant
-from limbeck.losses import forward_kl, logit_mse
+from limbeck.losses import Loss
 from limbeck.models.taps import Readout
-from limbeck.system.out_of_memory import Short, release, tried
+from limbeck.system.out_of_memory import Short, tried
 from limbeck.system.processes import World
 
-Readouts = Mapping[str, Readout]
-Share = tuple[Sequence[Batch], Counts]  # a process's micro-batches, and the counts of all processes
+Readouts = Mapping[tuple[str, str], Readout]  # of an actor and the view that it read
+Spoken = dict[Voice, tuple[Tensor, Tensor]]  # what a head that learns was given `[n, F]`, and the gradient there
 
 
 def chunk_of(vocabulary: int, precision: str) -> int:
@@ -41,22 +41,26 @@ def chunk_of(vocabulary: int, precision: str) -> int:
     return 1 << (max(64, min(4096, fit)).bit_length() - 1)
 
 
-def common_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """The logit loss that all settings share: forward KL at temperature 1; of a score, which is no distribution, the square."""
-    return (forward_kl if student.shape[-1] > 1 else logit_mse)(student=student, teacher=teacher)
+class Writer(Protocol):
+    """Makes a view of a batch from another one, with an actor. It has no state: a run that goes on writes the same."""
 
+    reads: str  # a view
+    writes: str  # a view, of as many rows
+    actor: str  # by whom
 
-COMMON = Term("logit", common_loss, (Pair("logits", "logits"),), constant(1.0), needs=("teacher",))
+    def write(self, actor: Actor, batch: Batch, step: int, row: int) -> Batch:
+        """What is written to rows `row`, `row` + 1, ... of the batch of a step: a function of the seed, step and row."""
+        ...
 
 
 @dataclass(frozen=True)
 class Micro:
-    """One micro-batch of one step: what read, speak and pull hand on to each other."""
+    """One micro-batch of one step: what its parts hand on to each other."""
 
-    batch: Batch
+    views: Views
     number: int
     step: int
-    counts: Counts  # of the whole step
+    counts: Mapping[str, Counts]  # of each view in the whole step
     tallies: dict[str, Tally]
 
 
@@ -71,6 +75,7 @@ class Still:
         world: the processes that share the work.
         balanced: whether the balances of the learners act on the weights.
         turns: learner -> its turn in a step; those of a later turn read the batch after the earlier ones were updated.
+        writers: what is written before a batch is read, in this order.
     """
 
     def __init__(
@@ -83,39 +88,32 @@ class Still:
         world: World = World(),  # noqa: B008 (a frozen value)
         balanced: bool = True,
         turns: Mapping[str, int] | None = None,
+        writers: Sequence[Writer] = (),
     ) -> None:
-        taking_part = {name for lesson in lessons for name in (lesson.student, lesson.teacher)}
+        sides = [(name, view) for it in lessons for name, view in zip((it.student, it.teacher), it.views, strict=True)]
+        taking_part = {name for name, _ in sides} | {writer.actor for writer in writers}
         self.actors = {actor.name: actor for actor in actors if actor.name in taking_part}
         self.lessons, self.chunk, self.autocast, self.world = list(lessons), chunk, autocast, world
-        self.balanced = balanced
+        self.balanced, self.writers, self._turn_of = balanced, list(writers), dict(turns or {})
         students = {lesson.student for lesson in lessons}
         self.learners = [cast(Student, actor) for name, actor in self.actors.items() if name in students]
-        self.turns = sorted({(turns or {}).get(learner.name, 0) for learner in self.learners})
-        self._turn_of = dict(turns or {})
+        self.turns = sorted({self._turn_of.get(learner.name, 0) for learner in self.learners})
         self.seconds = dict.fromkeys(self.actors, 0.0)  # each actor's own, of the last step
-        spoken = [lesson for lesson in lessons if lesson.logit_terms]
-        self._heard = {name for name, _ in voices(spoken)}  # those whose heads are asked
+        self._reads = [(name, view) for name in self.actors for view in dict.fromkeys(v for n, v in sides if n == name)]
+        self._heard = {(it.actor, it.view) for it in voices([lesson for lesson in lessons if lesson.logit_terms])}
 
-    def step(
-        self,
-        batches: Sequence[Batch],
-        counts: Counts,
-        step: int,
-        measure: bool = False,
-        smaller: Callable[[], Share] | None = None,
-    ) -> dict[str, Tally]:
-        """One update of every learner from this process's micro-batches; `counts` are those of all processes.
+    def step(self, share: Share, step: int, measure: bool = False) -> dict[str, Tally]:
+        """One update of every learner from this process's micro-batches; `measure` asks for the update ratios.
 
-        A learner whose loss or gradient is not finite is left as it was. Where memory is short, the gradients are computed
-        again from what `smaller` gives; it raises where nothing smaller is left.
+        A learner whose loss or gradient is not finite is left as it was.
 
         Raises:
-            Short: memory is short, and there is no `smaller`.
+            Short: memory is short, and the share has nothing smaller.
         """
         parts = [self._turn(turn) for turn in self.turns] if len(self.turns) > 1 else [self]
         tallies: dict[str, Tally] = {}
         for part in parts:
-            found, batches, counts = part._found(batches, counts, step, smaller)
+            found = share.fit(lambda batches, counts, part=part: part._added_up(batches, counts, step))
             part._update(found, step, measure)
             tallies |= found
         self.seconds = {name: sum(part.seconds.get(name, 0.0) for part in parts) for name in self.actors}
@@ -124,26 +122,111 @@ class Still:
             actor.advance(updated)
         return {learner.name: tallies[learner.name] for learner in self.learners}
 
-    def _turn(self, turn: int) -> Still:
-        lessons = [lesson for lesson in self.lessons if self._turn_of.get(lesson.student, 0) == turn]
-        return self.only(*lessons, balanced=self.balanced)
+    def gradients(self, batches: Sequence[Views], counts: Mapping[str, Counts], step: int) -> dict[str, Tally]:
+        """Adds the gradient of every learner's loss to its parameters' `.grad`."""
+        self.seconds = dict.fromkeys(self.actors, 0.0)
+        tallies = {learner.name: Tally() for learner in self.learners}
+        for number, views in enumerate(batches):
+            micro = Micro(views, number, step, counts, tallies)
+            readouts = self.forward(micro)
+            spoken = self.logit_losses(micro, readouts)
+            self.backward(micro, readouts, spoken)
+        return tallies
 
-    def _found(
-        self, batches: Sequence[Batch], counts: Counts, step: int, smaller: Callable[[], Share] | None
-    ) -> tuple[dict[str, Tally], Sequence[Batch], Counts]:
-        """The gradients of a share of the batch that memory holds; also that share."""
-        while True:
-            try:
-                return self._added_up(batches, counts, step), batches, counts
-            except Short:
-                for learner in self.learners:
-                    learner.drop()
-                if smaller is None:
-                    raise
-            release()
-            batches, counts = smaller()
+    def generate(self, views: Views, step: int, row: int) -> Views:
+        """Adds what the writers write to a micro-batch that begins with row `row` of the whole batch."""
+        for writer in self.writers:
+            with torch.no_grad(), self._clock(writer.actor), self._precision():
+                written = writer.write(self.actors[writer.actor], views[writer.reads], step, row)
+            views = {**views, writer.writes: written}
+        return views
 
-    def _added_up(self, batches: Sequence[Batch], counts: Counts, step: int) -> dict[str, Tally]:
+    def forward(self, micro: Micro) -> Readouts:
+        """Runs every backbone once for each view that it reads."""
+        readouts, moment = {}, Moment(micro.step, micro.number, self.world.rank)
+        for name, view in self._reads:
+            with self._clock(name), self._precision():
+                whole = (name, view) in self._heard
+                readouts[name, view] = self.actors[name].read(micro.views[view], moment, whole=whole)
+        return readouts
+
+    def logit_losses(self, micro: Micro, readouts: Readouts) -> Spoken:
+        """The logit terms, chunk by chunk; what a loss needs of the batch as a whole is evaluated once more, in one piece.
+
+        The selected tokens of two views are compared in their order.
+        """
+        lessons = [lesson for lesson in self.lessons if lesson.logit_terms]
+        where = {view: batch["select"].flatten().nonzero().squeeze(1) for view, batch in micro.views.items()}
+        inputs = {
+            it: readouts[it.actor, it.view].inputs(it.tap).flatten(0, -2)[where[it.view]] for it in voices(lessons)
+        }
+        slopes = {voice: torch.zeros_like(inputs[voice]) for lesson in lessons for voice in learning(lesson)}
+        for part, whole in portions(lessons):
+            (view, _), here = part[0].views, voices(part)
+            labels = micro.views[view]["labels"].flatten()[where[view]]
+            size = max(1, len(labels)) if whole else self.chunk
+            with self._precision():  # once: weights are cast for all chunks
+                for start in range(0, len(labels), size):
+                    chunk = slice(start, start + size)
+                    leaves = {voice: inputs[voice][chunk].detach().requires_grad_(voice in slopes) for voice in here}
+                    logits = {voice: self._say(voice, leaf) for voice, leaf in leaves.items()}
+                    for name in dict.fromkeys(lesson.student for lesson in part):
+                        with self._clock(name), self._precision(enabled=False):
+                            self._logit_loss(micro, name, part, logits, labels[chunk]).backward()
+                    for voice, leaf in leaves.items():
+                        if leaf.grad is not None:
+                            slopes[voice][chunk] += leaf.grad
+        return {voice: (inputs[voice], slope) for voice, slope in slopes.items()}
+
+    def backward(self, micro: Micro, readouts: Readouts, spoken: Spoken, keep: bool = False) -> None:
+        """The other terms, and one backward for each learner; `keep` keeps the graph for another."""
+        for learner in self.learners:
+            with self._clock(learner.name):
+                with self._precision():
+                    losses = [self._other_loss(micro, learner, it, readouts) for it in self.lessons if it.other_terms]
+                roots = [(loss, torch.ones_like(loss)) for loss in losses if loss is not None]
+                roots += [root for voice, root in spoken.items() if voice.actor == learner.name]
+                if roots:
+                    torch.autograd.backward([root for root, _ in roots], [slope for _, slope in roots], keep)
+
+    def _say(self, voice: Voice, features: Tensor) -> Tensor:
+        with self._clock(voice.actor):
+            return self.actors[voice.actor].speak(features, voice.tap)
+
+    def _logit_loss(
+        self, micro: Micro, name: str, lessons: Sequence[Lesson], logits: Mapping[Voice, Tensor], labels: Tensor
+    ) -> Tensor:
+        """The weighted logit terms of one student on one chunk; what it learns from are constants for it."""
+        tally, total = micro.tallies[name], torch.zeros((), device=labels.device)
+        learner = next(it for it in self.learners if it.name == name)
+        for lesson in (it for it in lessons if it.student == name):
+            known: dict[tuple[Loss, object], Tensor] = {}
+            counts = micro.counts[lesson.views[0]]
+            for term in lesson.terms:
+                for pair in term.pairs:
+                    value = term.of_logits(*logits_of(lesson, pair, logits), labels, counts)
+                    tally.add(term.name, value)
+                    total = total + self._weight(learner, term, micro.step) * value
+                    known[term.loss, pair] = value
+            for term in lesson.noted if lesson.teacher else ():
+                mine, theirs = logits_of(lesson, term.pairs[0], logits)
+                value = known.get((common_loss_of(mine.shape[-1]), term.pairs[0]))
+                with torch.no_grad():
+                    tally.note(term.name, term.of_logits(mine, theirs, labels, counts) if value is None else value)
+        return total
+
+    def _other_loss(self, micro: Micro, learner: Student, lesson: Lesson, readouts: Readouts) -> Tensor | None:
+        if lesson.student != learner.name or lesson.teacher is None:
+            return None
+        mine, theirs = zip((lesson.student, lesson.teacher), lesson.views, strict=True)
+        batch, counts, losses = micro.views[lesson.views[0]], micro.counts[lesson.views[0]], []
+        for term in lesson.other_terms:
+            value = term.of_readouts(readouts[mine], readouts[theirs], learner.bridges, batch, counts)
+            micro.tallies[learner.name].add(term.name, value)
+            losses.append(self._weight(learner, term, micro.step) * value)
+        return torch.stack(losses).sum()
+
+    def _added_up(self, batches: Sequence[Views], counts: Mapping[str, Counts], step: int) -> dict[str, Tally]:
         """Gradients of this process, and tallies whose totals are those of all processes."""
         names, tallies = {learner.name: names_of(self._terms(learner)) for learner in self.learners}, {}
 
@@ -153,7 +236,12 @@ class Still:
             parts = [value for name, terms in names.items() for value in tallies[name].local(terms, nothing)]
             return torch.stack(parts).tolist()
 
-        totals = iter(tried(local, sum(len(terms) + 1 for terms in names.values()), self.world))
+        try:
+            totals = iter(tried(local, sum(len(terms) + 1 for terms in names.values()), self.world))
+        except Short:
+            for learner in self.learners:
+                learner.drop()
+            raise
         for name, terms in names.items():
             tallies[name].totals = {term: next(totals) for term in terms}
             tallies[name].common, tallies[name].micro_batches = next(totals), len(batches)
@@ -178,7 +266,11 @@ class Still:
         """The same still without some of its learners; the others end in the same bits."""
         left = [lesson for lesson in self.lessons if lesson.student not in names]
         how = {"chunk": self.chunk, "autocast": self.autocast, "world": self.world, "balanced": self.balanced}
-        return Still(list(self.actors.values()), left, turns=self._turn_of, **how)
+        return Still(list(self.actors.values()), left, turns=self._turn_of, writers=self.writers, **how)
+
+    def _turn(self, turn: int) -> Still:
+        lessons = [lesson for lesson in self.lessons if self._turn_of.get(lesson.student, 0) == turn]
+        return self.only(*lessons, balanced=self.balanced)
 
     def _weight(self, learner: Student, term: Term, step: int) -> float | Tensor:
         """The weight of a term at a step: the recipe's, times the factor of the learner's balance."""
@@ -187,106 +279,6 @@ class Still:
 
     def _terms(self, learner: Student) -> list[Term]:
         return [term for lesson in self.lessons if lesson.student == learner.name for term in lesson.terms]
-
-    def gradients(self, batches: Sequence[Batch], counts: Counts, step: int) -> dict[str, Tally]:
-        """Adds the gradient of every learner's loss to its parameters' `.grad`."""
-        self.seconds = dict.fromkeys(self.actors, 0.0)
-        tallies = {learner.name: Tally() for learner in self.learners}
-        for number, batch in enumerate(batches):
-            micro = Micro(batch, number, step, counts, tallies)
-            readouts = self.read(micro)
-            spoken = self.speak(micro, readouts)
-            self.pull(micro, readouts, spoken)
-        return tallies
-
-    def read(self, micro: Micro) -> Readouts:
-        """Runs every backbone once."""
-        readouts = {}
-        for name, actor in self.actors.items():
-            with self._clock(name), self._precision():
-                moment = Moment(micro.step, micro.number, self.world.rank)
-                readouts[name] = actor.read(micro.batch, moment, whole=name in self._heard)
-        return readouts
-
-    def speak(self, micro: Micro, readouts: Readouts) -> dict[Voice, tuple[Tensor, Tensor]]:
-        """The logit terms. Returns the selected inputs of each head that learns, and the gradient there.
-
-        Chunk by chunk; what a loss needs of the batch as a whole is evaluated once more, in one piece.
-        """
-        where = micro.batch["select"].flatten().nonzero().squeeze(1)
-        labels = micro.batch["labels"].flatten()[where]
-        lessons = [lesson for lesson in self.lessons if lesson.logit_terms]
-        inputs = {(name, tap): readouts[name].inputs(tap).flatten(0, -2)[where] for name, tap in voices(lessons)}
-        slopes = {voice: torch.zeros_like(inputs[voice]) for lesson in lessons for voice in learning(lesson)}
-        for parts, size in ((portion(lessons, False), self.chunk), (portion(lessons, True), max(1, len(where)))):
-            here = voices(parts)
-            with self._precision():  # once: weights are cast for all chunks
-                for start in range(0, len(where), size) if parts else ():
-                    chunk = slice(start, start + size)
-                    leaves = {voice: inputs[voice][chunk].detach().requires_grad_(voice in slopes) for voice in here}
-                    logits = {voice: self._say(voice, leaf) for voice, leaf in leaves.items()}
-                    for name in dict.fromkeys(lesson.student for lesson in parts):
-                        with self._clock(name), self._precision(enabled=False):
-                            loss = self._logit_loss(micro, name, parts, logits, labels[chunk])
-                            loss.backward()
-                    for voice, leaf in leaves.items():
-                        if leaf.grad is not None:
-                            slopes[voice][chunk] += leaf.grad
-        return {voice: (inputs[voice], slope) for voice, slope in slopes.items()}
-
-    def _say(self, voice: Voice, features: Tensor) -> Tensor:
-        name, tap = voice
-        with self._clock(name):
-            return self.actors[name].speak(features, tap)
-
-    def _logit_loss(
-        self, micro: Micro, name: str, lessons: Sequence[Lesson], logits: Mapping[Voice, Tensor], labels: Tensor
-    ) -> Tensor:
-        """The weighted logit terms of one student on one chunk; what it learns from are constants for it."""
-        tally, total = micro.tallies[name], torch.zeros((), device=labels.device)
-        learner = next(it for it in self.learners if it.name == name)
-        for lesson in lessons:
-            if lesson.student != name:
-                continue
-            common = None
-            for term in lesson.terms:
-                for pair in term.pairs:
-                    mine, theirs = logits_of(lesson, pair, logits)
-                    value = term.of_logits(mine, theirs, labels, micro.counts)
-                    tally.add(term.name, value)
-                    total = total + self._weight(learner, term, micro.step) * value
-                    common = value if term.loss is forward_kl and pair in COMMON.pairs else common
-            if lesson.teacher and lesson.measured:
-                with torch.no_grad():
-                    said = logits_of(lesson, COMMON.pairs[0], logits)
-                    common = COMMON.of_logits(*said, labels, micro.counts) if common is None else common
-                tally.add_logit_loss(common)
-        return total
-
-    def pull(
-        self, micro: Micro, readouts: Readouts, spoken: Mapping[Voice, tuple[Tensor, Tensor]], keep: bool = False
-    ) -> None:
-        """The other terms, and one backward for each learner; `keep` keeps the graph for another."""
-        for learner in self.learners:
-            with self._clock(learner.name):
-                with self._precision():
-                    losses = [self._other_loss(micro, learner, it, readouts) for it in self.lessons if it.other_terms]
-                roots = [(loss, torch.ones_like(loss)) for loss in losses if loss is not None]
-                roots += [root for (name, _), root in spoken.items() if name == learner.name]
-                if roots:
-                    torch.autograd.backward([root for root, _ in roots], [slope for _, slope in roots], keep)
-
-    def _other_loss(self, micro: Micro, learner: Student, lesson: Lesson, readouts: Readouts) -> Tensor | None:
-        if lesson.student != learner.name or lesson.teacher is None:
-            return None
-        losses = []
-        for term in lesson.other_terms:
-            value = term.of_readouts(
-                readouts[learner.name], readouts[lesson.teacher], learner.bridges, micro.batch, micro.counts
-            )
-            micro.tallies[learner.name].add(term.name, value)
-            losses.append(self._weight(learner, term, micro.step) * value)
-        return torch.stack(losses).sum()
 
     def _precision(self, enabled: bool = True) -> torch.autocast:
         return torch.autocast(

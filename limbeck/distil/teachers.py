@@ -15,8 +15,8 @@ from limbeck.batch import Batch
 from limbeck.distil.actors import START, Actor, Moment
 from limbeck.distil.learner import Learner, weights
 from limbeck.losses.tensors import wide
+from limbeck.models.changes import Change, facts_of
 from limbeck.models.fingerprint import digest
-from limbeck.models.int8 import Effect
 from limbeck.models.taps import Readout, Recording, Tapped
 from limbeck.system import seeds
 
@@ -26,11 +26,16 @@ Average = Literal["logits", "probabilities", "log_probabilities"]
 class Frozen(Actor):
     """A model that only answers: in evaluation mode, without gradients, never changed."""
 
-    def __init__(self, name: str, model: PreTrainedModel, taps: list[str], columns: int | None = None) -> None:
-        self.name, self.model = name, model.eval().requires_grad_(False)
+    def __init__(
+        self,
+        name: str,
+        model: PreTrainedModel,
+        taps: list[str],
+        columns: int | None = None,
+        changes: Sequence[Change] = (),
+    ) -> None:
+        self.name, self.model, self.changes = name, model.eval().requires_grad_(False), changes
         self.tapped = Tapped(self.model, taps, columns)
-        self.effect: Effect | None = None  # of its quantisation
-        self.dropout = 0.0  # that it has while it teaches, as a `Noisy`
 
     @property
     def width(self) -> int:
@@ -52,16 +57,16 @@ class Frozen(Actor):
         return self.tapped.everywhere()
 
     def teaching(self, seed: int) -> Actor:
-        """Itself, or with dropout where it has some while it teaches."""
-        return Noisy(self, seed) if self.dropout else self
+        """Itself, or in training mode where a change, such as dropout, asks for it."""
+        return Noisy(self, seed) if any(change.training for change in self.changes) else self
 
     def facts(self) -> dict[str, Any]:
-        """Which weights these are, as the run holds them, and what int8 changed."""
+        """Which weights these are, as the run holds them, and what was changed."""
         return {
             "revision": getattr(self.model.config, "_commit_hash", None),
             "sha256": digest(self.model.named_parameters()),
             "parameters": self.model.num_parameters(),
-            **({"int8": self.effect.facts()} if self.effect else {}),
+            **facts_of(self.changes),
         }
 
 

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.batch import IGNORED
 from limbeck.losses.divergences import NEVER, dropped_columns, kl, log_probabilities, log_softmax
 from limbeck.losses.tensors import allowed, blank, both, fits, same, sides, silent, whole
-
-IGNORE = -100
 
 
 def cross_entropy(*, student: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -40,9 +39,9 @@ def cross_entropy(*, student: Tensor, labels: Tensor, mask: Tensor | None = None
         {loss: cross_entropy, weight: 1.0}
     """
     kept = _labelled(labels, mask, student)
-    known = torch.where(kept, labels, IGNORE)
+    known = torch.where(kept, labels, IGNORED)
     flat = blank(kept, student).reshape(-1, student.shape[-1])
-    return F.cross_entropy(flat, known.reshape(-1), reduction="none", ignore_index=IGNORE).view(labels.shape)
+    return F.cross_entropy(flat, known.reshape(-1), reduction="none", ignore_index=IGNORED).view(labels.shape)
 
 
 def squared_error(*, student: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -278,7 +277,7 @@ def _labelled(labels: Tensor, mask: Tensor | None, student: Tensor) -> Tensor:
     """Which positions count and have a label."""
     same("labels and student, its columns left out,", labels.shape, student.shape[:-1])
     fits(mask, labels.shape)
-    return labels != IGNORE if mask is None else mask & (labels != IGNORE)
+    return labels != IGNORED if mask is None else mask & (labels != IGNORED)
 
 
 def _decouple(log_p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.batch import Batch, cut
+from limbeck.batch import IGNORED, TEXT, Batch, cut
 from limbeck.distil.actors import Actor
-from limbeck.distil.learner import Learner, gradients, norm
-from limbeck.distil.lessons import Lesson
+from limbeck.distil.learner import Learner, gradients
+from limbeck.distil.lessons import COMMON, Lesson, common_loss
 from limbeck.distil.reduce import Counts
-from limbeck.distil.still import COMMON, Still, Voice, common_loss
+from limbeck.distil.still import Still
 from limbeck.losses import cross_entropy, squared_error
 from limbeck.measure import metrics
 from limbeck.system.out_of_memory import Parts, say
@@ -157,7 +157,7 @@ class Evaluation:
     @torch.no_grad()
     def _sums(
         self, teacher: Teacher, learners: Sequence[Learner], batches: Sequence[Batch], read: Callable[[int], None]
-    ) -> dict[Voice, Sums]:
+    ) -> dict[tuple[str, str], Sums]:
         """Every model reads every batch once; the teacher's logits of a chunk serve all learners and their exits.
 
         Under the tap `TEACHER` stands how the teacher itself does on the labels, nothing where there is none.
@@ -212,13 +212,13 @@ class Evaluation:
             balanced=False,
         )
         with without_gradients(learner):
-            still.gradients(self._cut([batch]), Counts.of([batch]), step=0)
-            return [norm(gradients(layer)).item() for layer in learner.layers]
+            still.gradients([{TEXT: part} for part in self._cut([batch])], {TEXT: Counts.of([batch])}, step=0)
+            return [still.world.norm(gradients(layer)).item() for layer in learner.layers]
 
 
 def _values(student: Tensor, teacher: Tensor | None, labels: Tensor) -> np.ndarray:
     """The columns of `SUMS` of some tokens: `[len(SUMS), n]` in fp64."""
-    labelled = labels != -100
+    labelled = labels != IGNORED
     best, scored = student.argmax(-1), student.shape[-1] == 1
     nothing = torch.zeros(len(labels), device=student.device)
     undefined = torch.full_like(nothing, torch.nan)  # of scores

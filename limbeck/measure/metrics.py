@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.batch import IGNORED
 from limbeck.recipe.words import METRICS
-
-IGNORED = -100
 
 
 def scores(kind: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.batch import Batch, cut
+from limbeck.batch import IGNORED, Batch, cut
 from limbeck.distil.actors import Actor
 from limbeck.distil.learner import Learner
-from limbeck.distil.still import common_loss
+from limbeck.distil.lessons import common_loss
 from limbeck.losses import cross_entropy, squared_error, symmetric_kl
 from limbeck.losses.tensors import wide
 from limbeck.measure.evaluation import Teacher, evaluating
@@ -33,7 +33,6 @@ from limbeck.system.progress import Done, uncounted
 
 TOKENS = 2048  # whose states are compared: the products are what costs
 PLACES = 8  # bins of the places in a block
-IGNORED = -100
 
 Couple = tuple[Learner, Learner]
 Layers = Mapping[Any, list[Layer]]  # actor -> its layers, none of an ensemble

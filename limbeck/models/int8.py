@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from limbeck.batch import Batch
 from limbeck.errors import UserError
 from limbeck.losses import forward_kl
+from limbeck.models.changes import Change
 from limbeck.models.taps import Tapped
 
 
@@ -26,6 +28,36 @@ class Effect:
     def facts(self) -> dict[str, float]:
         """For the manifest."""
         return asdict(self)
+
+
+class Int8(Change):
+    """A teacher's linear layers hold int8 weights.
+
+    Args:
+        sample: a batch on which the effect is measured.
+        autocast: dtype of matrix products in the run.
+    """
+
+    def __init__(self, sample: Batch, autocast: torch.dtype | None = None) -> None:
+        self.sample, self.autocast = sample, autocast
+        self.effect: Effect | None = None
+
+    def apply(self, model: PreTrainedModel) -> None:
+        """Quantises, and measures what it changed; raises UserError where torchao is not installed."""
+        self.effect = int8(model, self.sample, self.autocast)
+
+    def facts(self) -> dict[str, Any]:
+        """Its effect."""
+        return {"int8": self.effect.facts()} if self.effect else {}
+
+    def said(self) -> str:
+        """Its effect, in words."""
+        effect = self.effect
+        return (
+            f"in int8: {effect.kl:.2g} nats a token from its own predictions, {effect.agreement:.1%} the same first"
+            if effect
+            else ""
+        )
 
 
 def require() -> None:

@@ -34,6 +34,9 @@ from limbeck.recipe.fields import (
 RESERVED = {"teacher", "peers", "ema", "self"}  # roles that are no names of teachers
 
 
+Own = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]  # the import path of something of one's own: package.module:name
+
+
 class Source(Strict):
     """Where a pretrained model comes from: a folder, `embedded`, or a Hub id (`org/name`, or `org/name@revision`)."""
 
@@ -43,6 +46,11 @@ class Source(Strict):
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="of a teacher while it teaches; whoever measures asks it without"
+    )
+    actor: Own | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="who answers in this model's place: the import path of an `Actor` of one's own, made of the model's actor",
     )
 
 
@@ -111,6 +119,11 @@ class Student(Strict):
     draw: Annotated[int, Field(ge=0)] = Field(
         default=0, description="which random weights: another number, other ones, such as for the next generation"
     )
+    changes: tuple[Own, ...] = Field(
+        default=(),
+        exclude_if=lambda value: not value,
+        description="what is done to its model beside its training: import paths of `Change`s of one's own, package.module:name",
+    )
     from_layers: LayerMap = Field(default="uniform", description="which layers of that model the student takes")
     tokenizer: Place | None = Field(default=None, description="folder or Hub id; the teacher's when left out")
 
@@ -136,6 +149,11 @@ class Models(Strict):
         default={}, description="further teachers by name, for terms that say `teacher: NAME`"
     )
     student: Student = Field(default=Student(), description="the shape of the model that learns")
+
+    @property
+    def fixed(self) -> tuple[Source, ...]:
+        """All teachers, members of an ensemble one by one."""
+        return (*self.members, *self.teachers.values())
 
     @property
     def noisy(self) -> list[str]:

@@ -65,6 +65,8 @@ class Recipe(Strict):
         if self.cache is not None and self.models.noisy:
             place = f"models.{self.models.noisy[0]}"
             raise wrong("cache", f"{place} has dropout and never says the same twice; leave cache or its dropout out")
+        if self.cache is not None and (own := [it.actor for it in self.models.fixed if it.actor]):
+            raise wrong("cache", f"{own[0]} answers for itself; leave cache or the actor out")
         for name in self.only or ():
             if name not in self.settings:
                 raise wrong("only", f"there is no setting '{name:.80}'; {nearest(name, self.settings)}")

@@ -27,6 +27,7 @@ HARMFUL = {
     "another teacher": ("teachers",),
     "the initial students": ("initial",),
     "the code of a loss": ("losses",),
+    "the code of a change or an actor": ("own",),
 }
 MODELS = {"models.teacher": "the teacher", "models.student.init": "the initial students"}  # by their place in a recipe
 HARMLESS = {  # the same run, to rounding

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck import rundir
-from limbeck.assemble import design, own_losses
+from limbeck.assemble import design, own
 from limbeck.assemble.study import Study
 from limbeck.models import fingerprint, pretrained
 from limbeck.recipe import stages
@@ -55,12 +55,14 @@ def of(study: Study, flops: Mapping[str, float]) -> Facts:
         "data": study.material.facts,
         "layers": design.facts(study.design),
         "losses": _losses(table),
+        **_own(table),
         "kept_by": table.measure,
         "students": {
             learner.name: {
                 "initial_sha256": fingerprint.digest(learner.model.named_parameters()),
                 "parameters": learner.model.num_parameters(),
                 "flops_per_step": flops[study.settings[learner.name]],
+                **learner.facts(),
             }
             for learner in study.learners
         },
@@ -74,7 +76,13 @@ def of(study: Study, flops: Mapping[str, float]) -> Facts:
 def _losses(table: Recipe) -> Facts:
     """The sha256 of the file of every loss that is one's own."""
     paths = {term.loss for setting in table.chosen.values() for term in setting.terms if ":" in term.loss}
-    return {path: own_losses.source_sha256(path) for path in sorted(paths)}
+    return {path: own.source_sha256(path) for path in sorted(paths)}
+
+
+def _own(table: Recipe) -> Facts:
+    """Likewise of changes and actors, where there are any."""
+    paths = {*table.models.student.changes, *(it.actor for it in table.models.fixed if it.actor)}
+    return {"own": {path: own.source_sha256(path) for path in sorted(paths)}} if paths else {}
 
 
 def _teachers(study: Study) -> list[Facts]:

@@ -284,9 +284,9 @@ class Session:
             for name in rundir.LINES:  # no line may be younger than a checkpoint that counts on it
                 if (self.folder / name).exists():
                     files.sync(self.folder / name)
-            facts = {"recipe_sha256": identity.identity(self.table), "tokens": self.tokens, "way": vars(self.way)}
-            with doing(f"saving step {step}"):
-                checkpoint.save(self.folder / rundir.CHECKPOINTS, step, self.study.changing, facts)
+        facts = {"recipe_sha256": identity.identity(self.table), "tokens": self.tokens, "way": vars(self.way)}
+        with doing(f"saving step {step}"):
+            checkpoint.save(self.folder / rundir.CHECKPOINTS, step, self.study.changing, facts, self.study.world)
         self.study.world.wait()
 
     def _finish(self, begin: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -59,6 +59,20 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
+
+    def place(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+        """Puts a model where this process computes, whole: every process holds all of it."""
+        nn.Module.to(model, self.device, dtype)
+
+    def norm(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The Euclidean norm of all tensors together, 0 for none."""
+        return nn.utils.get_total_norm(list(tensors)) if tensors else torch.zeros(())
+
+    def gathered(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state whole, on the processor of the first process: what a checkpoint holds. All ask together."""
+        if not self.is_main:
+            return {}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
     def total(self, numbers: Sequence[float]) -> list[float]:
         """The sum of each number over all processes, in fp64."""

@@ -8,11 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from limbeck.batch import IGNORED
 from limbeck.errors import UserError
 from limbeck.recipe.data import Masking, Sampled
 from limbeck.text.blocks import Blocks
 from limbeck.text.feed import Batch
-from limbeck.text.masking import IGNORED, mask_tokens
+from limbeck.text.masking import mask_tokens
 from limbeck.text.order import block_indices, derive_seed, uniform
 
 EVALUATION = derive_seed(0, "evaluation")  # the key of its masks: one for all seeds

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from limbeck.batch import IGNORED
 from limbeck.errors import UserError
-from limbeck.text.masking import IGNORED
 
 if TYPE_CHECKING:
     from limbeck.recipe.data import Task

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-IGNORED = -100  # the label that no loss looks at
+from limbeck.batch import IGNORED
+
 MASKED, REPLACED = (
     0.8,
     0.9,

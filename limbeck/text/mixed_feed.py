@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limbeck.batch import IGNORED
 from limbeck.errors import UserError
 from limbeck.text.block_feed import Feed
 from limbeck.text.feed import Batch
-from limbeck.text.masking import IGNORED
 from limbeck.text.row_feed import TaskFeed
 
 Source = TypeVar("Source", Feed, TaskFeed)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from limbeck.batch import IGNORED
 from limbeck.errors import UserError
 from limbeck.system.files import json_sha256
 from limbeck.system.progress import doing
@@ -25,7 +26,6 @@ from limbeck.text.blocks import PARTS, Part, batches, both_parts, content_of, co
 from limbeck.text.corpora import column_names, row_text
 from limbeck.text.heldout import each, separate_rows
 from limbeck.text.labels import MOST, choose, class_name, numbers, score
-from limbeck.text.masking import IGNORED
 from limbeck.text.readers import Row
 from limbeck.text.tables import listed
 from limbeck.text.tokenise import Encoded, Encoder, Special

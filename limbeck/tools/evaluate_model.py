@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from limbeck.assemble import tasks
+from limbeck.batch import IGNORED
 from limbeck.errors import UserError
 from limbeck.families import family, reserved_positions
 from limbeck.losses import cross_entropy, squared_error
@@ -33,8 +34,6 @@ from limbeck.text.feed import Batches
 from limbeck.text.heldout import each, heldout_source
 from limbeck.text.row_feed import TaskFeed
 from limbeck.text.rows import TaskCorpus, prepare_task
-
-IGNORED = -100
 
 
 @dataclass

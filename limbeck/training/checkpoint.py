@@ -23,21 +23,35 @@ from limbeck.distil.actors import Stateful
 from limbeck.errors import UserError
 from limbeck.system import files
 from limbeck.system.files import json_sha256
+from limbeck.system.processes import World
 
 MANIFEST = "checkpoint.json"
 KEPT = 2  # checkpoints
 
 
-def save(folder: Path, step: int, actors: Sequence[Stateful], facts: dict[str, Any]) -> Path:
-    """Commits the state of all learners and averages after `step` updates; then older ones go, but for the newest two
-    that verify."""
+def save(
+    folder: Path,
+    step: int,
+    actors: Sequence[Stateful],
+    facts: dict[str, Any],
+    world: World = World(),  # noqa: B008 (a frozen value)
+) -> Path:
+    """Commits the state of all learners and averages after `step` updates; then older ones go, but for the newest two that verify.
+
+    All processes call it, and the first one writes.
+    """
     place = folder / rundir.step_name(step)
+    states = ((actor.name, world.gathered(actor.state())) for actor in actors)  # one at a time
+    if not world.is_main:
+        for _ in states:
+            pass
+        return place
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        for actor in actors:
-            save_file(_copies(actor.state()), temporary / f"{actor.name}.safetensors")
+        for name, state in states:
+            save_file(state, temporary / f"{name}.safetensors")
         written = {path.name: _identity(path) for path in sorted(temporary.iterdir())}
         told = {"step": step, "files": written, **facts}
         files.write_json(temporary / MANIFEST, told | {"sha256": json_sha256(told)})
@@ -108,10 +122,6 @@ def restore(place: Path, actors: Iterable[Stateful]) -> None:
                 "out=DIR"
             )
         actor.load(tensors)
-
-
-def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

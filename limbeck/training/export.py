@@ -32,13 +32,14 @@ def export(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, c
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    learner.model.save_pretrained(temporary)
+    model = learner.folded()
+    model.save_pretrained(temporary)
     if learner.exits:
         exits.save(temporary, learner.exits)
         for tap, head in learner.exits.items():
             layer = int(tap.removeprefix("exit."))
             small = temporary / f"exit-{layer}"
-            exits.cut(learner.model, head, layer).save_pretrained(small)
+            exits.cut(model, head, layer).save_pretrained(small)
             tokenizer.save_pretrained(small)
     tokenizer.save_pretrained(temporary)
     (temporary / "README.md").write_text(card, encoding="utf-8")

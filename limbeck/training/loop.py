@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
-from limbeck.batch import Batch, cut, to_device
+from limbeck.batch import TEXT, Views, cut_views, to_device
 from limbeck.distil.balance import Probed, gradient_shares
 from limbeck.distil.learner import Norms
 from limbeck.distil.probe import probe
-from limbeck.distil.reduce import Counts
+from limbeck.distil.reduce import Counts, Share, counts_of
 from limbeck.distil.result import Tally
-from limbeck.distil.still import Share, Still
+from limbeck.distil.still import Still
 from limbeck.errors import UserError
 from limbeck.system import clock, out_of_memory
 from limbeck.system.processes import World
@@ -31,6 +31,7 @@ class Record:
     failed: dict[str, str] = field(default_factory=dict)  # learner that stops after this step -> the line that says why
 
 
+T = TypeVar("T")
 Hook = Callable[[Record], None]
 Found = dict[str, dict[str, Probed]]  # learner -> term -> what a probe found
 
@@ -125,14 +126,14 @@ def _running(course: Course) -> dict[int, Still]:
 def _advance(course: Course, seed: int, still: Still, record: Record) -> None:
     """One step of one still, and what the record says of it."""
     step, way, begin = record.step - 1, course.way, perf_counter()
-    batches, counts = _share(course, seed, step)
+    share = _Share.of(course, seed, still, step)
     paused, probed = perf_counter(), {}
     names = [it.name for it in still.learners if course.probes(step) or (way.skipped.get(it.name) and it.balance.waits)]
     if names:
-        probed, (batches, counts) = _probe(course, seed, still, names, (batches, counts), step)
+        probed = _probe(still, names, share, step)
     begin += clock.since(paused)
-    measure = course.measure(record.step)
-    tallies = still.step(batches, counts, step, measure, lambda: _smaller(course, seed, step))
+    tallies = still.step(share, step, course.measure(record.step))
+    counts = share.counts[TEXT]
     speed = counts.tokens / clock.since(begin)
     for name, tally in tallies.items():
         shares = gradient_shares(probed[name], tally.weights) if name in probed else None
@@ -183,68 +184,87 @@ def _cause(course: Course, seed: int, still: Still, name: str, tally: Tally, ste
     assert tally.norms is not None and tally.skipped
     if tally.broken:
         return tally.skipped
-    found = _probed(course, seed, still, [name], _share(course, seed, step), step)[0][name]
+    found = _probed(still, [name], _Share.of(course, seed, still, step), step)[name]
     terms = [term for term, it in found.items() if not math.isfinite(it.gradient_norm)]
     return ", ".join([f"gradient of term {terms[0]}" if terms else "gradient of the sum", *tally.norms.broken[:1]])
 
 
-def _probe(
-    course: Course, seed: int, still: Still, names: Sequence[str], share: Share, step: int
-) -> tuple[Found, Share]:
-    """Probes some learners, and gives their balances what was found; also the share of the batch that memory held."""
-    found, share = _probed(course, seed, still, names, share, step)
+def _probe(still: Still, names: Sequence[str], share: Share, step: int) -> Found:
+    """Probes some learners, and gives their balances what was found."""
+    found = _probed(still, names, share, step)
     for learner in still.learners:
         if learner.name in found:
             learner.balance.learn(found[learner.name])
-    return found, share
+    return found
 
 
-def _probed(
-    course: Course, seed: int, still: Still, names: Sequence[str], share: Share, step: int
-) -> tuple[Found, Share]:
-    found: Found = {}
-    for learner in (it for it in still.learners if it.name in names):
-        while learner.name not in found:
+def _probed(still: Still, names: Sequence[str], share: Share, step: int) -> Found:
+    learners = [learner for learner in still.learners if learner.name in names]
+    return {
+        it.name: share.fit(lambda batches, counts, it=it: probe(still, it, batches, counts, step)) for it in learners
+    }
+
+
+@dataclass
+class _Share(Share):
+    """The share of a process in a step, in smaller micro-batches from now on where memory is short."""
+
+    course: Course
+    seed: int
+    step: int
+    whole: list[Views]  # the micro-batches that the recipe asks for, as they were written
+
+    @staticmethod
+    def of(course: Course, seed: int, still: Still, step: int) -> _Share:
+        """The share of a step."""
+        whole = micro_batches(course, seed, step, still)
+        share = _Share([], {}, course, seed, step, whole)
+        share._cut()
+        return share
+
+    def _cut(self) -> None:
+        self.batches = [part for views in self.whole for part in cut_views(views, self.course.way.split)]
+        total, mine = self.course.world.total, counts_of(self.batches)
+        self.counts = {view: Counts(*(round(it) for it in total(astuple(each)))) for view, each in mine.items()}
+
+    def fit(self, work: Callable[[Sequence[Views], Mapping[str, Counts]], T]) -> T:
+        """What `work` makes of it; where memory is short, of the same rows in micro-batches of half the size.
+
+        Raises:
+            UserError: they have one row already.
+        """
+        while True:
             try:
-                found[learner.name] = probe(still, learner, *share, step)
+                return work(self.batches, self.counts)
             except out_of_memory.Short:
-                share = _smaller(course, seed, step)
-    return found, share
+                pass
+            self._halve()
+
+    def _halve(self) -> None:
+        out_of_memory.release()
+        course = self.course
+        rows = course.feeds[self.seed].batch_size // (course.accumulate * course.world.size)
+        if course.way.split >= rows:
+            raise UserError(f"step {self.step + 1}: out of memory with one row at a time; {out_of_memory.HELP}")
+        course.way.split = min(2 * course.way.split, rows)
+        self._cut()
+        if course.world.is_main:
+            course.tell(
+                f"step {self.step + 1}: out of memory; from now on {len(self.batches)} micro-batches, each of at most "
+                f"{-(-rows // course.way.split)} rows: the same update, but losses of whole micro-batches see fewer rows"
+            )
 
 
-def _share(course: Course, seed: int, step: int) -> Share:
-    """This process's micro-batches of a step, and the counts of all processes."""
-    batches = micro_batches(course, seed, step)
-    return batches, Counts(*(round(total) for total in course.world.total(astuple(Counts.of(batches)))))
+def micro_batches(course: Course, seed: int, step: int, still: Still | None = None) -> list[Views]:
+    """This process's share of the batch of (seed, step), in micro-batches: contiguous rows of the whole batch.
 
-
-def _smaller(course: Course, seed: int, step: int) -> Share:
-    """The same rows in micro-batches of half the size, from now on.
-
-    Raises:
-        UserError: they have one row already.
+    With what the writers of the still write to it.
     """
-    out_of_memory.release()
-    rows = course.feeds[seed].batch_size // (course.accumulate * course.world.size)
-    if course.way.split >= rows:
-        raise UserError(f"step {step + 1}: out of memory with one row at a time; {out_of_memory.HELP}")
-    course.way.split = min(2 * course.way.split, rows)
-    share = _share(course, seed, step)
-    if course.world.is_main:
-        course.tell(
-            f"step {step + 1}: out of memory; from now on {len(share[0])} micro-batches, each of at most "
-            f"{-(-rows // course.way.split)} rows: the same update, but losses of whole micro-batches see fewer rows"
-        )
-    return share
-
-
-def micro_batches(course: Course, seed: int, step: int) -> list[Batch]:
-    """This process's share of the batch of (seed, step), in micro-batches: contiguous rows of the whole batch."""
     world, feed = course.world, course.feeds[seed]
-    rows = feed.batch_size // (course.accumulate * world.size)
+    still, rows = still or course.stills[seed], feed.batch_size // (course.accumulate * world.size)
     starts = [(micro * world.size + world.rank) * rows for micro in range(course.accumulate)]
-    whole = [feed.batch(step, slice(start, start + rows)) for start in starts]
-    return [to_device(part, world.device) for batch in whole for part in cut(batch, course.way.split)]
+    read = [(start, to_device(feed.batch(step, slice(start, start + rows)), world.device)) for start in starts]
+    return [still.generate({TEXT: batch}, step, start) for start, batch in read]
 
 
 def _row(
@@ -252,7 +272,7 @@ def _row(
 ) -> dict[str, Any]:
     """The line of metrics.jsonl of one learner and step."""
     lessons = [lesson for lesson in still.lessons if lesson.student == name]
-    common = counts.selected and any(lesson.teacher and lesson.measured and lesson.logit_terms for lesson in lessons)
+    common = counts.selected and any(lesson.teacher and lesson.noted and lesson.logit_terms for lesson in lessons)
     norms = tally.norms
     assert norms is not None
     teachers = {lesson.teacher for lesson in lessons if lesson.teacher} - {name}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel import HIDDEN, LABEL, LOGIT, MULTI, batch, frozen, learner, parameters_of, still_of
+from kernel import HIDDEN, LABEL, LOGIT, MULTI, batch, frozen, learner, parameters_of, share, still_of
 from torch import Tensor
 
 from limbeck.batch import Batch
@@ -23,7 +23,6 @@ from limbeck.distil.balance import Balance
 from limbeck.distil.contrastive import contrastive_memory
 from limbeck.distil.learner import Learner
 from limbeck.distil.lessons import Pair, Term
-from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.distil.still import Still
 from limbeck.distil.teachers import Frozen
@@ -282,7 +281,7 @@ def test_a_still_alone_says_that_it_is_short() -> None:
     feed.step, terms = 0, spoiled(feed, 0)
     one, whole = learner("a", terms), [batch()]
     with pytest.raises(Short):
-        still_of(frozen(), [(one, terms)], chunk=16).step(whole, Counts.of(whole), 0)
+        still_of(frozen(), [(one, terms)], chunk=16).step(share(whole), 0)
     assert all(p.grad is None for p in one.parameters)
 
 

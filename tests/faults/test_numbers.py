@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel import INSIDE, LABEL, LOGIT, MULTI, answer, batch, frozen, lay_out, learner, recipe, with_dropout
+from kernel import INSIDE, LABEL, LOGIT, MULTI, answer, batch, frozen, lay_out, learner, recipe, share, with_dropout
 from kernel import still_of as made
 from runfiles import hashes
 from safetensors.torch import load_file
@@ -340,7 +340,7 @@ def test_nothing_is_read_twice() -> None:
     terms = (broken(feed, LOGIT, [0]),)
     one = learner("a", terms)
     whole = [batch()]
-    tally = still_of(frozen(), [(one, terms)]).step(whole, Counts.of(whole), 0)["a"]
+    tally = still_of(frozen(), [(one, terms)]).step(share(whole), 0)["a"]
     assert tally.skipped == "term logit, layer 1" and all(p.grad is None for p in one.parameters)
 
 

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kernel import LABEL, MULTI, VOCABULARY, batch, frozen, gradients_of, learner, still_of
+from kernel import LABEL, MULTI, VOCABULARY, batch, frozen, gradients_of, learner, still_of, views
 from plain import Gradients, plain, same
 from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.distil import lessons
 from limbeck.distil.learner import Learner
-from limbeck.distil.reduce import Counts
 from limbeck.distil.teachers import Frozen
 from limbeck.losses import blockwise
 from limbeck.models import readouts
@@ -37,7 +36,7 @@ def step(
 ) -> Found:
     """One step by limbeck; `others` learn beside."""
     still = still_of(teacher, [(one, TERMS), *others], chunk=chunk, **how)
-    tallies = still.gradients(batches, Counts.of(batches), 0)
+    tallies = still.gradients(*views(batches), 0)
     return tallies[one.name].terms, gradients_of(one)
 
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import tiny
+from kernel import views
 from rows import batch, config, moved
 from torch import Tensor, nn
 
 from limbeck.assemble import terms
 from limbeck.distil import projections, schemes
 from limbeck.distil.learner import Learner, Optimisation
-from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.distil.teachers import Frozen
 from limbeck.losses import LOSSES
@@ -107,7 +107,7 @@ def by_limbeck(student: Any, teacher: Any, said: list[dict[str, Any]], rows: dic
     one = Learner("a", student, taps["student"], seed=0, bridges=aids, optimisation=how)
     fixed = Frozen("teacher", teacher, taps["teacher"])
     still = schemes.together([schemes.offline(one, {"teacher": fixed}, made)], chunk=100)
-    tally = still.gradients([rows], Counts.of([rows]), 0)["a"]
+    tally = still.gradients(*views([rows]), 0)["a"]
     named = dict(one.model.named_parameters())
     named |= {f"fit.{n.partition('.')[2]}": p for n, p in aids.named_parameters()}
     found = {name: p.grad for name, p in named.items() if p.grad is not None}

@@ -15,9 +15,9 @@ from time import monotonic, sleep
 
 import pytest
 import torch
+from kernel import share, views
 
 from benchmarks import growth, peers, race, rows, shapes, sides
-from limbeck.distil.reduce import Counts
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -64,7 +64,7 @@ def test_the_bare_mathematics_is_limbecks_update(precision: str) -> None:
     teacher, (learner,) = sides.cast(shape, precision, 1)
     before = [parameter.detach().clone() for parameter in learner.parameters]
     for step in range(2):
-        still.step([given], Counts.of([given]), step)
+        still.step(share([given]), step)
         sides.by_hand(teacher, learner, given, shape, precision)
     close = {"fp32": 1e-6, "bf16": 2e-4}[precision]
     for mine, theirs, old in zip(still.learners[0].parameters, learner.parameters, before, strict=True):
@@ -77,7 +77,7 @@ def test_the_peers_losses_are_limbecks() -> None:
     shape = shapes.QUICK
     given = shapes.batch(shape)
     still = sides.still_of(shape, "fp32", 1)
-    tally = still.gradients([given], Counts.of([given]), 0)["setting0-seed0"]
+    tally = still.gradients(*views([given]), 0)["setting0-seed0"]
     teacher, student = sides.plain_models(shape, torch.float32)
     bridges = torch.nn.ModuleList(still.learners[0].bridges[name] for name in ("embedding:0", "hidden:1", "hidden:2"))
     asked = {"input_ids": given["input_ids"], "output_hidden_states": True, "output_attentions": True}

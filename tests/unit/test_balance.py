@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from kernel import HIDDEN, LABEL, LOGIT, SCORES, batch, frozen, gradients_of, learner, still_of
+from kernel import HIDDEN, LABEL, LOGIT, SCORES, batch, frozen, gradients_of, learner, share, still_of, views
 from torch import Tensor
 
 from limbeck.distil.balance import Balance, Probed, gradient_shares
@@ -231,8 +231,8 @@ def test_factors_multiply_the_weights(how: str) -> None:
     assert len(set(factor.values())) == 4
     stated = tuple(dataclasses.replace(term, weight=constant(term.weight(0) * factor[term.name])) for term in TERMS)
     other, counts = learner("a", stated), Counts.of(batches)
-    mine = cast(one).gradients(batches, counts, 0)["a"]
-    theirs = cast(other, stated).gradients(batches, counts, 0)["a"]
+    mine = cast(one).gradients(*views(batches, counts), 0)["a"]
+    theirs = cast(other, stated).gradients(*views(batches, counts), 0)["a"]
     for name, value in theirs.terms.items():
         assert torch.equal(mine.terms[name], value)
     gradients, expected = gradients_of(one), gradients_of(other)
@@ -241,12 +241,12 @@ def test_factors_multiply_the_weights(how: str) -> None:
         if gradient is not None:
             torch.testing.assert_close(gradient, expected[name], rtol=1e-11, atol=1e-11)
     one.optimizer.zero_grad(set_to_none=True)
-    weights = cast(one).step(batches, counts, 0)["a"].weights
+    weights = cast(one).step(share(batches, counts), 0)["a"].weights
     assert weights == pytest.approx({term.name: term.weight(0) for term in stated})
 
 
 def test_without_a_balance_the_tally_tells_the_weights_of_the_recipe() -> None:
-    tally = cast(learner("a", TERMS)).step([batch()], Counts.of([batch()]), 0)["a"]
+    tally = cast(learner("a", TERMS)).step(share([batch()]), 0)["a"]
     assert tally.weights == {term.name: term.weight(0) for term in TERMS}
     assert tally.regulariser == 0.0
 
@@ -257,7 +257,7 @@ def test_uncertainty_takes_its_first_step_by_hand() -> None:
     start = torch.tensor([5.0, -2.0, 0.5, 1.0], dtype=torch.float64)
     with torch.no_grad():
         one.balance.log_variances.copy_(start)
-    tally = cast(one).step(batches, Counts.of(batches), 0)["a"]
+    tally = cast(one).step(share(batches), 0)["a"]
     values = torch.stack([tally.terms[term.name] for term in TERMS])
     signs = (1 - torch.exp(-start) * values).sign()
     assert {1.0, -1.0} == set(signs.tolist())
@@ -272,14 +272,14 @@ def test_uncertainty_takes_its_first_step_by_hand() -> None:
 def test_a_checkpoint_holds_the_balance(how: str) -> None:
     one, batches = balanced(how), [batch()]
     one.balance.learn(probed([0.5, 4.0, 16.0, 0.25]))
-    cast(one).step(batches, Counts.of(batches), 0)
+    cast(one).step(share(batches), 0)
     other = balanced(how)
     assert [float(other.balance.factor(t.name)) for t in TERMS] == [1.0, 1.0, 1.0, 1.0]
     other.load({name: tensor.clone() for name, tensor in one.state().items()})
     kept = [float(other.balance.factor(t.name)) for t in TERMS]
     assert kept == [float(one.balance.factor(t.name)) for t in TERMS] != [1.0, 1.0, 1.0, 1.0]
     for step in (1, 2):
-        mine, theirs = (cast(it).step([batch(step)], Counts.of([batch(step)]), step)["a"] for it in (one, other))
+        mine, theirs = (cast(it).step(share([batch(step)]), step)["a"] for it in (one, other))
         assert mine.weights == theirs.weights
         assert all(torch.equal(theirs.terms[name], value) for name, value in mine.terms.items())
 

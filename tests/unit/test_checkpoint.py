@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel import INSIDE, LOGIT, MULTI, batch, frozen, learner, parameters_of, still_of
+from kernel import INSIDE, LOGIT, MULTI, batch, frozen, learner, parameters_of, share, still_of
 from torch import Tensor
 
 from limbeck.distil.learner import Learner
 from limbeck.distil.lessons import Term
-from limbeck.distil.reduce import Counts
 from limbeck.distil.still import Still
 from limbeck.errors import UserError
 from limbeck.system import files
@@ -30,7 +29,7 @@ def cast(seed: int = 0) -> tuple[list[Learner], Still]:
 
 def train(still: Still, start: int, end: int) -> None:
     for step in range(start, end):
-        still.step([batch(step)], Counts.of([batch(step)]), step)
+        still.step(share([batch(step)]), step)
 
 
 def moments(one: Learner) -> dict[str, Tensor]:

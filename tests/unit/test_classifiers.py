@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import CONFIGS
-from kernel import LABEL, LOGIT, LOGITS, still_of
+from kernel import LABEL, LOGIT, LOGITS, still_of, views
 from kernel import tokenizer as words_only
 from rows import bare, batch, classifier, config, framed, parts, recipe, sentence, small, table
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from limbeck.assemble.study import World, build_study
 from limbeck.assemble.text import feed_of, read_text
 from limbeck.distil.learner import Learner, Optimisation
 from limbeck.distil.lessons import Pair, Term
-from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.distil.teachers import Frozen
 from limbeck.errors import UserError
@@ -55,7 +54,7 @@ def learned(
     one = student(copy.deepcopy(model), *terms)
     taps = sorted({tap for term in terms for tap in term.taps("teacher")})
     still = still_of(Frozen("teacher", teacher, taps) if teacher else None, [(one, terms)], chunk=chunk)
-    tally = still.gradients(batches, Counts.of(batches), 0)["a"]
+    tally = still.gradients(*views(batches), 0)["a"]
     found = {name: p.grad for name, p in one.model.named_parameters() if p.grad is not None}
     return {name: value.item() for name, value in tally.terms.items()}, found
 

@@ -16,7 +16,7 @@ from kernel import recipe as tiny
 from transformers import BertConfig
 
 import limbeck
-from limbeck.assemble import own_losses, terms
+from limbeck.assemble import own, own_losses, terms
 from limbeck.errors import UserError
 from limbeck.recipe import recipe, settings
 
@@ -308,10 +308,10 @@ def test_a_term_passes_the_hyper_parameters_on(write: Write) -> None:
 def test_the_fingerprint_is_that_of_the_file(write: Write, tmp_path: Path) -> None:
     name = write(PLAIN)
     file = tmp_path / f"{name}.py"
-    first = own_losses.source_sha256(f"{name}:mine")
+    first = own.source_sha256(f"{name}:mine")
     assert first == hashlib.sha256(file.read_bytes()).hexdigest()
     file.write_text(PLAIN + "# another line\n")
-    second = own_losses.source_sha256(f"{name}:mine")
+    second = own.source_sha256(f"{name}:mine")
     assert second == hashlib.sha256(file.read_bytes()).hexdigest() != first
 
 
@@ -325,9 +325,7 @@ def mine(**given):
     return inside(**given)
 """)
     assert own_losses.words(said(f"{name}:mine"), "settings.a").per == "token"
-    assert (
-        own_losses.source_sha256(f"{name}:mine") == hashlib.sha256((tmp_path / f"{inner}.py").read_bytes()).hexdigest()
-    )
+    assert own.source_sha256(f"{name}:mine") == hashlib.sha256((tmp_path / f"{inner}.py").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -347,7 +345,7 @@ def test_whatever_passes_the_trial_has_a_fingerprint(write: Write, tmp_path: Pat
     except UserError:
         return
     expected = hashlib.sha256((tmp_path / f"{name}.py").read_bytes()).hexdigest()
-    assert own_losses.source_sha256(path) == expected
+    assert own.source_sha256(path) == expected
 
 
 def test_what_the_mask_leaves_out_must_not_matter(write: Write) -> None:

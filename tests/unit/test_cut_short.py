@@ -8,12 +8,24 @@ from typing import Any
 import pytest
 import torch
 from families import CONFIGS, tiny
-from kernel import HIDDEN, LABEL, LOGIT, SCORES, TEACHER_DEPTH, batch, bert, frozen, learner, parameters_of, still_of
+from kernel import (
+    HIDDEN,
+    LABEL,
+    LOGIT,
+    SCORES,
+    TEACHER_DEPTH,
+    batch,
+    bert,
+    frozen,
+    learner,
+    parameters_of,
+    share,
+    still_of,
+)
 from rows import classifier
 from torch import nn
 
 from limbeck.distil.lessons import Pair, Term
-from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.distil.teachers import Frozen
 from limbeck.families import FAMILIES
@@ -159,11 +171,11 @@ def test_without_logits_the_teacher_stops() -> None:
     teacher, ran, asked = watched(["hidden.2", "logits"])
     one, other = learner("s", (LOW,)), learner("s", (LOW,))
     batches = [batch(0), batch(1)]
-    still_of(teacher, [(one, (LOW,))], chunk=5).step(batches, Counts.of(batches), 0)
+    still_of(teacher, [(one, (LOW,))], chunk=5).step(share(batches), 0)
     assert ran == Counter({1: 2, 2: 2}) and not asked
     still = still_of(frozen(), [(other, (LOW,))], chunk=5)
     still._heard = set(still.actors)  # everyone runs whole
-    still.step(batches, Counts.of(batches), 0)
+    still.step(share(batches), 0)
     mine, theirs = parameters_of(one), parameters_of(other)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
@@ -174,7 +186,7 @@ def test_as_deep_as_it_is_tapped(inner: Term) -> None:
     batches, deepest = [batch(0)], max(int(tap.split(".")[1]) for tap in inner.taps("teacher"))
     for terms, heard in (((inner,), False), ((inner, LABEL), True)):
         teacher, ran, asked = watched([*sorted(inner.taps("teacher")), "logits"])
-        still_of(teacher, [(learner("s", terms), terms)], chunk=5).step(batches, Counts.of(batches), 0)
+        still_of(teacher, [(learner("s", terms), terms)], chunk=5).step(share(batches), 0)
         assert max(ran) == (TEACHER_DEPTH if heard else deepest) and bool(asked) == heard
 
 
@@ -183,18 +195,18 @@ def test_with_logits_it_runs_whole_and_once() -> None:
     teacher, ran, asked = watched(["hidden.2", "logits"])
     batches = [batch(0)]
     pairs = [(learner("a", (LOW,)), (LOW,)), (learner("b", (LOGIT,)), (LOGIT,))]
-    still_of(teacher, pairs, chunk=100).step(batches, Counts.of(batches), 0)
+    still_of(teacher, pairs, chunk=100).step(share(batches), 0)
     assert ran == Counter(range(1, TEACHER_DEPTH + 1)) and asked
 
 
 def test_a_mean_of_the_last_states_runs_it_whole() -> None:
     teacher, ran, asked = watched(["pooled", "logits"])
     batches = [batch(0)]
-    still_of(teacher, [(learner("s", (MEAN,)), (MEAN,))], chunk=5).step(batches, Counts.of(batches), 0)
+    still_of(teacher, [(learner("s", (MEAN,)), (MEAN,))], chunk=5).step(share(batches), 0)
     assert ran == Counter(range(1, TEACHER_DEPTH + 1)) and not asked
 
 
 def test_labels_alone_ask_no_teacher() -> None:
     batches = [batch(0)]
     still = still_of(None, [(learner("s", (LABEL,)), (LABEL,))], chunk=5)
-    assert still.step(batches, Counts.of(batches), 0)["s"].terms["label"] > 0
+    assert still.step(share(batches), 0)["s"].terms["label"] > 0

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from kernel import INSIDE, LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of, still_of
+from kernel import INSIDE, LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of, still_of, views
 
-from limbeck.batch import Batch
+from limbeck.batch import TEXT, Batch
 from limbeck.distil.learner import Learner
 from limbeck.distil.lessons import Term
-from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import learning_rate
 from limbeck.system.processes import World
 from limbeck.training.loop import Course, Record, fit, micro_batches
@@ -102,7 +101,7 @@ def test_gradient_norms_are_those_before_clipping(terms: Terms) -> None:
     one, twin = learner("a", terms, clip=1e-3), learner("a", terms)
     row = trained(course([(one, terms)], steps=1, accumulate=4))[0].rows[0]
     whole = [Rows().batch(0)]
-    still_of(frozen(), [(twin, terms)], chunk=10**6).gradients(whole, Counts.of(whole), 0)
+    still_of(frozen(), [(twin, terms)], chunk=10**6).gradients(*views(whole), 0)
     gradients = gradients_of(twin)
     model = [g for n, g in gradients.items() if n.startswith("model.")]
     bridges = [g for n, g in gradients.items() if n.startswith("bridges.")]
@@ -119,7 +118,7 @@ def test_the_update_is_adamw_on_the_clipped_gradient() -> None:
     before = parameters_of(one)
     trained(course([(one, MULTI)], steps=1))
     whole = [Rows().batch(0)]
-    still_of(frozen(), [(twin, MULTI)], chunk=10**6).gradients(whole, Counts.of(whole), 0)
+    still_of(frozen(), [(twin, MULTI)], chunk=10**6).gradients(*views(whole), 0)
     gradients, after = gradients_of(twin), parameters_of(one)
     for part in ("model.", "bridges."):
         names = [n for n in gradients if n.startswith(part)]
@@ -174,7 +173,7 @@ def test_shares_of_a_batch_are_the_batch(accumulate: int, size: int) -> None:
     assert all(len(part) == accumulate for part in parts)
     rows = [parts[rank][micro] for micro in range(accumulate) for rank in range(size)]
     for name, tensor in Rows().batch(3).items():
-        assert torch.equal(torch.cat([part[name] for part in rows]), tensor)
+        assert torch.equal(torch.cat([part[TEXT][name] for part in rows]), tensor)
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])

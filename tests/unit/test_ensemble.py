@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel import LOGIT, batch, bert, frozen, lay_out, learner, recipe, tokenizer
+from kernel import LOGIT, batch, bert, frozen, lay_out, learner, recipe, tokenizer, views
 from torch import Tensor
 
 import limbeck
 from limbeck import api
 from limbeck.distil import schemes
-from limbeck.distil.reduce import Counts
 from limbeck.distil.teachers import Average, Ensemble, Frozen
 from limbeck.errors import UserError
 from limbeck.recipe.load import load
@@ -55,7 +54,7 @@ def test_an_ensemble_of_one_teacher_twice_is_that_teacher() -> None:
     for teacher in (one, twice):
         student = learner("s", (LOGIT,))
         still = schemes.together([schemes.offline(student, {"teacher": teacher}, (LOGIT,))], chunk=5)
-        still.gradients(batches, Counts.of(batches), 0)
+        still.gradients(*views(batches), 0)
         found.append([p.grad for p in student.model.parameters() if p.grad is not None])
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)

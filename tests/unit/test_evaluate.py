@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel import LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of, still_of
+from kernel import LABEL, LOGIT, MULTI, batch, frozen, gradients_of, learner, parameters_of, share, still_of, views
 
 from limbeck.batch import Batch
 from limbeck.distil.learner import Learner
-from limbeck.distil.reduce import Counts
 from limbeck.distil.teachers import Frozen
 from limbeck.measure.evaluation import SUMS, Evaluation, evaluating
 
@@ -168,7 +167,7 @@ def test_nobody_notices(teacher: Frozen) -> None:
     before = parameters_of(teacher)
     for step in range(3):
         for one in (watched, plain):
-            still[one].step([batch(step)], Counts.of([batch(step)]), step)
+            still[one].step(share([batch(step)]), step)
         weights, state = parameters_of(watched), torch.random.get_rng_state()
         evaluate([watched], teacher)
         assert all(torch.equal(t, weights[n]) for n, t in parameters_of(watched).items())
@@ -182,7 +181,7 @@ def test_nobody_notices(teacher: Frozen) -> None:
 def test_gradients_that_were_there_stay(teacher: Frozen) -> None:
     """Asked between the micro-batches of a loop of one's own, it neither counts what is there nor takes it away."""
     one, fresh = learner("a", MULTI), learner("a", MULTI)
-    still_of(teacher, [(one, MULTI)], chunk=9).gradients([batch()], Counts.of([batch()]), 0)
+    still_of(teacher, [(one, MULTI)], chunk=9).gradients(*views([batch()]), 0)
     held = gradients_of(one)
     found = evaluate([one], teacher)["a", "test"]["logit_grad_norm_layers"]
     assert found == evaluate([fresh], teacher)["a", "test"]["logit_grad_norm_layers"]

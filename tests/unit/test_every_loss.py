@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel import batch, bert, recipe, still_of, with_dropout
+from kernel import batch, bert, recipe, share, still_of, views, with_dropout
 from runfiles import same_run, stop_after, tensors, untimed, weights
 from safetensors.torch import load_file
 from torch import Tensor
@@ -133,7 +133,7 @@ def moved(study: Study, run: limbeck.Run) -> dict[str, Moved]:
     def values() -> dict[str, float]:
         for learner in still.learners:
             learner.optimizer.zero_grad(set_to_none=True)
-        tallies = still.gradients(whole, counts, 0)
+        tallies = still.gradients(*views(whole, counts), 0)
         return {name: next(iter(tally.terms.values())).item() for name, tally in tallies.items()}
 
     def put(found: dict[str, dict[str, Tensor]]) -> None:
@@ -255,7 +255,7 @@ def in_longer_padding(said: list[dict[str, Any]]) -> tuple[list[dict[str, Tensor
     values, gradients = [], []
     for each in (short, longer):
         one.optimizer.zero_grad(set_to_none=True)
-        values.append(still.gradients([each], Counts.of([each]), 0)["a"].terms)
+        values.append(still.gradients(*views([each]), 0)["a"].terms)
         gradients.append([p.grad.clone() for p in one.parameters if p.grad is not None and p.shape != (32, 16)])
     assert values[0].keys() == {term.name for term in made}
     return values, gradients
@@ -303,7 +303,7 @@ def test_a_nan_of_any_model_skips_the_step_of_every_loss(whose: str) -> None:
     taps = sorted({tap for _, made in cast for term in made for tap in term.taps("teacher")})
     still = still_of(Frozen("teacher", teacher, taps), cast, chunk=7)
     before = {one.name: {name: p.detach().clone() for name, p in named(one).items()} for one, _ in cast}
-    tallies = still.step([one_batch], Counts.of([one_batch]), 0)
+    tallies = still.step(share([one_batch]), 0)
     assert list(tallies) == list(said)
     for one, made in cast:
         assert str(tallies[one.name].skipped).startswith(f"term {made[0].name}"), one.name

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers as tf
 from families import CAUSAL, CONFIGS
-from kernel import BLOCKS, VOCABULARY, batch, frozen, gradients_of, still_of
+from kernel import BLOCKS, VOCABULARY, batch, frozen, gradients_of, still_of, views
 from torch import Tensor, nn
 
 from limbeck.assemble import actors, terms
@@ -20,7 +20,6 @@ from limbeck.batch import Batch
 from limbeck.distil import lessons, projections, schemes
 from limbeck.distil.learner import Learner, Optimisation
 from limbeck.distil.probe import probe
-from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.distil.still import Tally
 from limbeck.distil.teachers import Ema
@@ -76,7 +75,7 @@ def pupil(
 
 def run(one: Learner, made: Terms, batches: Sequence[Batch], chunk: int = 7, step: int = 0) -> Tally:
     """Leaves its gradients in a learner that has no fixed teacher."""
-    return still_of(None, [(one, made)], chunk=chunk).gradients(batches, Counts.of(batches), step)[one.name]
+    return still_of(None, [(one, made)], chunk=chunk).gradients(*views(batches), step)[one.name]
 
 
 def read(model: nn.Module, one: Batch) -> Any:
@@ -251,7 +250,7 @@ def test_a_fixed_teacher_teaches_exits_and_measures_the_last_layer() -> None:
     teacher, given = frozen(), batch()
     one, made = pupil("bert", ({"loss": "forward_kl", "tap": "exit"},), at=(1,))
     still = still_of(teacher, [(one, made)], chunk=4)
-    tally = still.gradients([given], Counts.of([given]), 0)["one"]
+    tally = still.gradients(*views([given]), 0)["one"]
     exit, last = voices(one, given)
     target = read(teacher.model, given).logits[given["select"]]
     torch.testing.assert_close(tally.terms["exit"], divergence(target, exit).mean(), rtol=1e-10, atol=1e-12)
@@ -264,7 +263,7 @@ def test_peers_teach_each_others_exits() -> None:
     cast = [pupil("bert", said, at=(1,), seed=n, who=f"peer-{n}") for n in range(3)]
     peers, made = [one for one, _ in cast], cast[0][1]
     still = schemes.together([schemes.mutual(peers, {}, made)], chunk=5)
-    tallies = still.gradients([given], Counts.of([given]), 0)
+    tallies = still.gradients(*views([given]), 0)
     heard = {one.name: voices(one, given) for one in peers}
     for one in peers:
         mine = heard[one.name][0]
@@ -283,7 +282,7 @@ def test_the_average_begins_as_the_last_layer() -> None:
         cast = schemes.offline(one, {}, made)
         if role == "ema":
             cast = schemes.averaged(one, Ema("one-ema", one, actors.read_of("ema", made), 0.9), {}, made)
-        tallies = schemes.together([cast], chunk=5).gradients([batch()], Counts.of([batch()]), 0)
+        tallies = schemes.together([cast], chunk=5).gradients(*views([batch()]), 0)
         found.append((tallies["one"].terms[f"exit-{role}"], gradients_of(one)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-12, atol=1e-14)
     for key, slope in found[0][1].items():
@@ -311,7 +310,7 @@ def test_a_weight_grows_and_a_probe_sees_each_term_alone() -> None:
         tally = run(one, made, [batch()], step=step)
         slopes[str(weight), step] = gradients_of(one)
         one.optimizer.zero_grad()
-        probed = probe(still_of(None, [(one, made)], chunk=7), one, [batch()], Counts.of([batch()]), step)
+        probed = probe(still_of(None, [(one, made)], chunk=7), one, *views([batch()]), step)
         assert all(slope is None for slope in gradients_of(one).values())
         for term in made:
             assert probed[term.name].value == pytest.approx(tally.terms[term.name].item(), rel=1e-10)

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel import STUDENT_WIDTH, TEACHER_WIDTH, batch, frozen, gradients_of, learner, still_of
+from kernel import STUDENT_WIDTH, TEACHER_WIDTH, batch, frozen, gradients_of, learner, share, still_of, views
 from torch import Tensor, nn
 
 from limbeck.distil.lessons import Pair, Term
 from limbeck.distil.paraphraser import RATE, Paraphraser, paraphraser, translator
 from limbeck.distil.projections import Making, build
-from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.errors import Interrupted
 from limbeck.losses import factor_transfer
@@ -210,7 +209,7 @@ def test_a_step_teaches_the_translator_and_leaves_the_paraphraser() -> None:
     assert isinstance(lens, Paraphraser)
     lens.fit(((teacher.read(each)["hidden.4"], each["attention_mask"].bool()) for each in batches), never)
     before, still = bits(lens), still_of(teacher, [(one, (FACTORS,))], chunk=5)
-    value = still.gradients(batches, Counts.of(batches), 0)["a"].terms["hidden"]
+    value = still.gradients(*views(batches), 0)["a"].terms["hidden"]
 
     rows = []
     for each in batches:
@@ -225,6 +224,6 @@ def test_a_step_teaches_the_translator_and_leaves_the_paraphraser() -> None:
     assert all(gradients[f"bridges.hidden.{i}.weight"].abs().max() > 0 for i in (0, 2, 4))
     norm = torch.stack([g.norm() for n, g in gradients.items() if n.startswith("bridges.hidden.")]).norm()
     one.optimizer.zero_grad(set_to_none=True)
-    norms = still.step(batches, Counts.of(batches), 0)["a"].norms
+    norms = still.step(share(batches), 0)["a"].norms
     assert norms is not None and norms.bridges == pytest.approx(norm.item()), "of what is trained"
     assert all(torch.equal(before[name], tensor) for name, tensor in bits(lens).items())

@@ -24,7 +24,9 @@ from kernel import (
     gradients_of,
     learner,
     parameters_of,
+    share,
     still_of,
+    views,
 )
 from kernel import batch as kernel_batch
 from torch import Tensor, nn
@@ -352,7 +354,7 @@ def test_losses_of_a_batch_see_all_selected_tokens(chunk: int) -> None:
     teacher, terms = frozen_teacher(), (LOGIT, PEARSON)
     batches = [kernel_batch(1), kernel_batch(2, rows=2)]
     one = learner("a", terms)
-    tally = still_of(teacher, [(one, terms)], chunk=chunk).gradients(batches, Counts.of(batches), 0)["a"]
+    tally = still_of(teacher, [(one, terms)], chunk=chunk).gradients(*views(batches), 0)["a"]
     expected = plain_logits(one, teacher, batches)
     for name in ("logit", "pearson"):
         torch.testing.assert_close(tally.terms[name], expected[name].detach(), rtol=1e-9, atol=1e-11)
@@ -366,7 +368,7 @@ def test_losses_of_a_batch_see_all_selected_tokens(chunk: int) -> None:
 def test_the_common_logit_loss_is_noted_once(terms: tuple[Term, ...]) -> None:
     """Forward KL at temperature 1, also where only a loss of the whole batch is taught."""
     teacher, batches, one = frozen_teacher(), [kernel_batch(1), kernel_batch(2)], learner("a", terms)
-    tally = still_of(teacher, [(one, terms)], chunk=4).gradients(batches, Counts.of(batches), 0)["a"]
+    tally = still_of(teacher, [(one, terms)], chunk=4).gradients(*views(batches), 0)["a"]
     assert tally.logit_loss is not None
     torch.testing.assert_close(
         tally.logit_loss, plain_logits(one, teacher, batches)["logit"].detach(), rtol=1e-10, atol=1e-12
@@ -387,7 +389,7 @@ def test_a_whole_batch_loss_leaves_the_other_learners_bits(chunk: int) -> None:
         together = still_of(teacher, cast, chunk=chunk)
         for step in range(2):
             batches = [kernel_batch(2 * step), kernel_batch(2 * step + 1)]
-            together.step(batches, Counts.of(batches), step)
+            together.step(share(batches), step)
         return parameters_of(mine)
 
     alone = train(company=False)
@@ -403,7 +405,7 @@ def test_a_whole_batch_loss_of_no_token_adds_zero() -> None:
         values = []
         for batches in ([full], [full, empty], [empty, full], [empty]):
             one = learner("a", terms)
-            tally = still_of(teacher, [(one, terms)], chunk=4).gradients(batches, Counts.of([full]), 0)["a"]
+            tally = still_of(teacher, [(one, terms)], chunk=4).gradients(*views(batches, Counts.of([full])), 0)["a"]
             values.append(float(tally.terms.get("pearson", torch.zeros(()))))
             assert all(g is None or g.isfinite().all() for g in gradients_of(one).values())
         assert values[0] > 0 and values[1:] == pytest.approx([values[0], values[0], 0.0], abs=1e-12)

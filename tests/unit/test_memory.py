@@ -18,14 +18,15 @@ from kernel import (
     gradients_of,
     learner,
     parameters_of,
+    share,
     still_of,
+    views,
 )
 from torch import Tensor
 
 from limbeck.distil.contrastive import ContrastiveMemory, contrastive_memory
 from limbeck.distil.lessons import Pair, Term
 from limbeck.distil.projections import Making, build
-from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.losses import contrastive
 from limbeck.system.processes import World
@@ -328,10 +329,10 @@ def test_a_step_splits_into_micro_batches(rows: int) -> None:
     for batches in ([whole], parts):
         one, teacher = learner("a", (CONTRAST,)), frozen()
         still = still_of(teacher, [(one, (CONTRAST,))], chunk=5)
-        value = still.gradients(batches, Counts.of(batches), 0)["a"].terms["pooled"]
+        value = still.gradients(*views(batches), 0)["a"].terms["pooled"]
         gradients = gradients_of(one)
         one.optimizer.zero_grad(set_to_none=True)
-        still.step(batches, Counts.of(batches), 0)
+        still.step(share(batches), 0)
         found.append((value, gradients, one.bridges["pooled"].state_dict()))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-12, atol=1e-12)
     assert {name for name, g in found[0][1].items() if g is not None} >= {
@@ -370,7 +371,7 @@ def test_the_step_is_the_loss_of_the_means_by_hand() -> None:
                 log_c = (weights * density * (angle.cos() / 0.07).exp()).sum().log() - (weights * density).sum().log()
             h = torch.sigmoid(u - log_c - torch.tensor(float(NEGATIVES)).double().log())
             total = total - h[0].log() - (1 - h[1:]).log().sum()
-    tally = still_of(teacher, [(one, (CONTRAST,))], chunk=5).gradients([inputs], Counts.of([inputs]), 0)["a"]
+    tally = still_of(teacher, [(one, (CONTRAST,))], chunk=5).gradients(*views([inputs]), 0)["a"]
     torch.testing.assert_close(tally.terms["pooled"], total.detach() / 3, rtol=1e-7, atol=1e-9)
 
 
@@ -379,10 +380,10 @@ def test_a_checkpoint_holds_the_memory() -> None:
     one, other, teacher = learner("a", terms), learner("a", terms), frozen()
     still = still_of(teacher, [(one, terms)], chunk=5)
     for step in range(2):
-        still.step([batch(step)], Counts.of([batch(step)]), step)
+        still.step(share([batch(step)]), step)
     other.load({name: tensor.clone() for name, tensor in one.state().items()})
     for each in (one, other):
-        still_of(teacher, [(each, terms)], chunk=5).step([batch(2)], Counts.of([batch(2)]), 2)
+        still_of(teacher, [(each, terms)], chunk=5).step(share([batch(2)]), 2)
     mine, theirs = one.state(), other.state()
     assert mine["bridges.pooled.updates"] == 3 and len(mine["bridges.pooled.student_bank"]) == BLOCKS
     assert all(torch.equal(theirs[name], tensor) for name, tensor in mine.items())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel import LOGIT, MULTI, TEACHER_DEPTH, TEACHER_WIDTH, answer, batch, bert, learner, recipe
+from kernel import LOGIT, MULTI, TEACHER_DEPTH, TEACHER_WIDTH, answer, batch, bert, learner, recipe, views
 from runfiles import same_run, stop_after, tensors, untimed, weights
 from test_stages import fits
 from torch import Tensor
@@ -17,12 +17,14 @@ from limbeck import api
 from limbeck.assemble import design
 from limbeck.assemble.study import build_study
 from limbeck.assemble.text import read_text
+from limbeck.batch import TEXT
 from limbeck.distil import schemes
 from limbeck.distil.actors import START, Moment
 from limbeck.distil.reduce import Counts
 from limbeck.distil.still import Micro
 from limbeck.distil.teachers import Ensemble, Frozen, Noisy
 from limbeck.errors import Interrupted, UserError
+from limbeck.models.changes import Dropout
 from limbeck.recipe import arms
 from limbeck.recipe.load import load
 from limbeck.system.processes import World
@@ -40,9 +42,8 @@ SETTINGS: dict[str, Any] = {
 
 
 def dropping(share: float = 0.3, taps: list[str] = TAPS) -> Frozen:
-    teacher = Frozen("teacher", bert(TEACHER_WIDTH, TEACHER_DEPTH, seed=99, dropout=share), taps)
-    teacher.dropout = share
-    return teacher
+    model = bert(TEACHER_WIDTH, TEACHER_DEPTH, seed=99, dropout=share)
+    return Frozen("teacher", model, taps, changes=[Dropout(share)] if share else [])
 
 
 def said(one: Noisy, *moment: int, whole: bool = True) -> dict[str, Tensor]:
@@ -102,7 +103,7 @@ def test_a_step_is_that_of_a_teacher_in_training_mode(share: float) -> None:
         one = learner("s", MULTI, seed=7)
         still = schemes.together([schemes.offline(one, {"teacher": teaching}, MULTI)], chunk=5)
         parts = [batch(0), batch(1)]
-        still.gradients(parts, Counts.of(parts), 2)
+        still.gradients(*views(parts), 2)
         found.append([p.grad for p in one.parameters if p.grad is not None])
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
@@ -299,6 +300,6 @@ def test_learners_draw_as_before() -> None:
         one = learner("s", (LOGIT,), dropout=0.2)
         made = schemes.teaching({"teacher": teacher}, one.seed)
         still = schemes.together([schemes.offline(one, made, (LOGIT,))], chunk=5)
-        micro = Micro(batch(), 0, 1, Counts.of([batch()]), {})
-        found.append(still.read(micro)["s"]["logits"])
+        micro = Micro({TEXT: batch()}, 0, 1, {TEXT: Counts.of([batch()])}, {})
+        found.append(still.forward(micro)["s", TEXT]["logits"])
     assert torch.equal(*found)

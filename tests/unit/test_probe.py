@@ -22,7 +22,9 @@ from kernel import (
     batch,
     frozen,
     learner,
+    share,
     still_of,
+    views,
 )
 from plain import plain_terms
 from torch import Tensor, nn
@@ -65,7 +67,7 @@ def find(
     step: int = 0,
     teacher: Frozen | None = None,
 ) -> dict[str, Probed]:
-    return probe(still(teacher or frozen(), (one, terms)), one, batches, Counts.of(batches), step)
+    return probe(still(teacher or frozen(), (one, terms)), one, *views(batches), step)
 
 
 # the plain path
@@ -153,7 +155,7 @@ def test_each_term_alone(micro: str) -> None:
 @pytest.mark.parametrize("chunk", [1, 10**6])
 def test_neither_chunk_nor_tied_heads_matter(chunk: int, tied: bool) -> None:
     one, teacher, batches = learner("a", TERMS, tied=tied), frozen(), [batch(1)]
-    found = probe(still(teacher, (one, TERMS), chunk=chunk), one, batches, Counts.of(batches), 0)
+    found = probe(still(teacher, (one, TERMS), chunk=chunk), one, *views(batches), 0)
     for name in ("logit", "pearson"):
         close(found[name], plain(teacher, one, name, batches))
 
@@ -189,7 +191,7 @@ def test_bridges_do_not_count() -> None:
     """Of a term whose gradient is in the bridge as well, only the student's part is measured."""
     one, teacher, batches = learner("a", (HIDDEN,), clip=None), frozen(), [batch(1)]
     found = find(one, batches, (HIDDEN,), teacher=teacher)["hidden"]
-    norms = still(teacher, (one, (HIDDEN,))).step(batches, Counts.of(batches), 0)["a"].norms
+    norms = still(teacher, (one, (HIDDEN,))).step(share(batches), 0)["a"].norms
     assert norms is not None and norms.bridges > 1e-3
     assert HIDDEN.weight(0) * found.gradient_norm == pytest.approx(norms.whole, rel=1e-9)
 
@@ -226,7 +228,7 @@ def test_each_learner_has_a_probe_of_its_own() -> None:
     cast = [(learner(name, terms, seed=i), terms) for i, (name, terms) in enumerate(settings.items())]
     together = still(teacher, *cast)
     for one, terms in cast:
-        found = probe(together, one, batches, Counts.of(batches), 0)
+        found = probe(together, one, *views(batches), 0)
         assert list(found) == [term.name for term in terms]
         for name, probed in found.items():
             close(probed, plain(teacher, one, name, batches))
@@ -242,7 +244,7 @@ def test_a_peer_that_teaches_is_left_alone() -> None:
     batches = [batch(1)]
     before = {name: bits(one) for name, one in pair.items()}
     for me, other in (("a", "b"), ("b", "a")):
-        found = probe(mutual, pair[me], batches, Counts.of(batches), 0)
+        found = probe(mutual, pair[me], *views(batches), 0)
         assert list(found) == ["logit"]
         peer = Frozen(other, copy.deepcopy(pair[other].model), ["logits"])
         close(found["logit"], plain(peer, pair[me], "logit", batches))
@@ -253,7 +255,7 @@ def test_a_peer_that_teaches_is_left_alone() -> None:
 
 def test_labels_alone_need_no_teacher() -> None:
     one, batches = learner("a", (LABEL,)), [batch(1)]
-    found = probe(still_of(None, [(one, (LABEL,))], chunk=4), one, batches, Counts.of(batches), 0)
+    found = probe(still_of(None, [(one, (LABEL,))], chunk=4), one, *views(batches), 0)
     close(found["label"], plain(frozen(), one, "label", batches))
 
 
@@ -290,7 +292,7 @@ def test_two_processes_measure_what_one_does() -> None:
     for rank in (1, 0):
         world = Half(rank, 2, other=said)
         one = learner("a", terms)
-        found = probe(still(teacher, (one, terms), world=world), one, [parts[rank]], counts, 0)
+        found = probe(still(teacher, (one, terms), world=world), one, *views([parts[rank]], counts), 0)
         said = world.said
     for name, probed in found.items():
         close(probed, expected[name])
@@ -338,12 +340,12 @@ def test_a_step_after_a_probe_is_the_step(how: str, autocast: torch.dtype | None
             batches = [batch(2 * step), batch(2 * step + 1)]
             if probes:
                 before, state = bits(one), torch.random.get_rng_state()
-                found = probe(cast, one, batches, Counts.of(batches), step)
+                found = probe(cast, one, *views(batches), step)
                 assert all(probed.gradient_norm > 0 for probed in found.values())
                 same(before, bits(one))
                 assert torch.equal(torch.random.get_rng_state(), state)
                 assert all(p.grad is None for part in (one.model, one.bridges, one.balance) for p in part.parameters())
-            tally = cast.step(batches, Counts.of(batches), step)["a"]
+            tally = cast.step(share(batches), step)["a"]
         tallies.append(tally)
         ends.append(bits(one))
     same(*ends)
@@ -356,8 +358,8 @@ def test_a_probe_draws_the_dropout_of_its_step() -> None:
     terms, batches, teacher = (LOGIT, HIDDEN), [batch(1), batch(2)], frozen()
     one = learner("a", terms, dropout=0.3)
     cast = still(teacher, (one, terms))
-    found = {step: probe(cast, one, batches, Counts.of(batches), step) for step in (3, 4)}
-    tally = cast.step(batches, Counts.of(batches), 3)["a"]
+    found = {step: probe(cast, one, *views(batches), step) for step in (3, 4)}
+    tally = cast.step(share(batches), 3)["a"]
     for name, value in tally.terms.items():
         assert found[3][name].value == pytest.approx(value.item(), rel=1e-12)
         assert found[4][name].value != pytest.approx(value.item(), rel=1e-6)
@@ -369,7 +371,7 @@ def test_a_probe_keeps_the_tally_and_the_lessons_of_the_still() -> None:
     one = learner("a", terms)
     cast = still(frozen(), (one, terms))
     lessons = list(cast.lessons)
-    probe(cast, one, batches, Counts.of(batches), 0)
+    probe(cast, one, *views(batches), 0)
     assert cast.lessons == lessons and cast.balanced
-    tally = cast.gradients(batches, Counts.of(batches), 0)["a"]
+    tally = cast.gradients(*views(batches), 0)["a"]
     assert tally.logit_loss is not None and set(tally.terms) == {"logit", "hidden"}

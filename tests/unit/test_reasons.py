@@ -13,13 +13,26 @@ import pytest
 import rows as tasks
 import torch
 import torch.nn.functional as F
-from kernel import LABEL, LOGIT, MULTI, VOCABULARY, batch, bert, frozen, gradients_of, learner, parameters_of, still_of
+from kernel import (
+    LABEL,
+    LOGIT,
+    MULTI,
+    VOCABULARY,
+    batch,
+    bert,
+    frozen,
+    gradients_of,
+    learner,
+    parameters_of,
+    share,
+    still_of,
+    views,
+)
 from torch import Tensor, nn
 
 from limbeck.batch import Batch
 from limbeck.distil.learner import Learner
 from limbeck.distil.probe import cosines
-from limbeck.distil.reduce import Counts
 from limbeck.distil.teachers import Ensemble, Frozen
 from limbeck.measure.barrier import barrier
 from limbeck.measure.evaluation import Evaluation
@@ -543,8 +556,8 @@ def test_training_goes_on_with_the_same_bits(teacher: Frozen, autocast: torch.dt
         still = still_of(taught, [(a, MULTI), (b, MULTI)], chunk=9, autocast=autocast)
         reasons = Reasons({"a": taught, "b": taught}, BATCHES, chunk=5, autocast=autocast)
         for step in range(3):
-            still.step([batch(step)], Counts.of([batch(step)]), step)
-            still.gradients([batch(9)], Counts.of([batch(9)]), step)
+            still.step(share([batch(step)]), step)
+            still.gradients(*views([batch(9)]), step)
             if watched:
                 before, held, state = parameters_of(a), gradients_of(a), torch.random.get_rng_state()
                 reasons([a, b])

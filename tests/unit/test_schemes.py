@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel import LABEL, LOGIT, batch, frozen, gradients_of, learner, parameters_of, recipe
+from kernel import LABEL, LOGIT, batch, frozen, gradients_of, learner, parameters_of, recipe, share, views
 from runfiles import same_run, stop_after, tensors, untimed
 from torch import Tensor
 
@@ -34,7 +34,7 @@ def peers(count: int, terms: tuple[Any, ...] = (LABEL, PEERS)) -> list[Learner]:
 def gradients(cast: schemes.Cast, seed: int = 0) -> dict[str, dict[str, Tensor | None]]:
     still = schemes.together([cast], chunk=7)
     batches = [batch(seed)]
-    still.gradients(batches, Counts.of(batches), 0)
+    still.gradients(*views(batches), 0)
     return {one.name: gradients_of(one) for one in still.learners}
 
 
@@ -72,7 +72,7 @@ def test_swapping_the_names_of_peers_swaps_the_results() -> None:
         still = schemes.together([schemes.mutual(cast, {}, (LABEL, PEERS))], chunk=7)
         for step in range(3):
             batches = [batch(step)]
-            still.step(batches, Counts.of(batches), step)
+            still.step(share(batches), step)
     for mine, theirs in zip(first, second, strict=True):
         assert mine.name != theirs.name
         a, b = parameters_of(mine), parameters_of(theirs)
@@ -83,7 +83,7 @@ def test_a_frozen_teacher_teaches_beside_the_peers() -> None:
     teacher, terms = frozen(), (LOGIT, PEERS)
     still = schemes.together([schemes.mutual(peers(2, terms), {"teacher": teacher}, terms)], chunk=7)
     batches = [batch()]
-    tallies = still.gradients(batches, Counts.of(batches), 0)
+    tallies = still.gradients(*views(batches), 0)
     for tally in tallies.values():
         assert set(tally.terms) == {"logit", "logit-peers"}
         torch.testing.assert_close(tally.logit_loss, tally.terms["logit"])  # the teacher's, not the peers'
@@ -95,16 +95,18 @@ def test_alternating_peers_read_what_was_updated() -> None:
     batches = [batch()]
     counts = Counts.of(batches)
     schemes.together([schemes.mutual(alternating, {}, (LABEL, PEERS), alternate=True)], chunk=7).step(
-        batches, counts, 0
+        share(batches, counts), 0
     )
     together = schemes.together([schemes.mutual(by_hand, {}, (LABEL, PEERS))], chunk=7)
     for one in by_hand:
-        together.only(*[lesson for lesson in together.lessons if lesson.student == one.name]).step(batches, counts, 0)
+        together.only(*[lesson for lesson in together.lessons if lesson.student == one.name]).step(
+            share(batches, counts), 0
+        )
     for mine, theirs in zip(alternating, by_hand, strict=True):
         a, b = parameters_of(mine), parameters_of(theirs)
         assert all(torch.equal(a[name], b[name]) for name in a)
     simultaneous = peers(2)
-    schemes.together([schemes.mutual(simultaneous, {}, (LABEL, PEERS))], chunk=7).step(batches, counts, 0)
+    schemes.together([schemes.mutual(simultaneous, {}, (LABEL, PEERS))], chunk=7).step(share(batches, counts), 0)
     a, b = parameters_of(alternating[1]), parameters_of(simultaneous[1])
     assert any(not torch.equal(a[name], b[name]) for name in a)
 
@@ -118,7 +120,7 @@ def test_the_average_is_the_closed_form(decay: float) -> None:
     trail = [copy.deepcopy(dict(one.model.named_parameters()))]
     for step in range(4):
         batches = [batch(step)]
-        still.step(batches, Counts.of(batches), step)
+        still.step(share(batches), step)
         trail.append(copy.deepcopy(dict(one.model.named_parameters())))
     for name, found in average.model.named_parameters():
         expected = decay**4 * trail[0][name]
@@ -134,7 +136,7 @@ def test_the_average_begins_as_its_learner_and_teaches_nothing_then() -> None:
         [schemes.averaged(one, Ema("one-ema", one, ["logits"], 0.9), {}, (LABEL, AVERAGE))], chunk=7
     )
     batches = [batch()]
-    tallies = still.gradients(batches, Counts.of(batches), 0)
+    tallies = still.gradients(*views(batches), 0)
     assert abs(tallies["one"].terms["logit-ema"].item()) < 1e-12
 
 

@@ -23,7 +23,9 @@ from kernel import (
     gradients_of,
     learner,
     parameters_of,
+    share,
     still_of,
+    views,
 )
 from plain import plain, same
 from torch import Tensor
@@ -44,7 +46,7 @@ def still(teacher: Frozen | None, students: Sequence[tuple[Learner, tuple[Term, 
 
 
 def hand(one: Still, batches: Sequence[Batch], step: int = 0) -> dict[str, dict[str, Tensor]]:
-    tallies = one.gradients(batches, Counts.of(batches), step)
+    tallies = one.gradients(*views(batches), step)
     return {name: tally.terms for name, tally in tallies.items()}
 
 
@@ -119,7 +121,7 @@ def test_the_common_logit_loss_is_that_of_temperature_one() -> None:
     teacher, batches = frozen(), [batch()]
     soft = Term("logit", lambda **given: forward_kl(**given, temperature=4.0), LOGITS, LOGIT.weight)
     one = learner("a", (soft,))
-    tally = still(teacher, [(one, (soft,))]).gradients(batches, Counts.of(batches), 0)["a"]
+    tally = still(teacher, [(one, (soft,))]).gradients(*views(batches), 0)["a"]
     expected = plain(teacher, one, (LOGIT,), batches)[0]["logit"]
     assert tally.logit_loss is not None
     torch.testing.assert_close(tally.logit_loss, expected, rtol=1e-10, atol=1e-10)
@@ -135,7 +137,7 @@ def test_the_teacher_is_left_alone() -> None:
     one = learner("a", MULTI, dropout=0.1)
     cast = still(teacher, [(one, MULTI)])
     for step in range(3):
-        cast.step([batch(step)], Counts.of([batch(step)]), step)
+        cast.step(share([batch(step)]), step)
     for name, parameter in teacher.model.named_parameters():
         assert parameter.grad is None and not parameter.requires_grad, name
         assert torch.equal(parameter, before[f"model.{name}"]), name
@@ -152,12 +154,10 @@ def test_peers_are_constants_to_each_other() -> None:
     copies = {name: Frozen(name, copy.deepcopy(one.model), ["logits"]) for name, one in pair.items()}
     batches = [batch()]
     lessons = [Lesson("a", "b", (LOGIT,)), Lesson("b", "a", (LOGIT,))]
-    tallies = Still(list(pair.values()), lessons, chunk=4).gradients(batches, Counts.of(batches), 0)
+    tallies = Still(list(pair.values()), lessons, chunk=4).gradients(*views(batches), 0)
     for me, other in (("a", "b"), ("b", "a")):
         alone = learner(me, (LOGIT,), seed=1 if me == "a" else 2)
-        found = Still([alone, copies[other]], [Lesson(me, other, (LOGIT,))], chunk=4).gradients(
-            batches, Counts.of(batches), 0
-        )
+        found = Still([alone, copies[other]], [Lesson(me, other, (LOGIT,))], chunk=4).gradients(*views(batches), 0)
         same(gradients_of(pair[me]), gradients_of(alone), 0.0)
         assert torch.equal(tallies[me].terms["logit"], found[me].terms["logit"])
 
@@ -168,7 +168,7 @@ def test_peers_hidden_states_are_constants_too() -> None:
     )
     pair = {name: learner(name, (to_peer,), seed=seed) for name, seed in (("a", 1), ("b", 2))}
     batches = [batch()]
-    Still(list(pair.values()), [Lesson("a", "b", (to_peer,))], chunk=4).gradients(batches, Counts.of(batches), 0)
+    Still(list(pair.values()), [Lesson("a", "b", (to_peer,))], chunk=4).gradients(*views(batches), 0)
     assert all(gradient is None for gradient in gradients_of(pair["b"]).values())
     assert any(gradient is not None for gradient in gradients_of(pair["a"]).values())
 
@@ -185,7 +185,7 @@ def test_company_is_solo(autocast: torch.dtype | None) -> None:
         together = still_of(teacher, cast, chunk=5, autocast=autocast)
         for step in range(2):
             batches = [batch(2 * step), batch(2 * step + 1)]
-            together.step(batches, Counts.of(batches), step)
+            together.step(share(batches), step)
         return {one.name: parameters_of(one) for one, _ in cast}
 
     company, turned = train(["logit", "multi"]), train(["multi", "logit"])
@@ -221,12 +221,12 @@ def test_without_logit_terms_the_head_gets_no_gradient(tied: bool) -> None:
     one = learner("a", INSIDE, tied=tied)
     before = parameters_of(one)
     cast = still(frozen(), [(one, INSIDE)])
-    tally = cast.gradients([batch()], Counts.of([batch()]), 0)["a"]
+    tally = cast.gradients(*views([batch()]), 0)["a"]
     head = [name for name in before if ".cls." in name]
     assert head and tally.logit_loss is None and set(tally.terms) == {term.name for term in INSIDE}
     assert all(gradients_of(one)[name] is None for name in head)
     one.optimizer.zero_grad(set_to_none=True)
-    cast.step([batch()], Counts.of([batch()]), 0)
+    cast.step(share([batch()]), 0)
     after = parameters_of(one)
     assert all(torch.equal(after[name], before[name]) for name in head)
     assert not torch.equal(
@@ -263,7 +263,7 @@ def test_labels_count_only_where_there_are_labels() -> None:
 
 def test_without_a_teacher_labels_are_enough() -> None:
     one, batches = learner("a", (LABEL,)), [batch()]
-    tally = still(None, [(one, (LABEL,))]).gradients(batches, Counts.of(batches), 0)["a"]
+    tally = still(None, [(one, (LABEL,))]).gradients(*views(batches), 0)["a"]
     expected, gradients = plain(frozen(), one, (LABEL,), batches)
     torch.testing.assert_close(tally.terms["label"], expected["label"], rtol=1e-10, atol=1e-10)
     assert tally.logit_loss is None
@@ -289,7 +289,7 @@ def test_bf16_autocast_keeps_fp32_parameters_gradients_and_losses() -> None:
     for autocast in (None, torch.bfloat16):
         one = learner("a", MULTI, dtype=torch.float32)
         cast = still_of(teacher, [(one, MULTI)], chunk=7, autocast=autocast)
-        tally = cast.gradients(batches, Counts.of(batches), 0)["a"]
+        tally = cast.gradients(*views(batches), 0)["a"]
         assert all(value.dtype == torch.float32 for value in tally.terms.values())
         assert all(g is None or g.dtype == torch.float32 for g in gradients_of(one).values())
         found.append((tally, torch.cat([g.flatten() for g in gradients_of(one).values() if g is not None])))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from kernel import answer, lay_out
+from kernel import answer, lay_out, views
 from kernel import recipe as of_text
 from places import SHARED
 from rows import bare, framed, recipe, sentence, small, table
@@ -24,7 +24,6 @@ import limbeck
 from limbeck.assemble import design
 from limbeck.assemble.study import Study, build_study
 from limbeck.assemble.text import read_text
-from limbeck.distil.reduce import Counts
 from limbeck.errors import Interrupted, UserError
 from limbeck.lab.page import report
 from limbeck.recipe.load import load
@@ -314,7 +313,7 @@ def test_half_of_every_batch_has_no_label(world: Path, tuned: limbeck.Run, tmp_p
             assert int((feed.batch(step, part)["labels"] == -100).sum()) == (part.stop - part.start) // 2
     still, whole = study.stills[0], [feed.batch(0)]
     (one,) = still.learners
-    tally = still.gradients(whole, Counts.of(whole), 0)[one.name]
+    tally = still.gradients(*views(whole), 0)[one.name]
     logits = one.speak(one.read(whole[0]).features).detach()
     labels, taught = whole[0]["labels"], still.actors["teacher"]
     expected = torch.nn.functional.cross_entropy(logits[labels != -100], labels[labels != -100])

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from limbeck.batch import IGNORED
 from limbeck.system.files import json_sha256
 from limbeck.system.progress import doing
 from limbeck.system.store import Facts, Tell, cache_folder, open_or_make
 from limbeck.text.augment.copies import Texts
 from limbeck.text.blocks import Part, counted, dtype_of
 from limbeck.text.heldout import separate_rows
-from limbeck.text.masking import IGNORED
 from limbeck.text.rows import Rows, TaskCorpus
 from limbeck.text.tokenise import Encoder
 
