@@ -13,6 +13,7 @@ from limbeck.errors import UserError
 from limbeck.feeds import unchanged
 from limbeck.kinds import path_of
 from limbeck.manifest import FREE, Facts, identity, now
+from limbeck.plain import of_run
 from limbeck.recipe import Recipe
 
 HARMFUL = {
@@ -196,7 +197,7 @@ def recipes(began: Facts) -> set[str]:
 def _recorded(folder: Path, stage: str) -> Recipe | None:
     """The recipe that stands in a run directory; None where there is none that can be read."""
     try:
-        plain = yaml.safe_load((folder / rundir.RECIPE).read_text(encoding="utf-8"))
+        plain = of_run((folder / rundir.RECIPE).read_text(encoding="utf-8"))
         if "stages" in plain:
             (own,) = (it for it in plain["stages"] if it["stage"] == stage)
             plain = {word: plain[word] for word in stages.SHARED} | own

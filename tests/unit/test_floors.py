@@ -16,7 +16,7 @@ FLOORS = [
     # 0: words, tensors, files, the machine
     "errors words kinds settings material training recipe plain load stages arms hub layers schedules anatomy rundir metrics losses reduce seeds precision environment signals locks clock vectors progress",
     # 1: models, and the processes
-    "attention taps quantised recall packing blockwise bridges students cuts inherit models exits world balance memory factors custom",
+    "attention taps quantised recall packing blockwise bridges students flops cuts inherit models exits world balance memory factors custom",
     # 2: who answers, and who learns from whom
     "shortage actors noisy ensemble lessons tally voices",
     # 3: one training step
