@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 
 from limbeck import families
@@ -19,8 +15,7 @@ from limbeck.assemble import design
 from limbeck.distil.lessons import Term, each
 from limbeck.distil.reduce import Counts
 from limbeck.families import width_of
-from limbeck.models import students
-from limbeck.models.taps import Tapped
+from limbeck.models.flops import count
 from limbeck.text.feed import Repeatable
 
 EFFICIENCY = 0.4  # share of the matrix-product rate that training reaches, for the estimate of time
@@ -93,36 +88,10 @@ class ModelCost:
 
 
 def of_model(config: PretrainedConfig, length: int) -> ModelCost:
-    """Counts a model on the meta device: no memory, no weights; a shape is counted once."""
-    return _counted(type(config), config.to_json_string(use_diff=False), length)
-
-
-@cache
-def _counted(kind: type[PretrainedConfig], words: str, length: int) -> ModelCost:
-    config = kind.from_dict(json.loads(words))
-    with torch.device("meta"):
-        model = students.build(config, seed=0)
-        tapped, short = Tapped(model), length // 2
-        whole, half = (_backbone(tapped, size) / size for size in (length, short))
-        with FlopCounterMode(display=False) as head:
-            tapped.head(torch.empty(1, config.hidden_size))
-    pair = (whole - half) / (length - short)
-    return ModelCost(
-        parameters=sum(p.numel() for p in model.parameters()),
-        length=length,
-        token_flops=whole - pair * length,
-        pair_flops=pair,
-        head_flops=head.get_total_flops(),
-        activations=config.num_hidden_layers * (8 * config.hidden_size + 2 * width_of(config, "ffn")),
-    )
-
-
-def _backbone(tapped: Tapped, length: int) -> int:
-    """FLOPs of a forward pass of one row, without the head."""
-    ids, seen = torch.zeros(1, length, dtype=torch.long), torch.ones(1, 1, length, length, dtype=torch.bool)
-    with FlopCounterMode(display=False) as counter:
-        tapped({"input_ids": ids, "attention_mask": seen})  # four axes: taken without a look inside
-    return counter.get_total_flops()
+    """Counts a model."""
+    parameters, token, pair, head = count(config, length)
+    activations = config.num_hidden_layers * (8 * config.hidden_size + 2 * width_of(config, "ffn"))
+    return ModelCost(parameters, length, token, pair, head, activations)
 
 
 @dataclass(frozen=True)

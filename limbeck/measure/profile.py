@@ -6,12 +6,11 @@ every position (of a causal one this is the prefill), a sequence classifier thos
 
 from __future__ import annotations
 
-import json
 import math
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
@@ -22,10 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from limbeck.models import students
+from limbeck.models.flops import macs
 
 PERCENTILES = (50, 90, 99)
 MOST = 100  # passes that read other rows than those before them
@@ -102,26 +100,6 @@ def size(model: PreTrainedModel, length: int) -> Facts:
         "macs_per_token": whole / length,
         "macs_per_row": whole,
     }
-
-
-def macs(config: PretrainedConfig, length: int) -> int:
-    """Multiply-accumulates of one row by torch's counter of FLOPs (two to one): matrix products, attention included.
-
-    Counted on the meta device, since the counter does not know the fused attention of processors. A causal model is counted
-    with the whole square of its attention. A shape is counted once.
-    """
-    return _macs(type(config), config.to_json_string(use_diff=False), length)
-
-
-@cache
-def _macs(kind: type[PretrainedConfig], words: str, length: int) -> int:
-    with torch.device("meta"):
-        model = students.build(kind.from_dict(json.loads(words)), seed=0).eval()
-        ids = torch.zeros(1, length, dtype=torch.long)
-        seen = torch.ones(1, 1, length, length, dtype=torch.bool)  # four axes: taken without a look inside
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(input_ids=ids, attention_mask=seen)
-    return counter.get_total_flops() // 2
 
 
 def on_disk(model: PreTrainedModel) -> int | None:

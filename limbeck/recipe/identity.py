@@ -19,18 +19,27 @@ FREE: dict[str, Any] = {
     "data": {"cache"},
     "train": {"eval_every", "checkpoint_every"},
 }
+_KNOWN: dict[str, str] = {}  # recipe -> its identity
 
 
 def identity(table: Recipe) -> str:
     """sha256 of everything in the recipe that a result is a function of."""
-    return hashlib.sha256(dump(table, exclude=FREE).encode()).hexdigest()
+    plain = table.model_dump(mode="json", exclude=FREE)
+    key = repr(plain)
+    if key not in _KNOWN:  # YAML takes its time, and a run asks often
+        _KNOWN[key] = hashlib.sha256(_yaml(plain).encode()).hexdigest()
+    return _KNOWN[key]
 
 
 def dump(table: Recipe, exclude: Any = None) -> str:
     """The resolved recipe as YAML."""
-    return yaml.safe_dump(table.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
+    return _yaml(table.model_dump(mode="json", exclude=exclude))
 
 
 def text(tables: Sequence[Recipe]) -> str:
     """What stands in the recipe.yaml of a run: its recipe, or the last of some stages with those before it."""
-    return yaml.safe_dump(stages.dump(tables), sort_keys=False, allow_unicode=True)
+    return _yaml(stages.dump(tables))
+
+
+def _yaml(plain: Any) -> str:
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

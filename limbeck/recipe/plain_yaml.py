@@ -22,6 +22,9 @@ MOST, DEEPEST = 50_000, 40  # values; tables and lists one within another
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+_Fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML of plain values, in which a word that stands twice is an error, and 1e-3 is a number."""
 
@@ -63,6 +66,11 @@ def parse(text: str) -> Any:
         raise ValueError(place + next((it for problem, it in SAID.items() if said.startswith(problem)), said)) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(flat(error)) from None
+
+
+def of_run(text: str) -> Any:
+    """The value of a recipe.yaml that a run has written, read by libyaml where that is there: ten times as fast."""
+    return yaml.load(text, Loader=_Fast)
 
 
 def require_plain(table: Any, where: str) -> None:

@@ -12,6 +12,7 @@ from limbeck import rundir
 from limbeck.errors import UserError
 from limbeck.recipe import stages
 from limbeck.recipe.identity import FREE, identity
+from limbeck.recipe.plain_yaml import of_run
 from limbeck.recipe.recipe import Recipe
 from limbeck.running.manifest import Facts, now
 from limbeck.system import files
@@ -200,7 +201,7 @@ def recipes(began: Facts) -> set[str]:
 def _recorded(folder: Path, stage: str) -> Recipe | None:
     """The recipe that stands in a run directory; None where there is none that can be read."""
     try:
-        plain = yaml.safe_load((folder / rundir.RECIPE).read_text(encoding="utf-8"))
+        plain = of_run((folder / rundir.RECIPE).read_text(encoding="utf-8"))
         if "stages" in plain:
             (own,) = (it for it in plain["stages"] if it["stage"] == stage)
             plain = {word: plain[word] for word in stages.SHARED} | own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -72,8 +73,13 @@ def emulated(precision: str, device: torch.device) -> str | None:
     """What to say of bf16 on a processor that only emulates it, with how much slower that is, measured; else None."""
     if precision != "bf16" or device.type != "cpu" or fastest(device) == "bf16":
         return None
-    slower = matrix_rate("fp32", 0.1) / matrix_rate("bf16", 0.1)
     return (
-        f"this processor has no bf16 instructions: a product in bf16 takes {slower:.0f} times as long as one in fp32; "
+        f"this processor has no bf16 instructions: a product in bf16 takes {_slower():.0f} times as long as one in fp32; "
         "write train.precision: auto"
     )
+
+
+@cache
+def _slower() -> float:
+    """How many times as long a product in bf16 takes as one in fp32."""
+    return matrix_rate("fp32", 0.1) / matrix_rate("bf16", 0.1)

@@ -24,7 +24,12 @@ def derive_seed(seed: int, *words: int | str) -> int:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's generators start from `seed` inside, and are outside as if nothing had happened."""
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=_accelerator(device)):
-        torch.manual_seed(seed)
+        if device.type == "cpu":
+            torch.default_generator.manual_seed(
+                seed
+            )  # `torch.manual_seed` writes the stack down for a GPU that may come
+        else:
+            torch.manual_seed(seed)
         yield
 
 

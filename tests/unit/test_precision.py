@@ -143,6 +143,7 @@ def test_it_is_told(
     on(monkeypatch, "fp32")
     rates = {"fp32": 7e9, "bf16": 1e8}
     monkeypatch.setattr(precision, "matrix_rate", lambda precision, seconds=0.3: rates[precision])
+    monkeypatch.setattr(precision, "_slower", precision._slower.__wrapped__)
     _, out, _ = answer(monkeypatch, capsys, "check", str(file))
     assert "\nprecision         fp32\n" in out and "bf16" not in out
     status, _, log = answer(monkeypatch, capsys, "run", str(file))

@@ -99,7 +99,7 @@ def test_it_is_what_it_says(whole: limbeck.Run) -> None:
         assert mine[-1]["teacher_metrics"]["accuracy"] is not None
 
 
-@pytest.mark.parametrize("after", [2, 6, 11, 15])
+@pytest.mark.parametrize("after", [2, 11, *(pytest.param(step, marks=pytest.mark.slow) for step in (6, 15))])
 def test_stopped_in_any_stage(
     whole: limbeck.Run, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
@@ -113,5 +113,6 @@ def test_stopped_in_any_stage(
         assert weights and weights == {name: theirs[name] for name in weights}
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_numbers(whole: limbeck.Run, place: Path, tmp_path: Path) -> None:
     same_run(limbeck.run(said(place, tmp_path / "again"), quiet=True), whole)

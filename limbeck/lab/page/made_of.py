@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
-
 from limbeck.lab import names
 from limbeck.lab.data.run import Run
 from limbeck.lab.numbers import count
+from limbeck.recipe.plain_yaml import of_run
 
 Facts = dict[str, Any]
 Lines = list[tuple[str, str]]
@@ -87,7 +86,7 @@ def _unlabelled(run: Run, noun: str) -> str:
 
 def _recipe(run: Run) -> Facts:
     """The recipe of this run: of a staged one the stage's own."""
-    table = yaml.safe_load(run.recipe)
+    table = of_run(run.recipe)
     staged = table.get("stages") if isinstance(table, dict) else None
     own = [one for one in staged or [] if one.get("stage") == run.manifest.get("stage")]
     return own[0] if own else table if isinstance(table, dict) else {}

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import yaml
-
 from limbeck.lab.data.run import Run
 from limbeck.lab.names import Measure
 from limbeck.lab.numbers import Spread, count, duration, flops
 from limbeck.lab.page.lead import NAMED, lead, listed, lost
 from limbeck.lab.page.results import when
+from limbeck.recipe.plain_yaml import of_run
 
 
 def question(run: Run) -> str:
     """The question in the recipe, or one such as "logit against multi: 3 seeds, 2,000 steps"."""
-    recipe = yaml.safe_load(run.recipe)
+    recipe = of_run(run.recipe)
     asked = recipe.get("question") if isinstance(recipe, dict) else None
     if isinstance(asked, str) and asked.strip():
         return asked.strip()
