@@ -14,6 +14,7 @@ from limbeck.distil import contrastive, lessons, paraphraser, projections, sched
 from limbeck.errors import UserError
 from limbeck.families import heads_of, width_of
 from limbeck.losses import LOSSES
+from limbeck.losses.sparse import K
 from limbeck.models import layer_maps
 from limbeck.recipe import settings
 from limbeck.recipe.words import LAYERED_TAPS
@@ -74,7 +75,8 @@ def _kept(term: settings.Term, where: str, top_k: int | None) -> settings.Term:
         raise UserError(
             f"{where}: k is {term.parameters['k']}, and the cache keeps {top_k} tokens; raise cache.top_k to it"
         )
-    said = {"k": top_k, "tail": True} if words.kept != term.loss else {}
+    converted = words.kept != term.loss
+    said = {"k": top_k, "tail": True} if converted else {"k": min(term.parameters.get("k", K), top_k)}
     return term.model_copy(update={"loss": words.kept, "name": term.label, **said})
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from limbeck.batch import Batch
 from limbeck.distil.balance import Balance
 from limbeck.distil.result import Norms
+from limbeck.losses.sparse import TopK
 from limbeck.models.taps import Readout, Tapped
 from limbeck.system.processes import World
 
@@ -77,8 +78,8 @@ class Actor(Protocol):
         """Answers a batch; not `whole`, without logits."""
         ...
 
-    def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
-        """Features of some tokens `[n, F]` -> logits `[n, V]` of the head behind a tap."""
+    def speak(self, features: Tensor, tap: str = "logits") -> Tensor | TopK:
+        """Features of some tokens `[n, F]` -> the prediction of the head behind a tap: logits `[n, V]`, or its k most probable tokens."""
         ...
 
     def advance(self, updated: Collection[str]) -> None:

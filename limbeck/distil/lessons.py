@@ -16,6 +16,7 @@ from limbeck.distil.reduce import Counts, share_of_mean
 from limbeck.distil.schedules import Schedule, constant
 from limbeck.losses import Loss, attention_kl, attention_mse, attention_scores_mse, forward_kl, logit_mse
 from limbeck.losses.blockwise import blockwise
+from limbeck.losses.sparse import TopK
 from limbeck.models.taps import Readout
 
 LARGE = 1 << 25  # numbers of an attention map beyond which it is made in blocks of queries: fp32, 128 MiB
@@ -59,7 +60,7 @@ class Term:
         """The taps that the term reads of the `student` or of the `teacher`."""
         return {tap for pair in self.pairs for tap in each(getattr(pair, side))}
 
-    def of_logits(self, student: Tensor, teacher: Tensor | None, labels: Tensor, counts: Counts) -> Tensor:
+    def of_logits(self, student: Tensor, teacher: Tensor | TopK | None, labels: Tensor, counts: Counts) -> Tensor:
         """What some selected tokens add to the term's mean: logits `[n, V]`, labels `[n]` -> `[]`."""
         given = {"student": student, "teacher": teacher, "labels": labels, "mask": None}
         others = {name: given[name] for name in self.needs}
@@ -225,10 +226,11 @@ def _voice(lesson: Lesson, side: int, tap: str) -> Voice:
     return Voice((lesson.student, lesson.teacher or "")[side], lesson.views[side], tap)
 
 
-def logits_of(lesson: Lesson, pair: Pair, logits: Mapping[Voice, Tensor]) -> tuple[Tensor, Tensor | None]:
+def logits_of(lesson: Lesson, pair: Pair, logits: Mapping[Voice, Tensor | TopK]) -> tuple[Tensor, Tensor | TopK | None]:
     """What student and teacher say at a pair of taps; the teacher is a constant, None where nobody teaches."""
-    theirs = logits.get(_voice(lesson, 1, str(pair.teacher)))
-    return logits[_voice(lesson, 0, str(pair.student))], None if theirs is None else theirs.detach()
+    mine, theirs = logits[_voice(lesson, 0, str(pair.student))], logits.get(_voice(lesson, 1, str(pair.teacher)))
+    assert isinstance(mine, Tensor), "a student speaks logits"
+    return mine, None if theirs is None else theirs.detach()
 
 
 def portions(lessons: Sequence[Lesson]) -> list[tuple[list[Lesson], bool]]:

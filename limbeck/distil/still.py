@@ -23,6 +23,7 @@ from limbeck.distil.lessons import Lesson, Term, Voice, common_loss_of, learning
 from limbeck.distil.reduce import Counts, Share
 from limbeck.distil.result import Tally, names_of
 from limbeck.losses import Loss
+from limbeck.losses.sparse import TopK
 from limbeck.models.taps import Readout
 from limbeck.system.out_of_memory import Short, tried
 from limbeck.system.processes import World
@@ -189,12 +190,12 @@ class Still:
                 if roots:
                     torch.autograd.backward([root for root, _ in roots], [slope for _, slope in roots], keep)
 
-    def _say(self, voice: Voice, features: Tensor) -> Tensor:
+    def _say(self, voice: Voice, features: Tensor) -> Tensor | TopK:
         with self._clock(voice.actor):
             return self.actors[voice.actor].speak(features, voice.tap)
 
     def _logit_loss(
-        self, micro: Micro, name: str, lessons: Sequence[Lesson], logits: Mapping[Voice, Tensor], labels: Tensor
+        self, micro: Micro, name: str, lessons: Sequence[Lesson], logits: Mapping[Voice, Tensor | TopK], labels: Tensor
     ) -> Tensor:
         """The weighted logit terms of one student on one chunk; what it learns from are constants for it."""
         tally, total = micro.tallies[name], torch.zeros((), device=labels.device)

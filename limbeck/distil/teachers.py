@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from limbeck.batch import Batch
 from limbeck.distil.actors import START, Actor, Moment
 from limbeck.distil.learner import Learner, weights
+from limbeck.losses.sparse import dense
 from limbeck.losses.tensors import wide
 from limbeck.models.changes import Change, facts_of
 from limbeck.models.fingerprint import digest
@@ -160,7 +161,7 @@ class Ensemble(Actor):
     def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
         """Features of some tokens `[n, sum of H]` -> averaged logits `[n, V]`, fp32 or wider."""
         parts = features.split([member.width for member in self._members], dim=-1)
-        logits = [wide(member.speak(part)) for member, part in zip(self._members, parts, strict=True)]
+        logits = [wide(dense(member.speak(part))) for member, part in zip(self._members, parts, strict=True)]
         if self.average != "logits":
             logits = [z.log_softmax(-1) for z in logits]
         if self.average == "probabilities":

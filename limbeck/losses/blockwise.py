@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from limbeck.losses import forward_kl
+from limbeck.losses.sparse import TopK
 from limbeck.losses.tensors import allowed, both, same
 
 BLOCK = 1 << 19  # numbers of a side that are looked at together on a CPU: fp32, 2 MiB
 
 
-def blockwise(loss: Callable[..., Tensor], student: Tensor, others: Mapping[str, Tensor | None]) -> Tensor:
+def blockwise(loss: Callable[..., Tensor], student: Tensor, others: Mapping[str, Tensor | TopK | None]) -> Tensor:
     """What `loss(student=student, **others)` gives, value and gradient, one for each row.
 
     On a GPU, for small logits and where nothing is differentiated it is that call. It can be differentiated once.
@@ -28,14 +29,15 @@ def blockwise(loss: Callable[..., Tensor], student: Tensor, others: Mapping[str,
     Args:
         loss: maps logits `[n, V]` and the others to `[n]`, row by row.
         student: logits `[n, V]`.
-        others: `teacher` `[n, V]`, `labels` `[n]`, or None, which the loss is given as it is.
+        others: `teacher` `[n, V]` or a `TopK`, `labels` `[n]`, or None, which the loss is given as it is.
     """
     rows = max(1, BLOCK // max(1, student.shape[-1]))
     if student.device.type != "cpu" or len(student) <= rows or not student.requires_grad:
         return loss(student=student, **others)
     for name, it in others.items():
         if it is not None:
-            same(f"student and {name}, their rows,", student.shape[:1], it.shape[:1])
+            shape = (it.indices if isinstance(it, TopK) else it).shape
+            same(f"student and {name}, their rows,", student.shape[:1], shape[:1])
     return _Blockwise.apply(student, loss, others, rows)  # pyright: ignore[reportReturnType]
 
 
@@ -45,7 +47,7 @@ class _Blockwise(torch.autograd.Function):
         values, ctx.rows, ctx.slope = [], rows, torch.empty_like(student)
         for start in range(0, len(student), rows):
             here = slice(start, start + rows)
-            given = {name: None if it is None else it[here] for name, it in others.items()}
+            given = {name: _some(it, here) for name, it in others.items()}
             values.append(_on_the_spot(loss, student[here], given, ctx.slope[here]))
         return torch.cat(values)
 
@@ -60,8 +62,12 @@ class _Blockwise(torch.autograd.Function):
         return slope, None, None, None
 
 
+def _some(it: Tensor | TopK | None, here: slice) -> Tensor | TopK | None:
+    return it.rows(here) if isinstance(it, TopK) else None if it is None else it[here]
+
+
 def _on_the_spot(
-    loss: Callable[..., Tensor], student: Tensor, others: Mapping[str, Tensor | None], out: Tensor
+    loss: Callable[..., Tensor], student: Tensor, others: Mapping[str, Tensor | TopK | None], out: Tensor
 ) -> Tensor:
     """The values of some rows; their slopes go to `out`."""
     plain, given = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})

@@ -15,6 +15,7 @@ from torch import Tensor
 from limbeck.losses.divergences import NEVER, generalised_js, kl, log_softmax
 from limbeck.losses.tensors import allowed, blank, fits, same, silent, wide
 
+K = 50  # tokens of dense logits
 ROUNDING = 64  # size of logits, of whose rounding a list of log-probabilities may suffer
 
 
@@ -30,13 +31,49 @@ class TopK(NamedTuple):
     rest: Tensor | None = (
         None  # [...], log-probability of all other tokens together; None: 1 less the sum, as far as it tells
     )
+    columns: int = 0  # V, where it is known
 
     @staticmethod
     def of(logits: Tensor, k: int) -> TopK:
         """The k most probable tokens of logits `[..., V]`, all of them where V is less than k."""
         log_p = log_softmax(wide(logits), 1)
         logprobs, indices = log_p.topk(min(k, logits.shape[-1]), dim=-1)
-        return TopK(indices, logprobs, log_p.scatter(-1, indices, float("-inf")).logsumexp(-1))
+        return TopK(indices, logprobs, log_p.scatter(-1, indices, float("-inf")).logsumexp(-1), logits.shape[-1])
+
+    def detach(self) -> TopK:
+        """The same as a constant."""
+        rest = None if self.rest is None else self.rest.detach()
+        return TopK(self.indices, self.logprobs.detach(), rest, self.columns)
+
+    def rows(self, some: slice) -> TopK:
+        """The predictions of some tokens."""
+        rest = None if self.rest is None else self.rest[some]
+        return TopK(self.indices[some], self.logprobs[some], rest, self.columns)
+
+    def first(self, k: int) -> TopK:
+        """The k most probable of the tokens; what is left out goes to the rest, where that is known."""
+        if k >= self.indices.shape[-1]:
+            return self
+        logprobs, order = self.logprobs.topk(k, dim=-1)
+        left = self.logprobs.scatter(-1, order, float("-inf")).logsumexp(-1)
+        rest = None if self.rest is None else torch.logaddexp(self.rest, left)
+        return TopK(self.indices.gather(-1, order), logprobs, rest, self.columns)
+
+    def dense(self) -> Tensor:
+        """Logits `[..., V]`: the other tokens share what is left, each as much.
+
+        They are log-probabilities: right up to a constant of each token, which no loss on probabilities sees.
+        """
+        assert self.rest is not None and self.columns
+        others = max(1, self.columns - self.indices.shape[-1])
+        floor = torch.finfo(self.logprobs.dtype).min  # finite: 0 times it is 0
+        spread = (self.rest - math.log(others)).clamp(min=floor).unsqueeze(-1)
+        return spread.repeat(*(1,) * self.rest.dim(), self.columns).scatter_(-1, self.indices, self.logprobs)
+
+
+def dense(said: Tensor | TopK) -> Tensor:
+    """A prediction as logits `[..., V]`."""
+    return said.dense() if isinstance(said, TopK) else said
 
 
 Teacher = TopK | tuple[Tensor, Tensor] | Tensor
@@ -47,7 +84,7 @@ def topk_kl(
     student: Tensor,
     teacher: Teacher,
     mask: Tensor | None = None,
-    k: int = 50,
+    k: int | None = None,
     tail: bool = True,
     temperature: float = 1.0,
 ) -> Tensor:
@@ -64,7 +101,7 @@ def topk_kl(
         student: logits `[..., V]`.
         teacher: `(indices, logprobs)`, each `[..., k]`, or a `TopK`; or logits `[..., V]` of which the k largest are taken.
         mask: bool `[...]`, which positions count. None: all.
-        k: how many tokens of dense teacher logits are kept.
+        k: how many of the teacher's tokens are looked at; None: all of a list, `K` of logits.
         tail: whether the rest counts as one bucket more.
         temperature: T > 0; softens the buckets.
 
@@ -89,7 +126,7 @@ def topk_reverse_kl(
     student: Tensor,
     teacher: Teacher,
     mask: Tensor | None = None,
-    k: int = 50,
+    k: int | None = None,
     tail: bool = True,
     temperature: float = 1.0,
 ) -> Tensor:
@@ -105,7 +142,7 @@ def topk_reverse_kl(
         student: logits `[..., V]`.
         teacher: `(indices, logprobs)`, each `[..., k]`, or a `TopK`; or logits `[..., V]` of which the k largest are taken.
         mask: bool `[...]`, which positions count. None: all.
-        k: how many tokens of dense teacher logits are kept.
+        k: how many of the teacher's tokens are looked at; None: all of a list, `K` of logits.
         tail: whether the rest counts as one bucket more.
         temperature: T > 0; softens the buckets.
 
@@ -130,7 +167,7 @@ def topk_jensen_shannon(
     student: Tensor,
     teacher: Teacher,
     mask: Tensor | None = None,
-    k: int = 50,
+    k: int | None = None,
     tail: bool = True,
     beta: float = 0.5,
     temperature: float = 1.0,
@@ -146,7 +183,7 @@ def topk_jensen_shannon(
         student: logits `[..., V]`.
         teacher: `(indices, logprobs)`, each `[..., k]`, or a `TopK`; or logits `[..., V]` of which the k largest are taken.
         mask: bool `[...]`, which positions count. None: all.
-        k: how many tokens of dense teacher logits are kept.
+        k: how many of the teacher's tokens are looked at; None: all of a list, `K` of logits.
         tail: whether the rest counts as one bucket more.
         beta: the teacher's weight in the mixture, 0 to 1.
         temperature: T > 0; softens the buckets.
@@ -171,11 +208,12 @@ def topk_jensen_shannon(
 
 
 def _buckets(
-    student: Tensor, teacher: Teacher, mask: Tensor | None, k: int, tail: bool, temperature: float
+    student: Tensor, teacher: Teacher, mask: Tensor | None, k: int | None, tail: bool, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities `[..., k + 1]`, or `[..., k]` without the tail, of student and teacher."""
     allowed("positive", temperature=temperature)
-    allowed("count", k=k)
+    if k is not None:
+        allowed("count", k=k)
     fits(mask, student.shape[:-1])
     indices, logprobs, rest = _topk(teacher, k, student)
     student = blank(mask, student)
@@ -197,17 +235,17 @@ def _buckets(
     return _both(log_s, log_t, there)
 
 
-def _topk(teacher: Teacher, k: int, student: Tensor) -> TopK:
+def _topk(teacher: Teacher, k: int | None, student: Tensor) -> TopK:
     """The teacher as a list, of the student's positions."""
     if isinstance(teacher, Tensor):
         same("student and teacher", student.shape, teacher.shape)
-        return TopK.of(teacher.detach(), k)
+        return TopK.of(teacher.detach(), k or K)
     listed = teacher if isinstance(teacher, TopK) else TopK(*teacher)
     same("the teacher's indices and log-probabilities", listed.indices.shape, listed.logprobs.shape)
     of_each = (listed.indices.shape[:-1], *([] if listed.rest is None else [listed.rest.shape]))
     for shape in of_each:
         same("the student's and the teacher's tokens", student.shape[:-1], shape)
-    return listed
+    return listed.first(k) if k else listed
 
 
 def _both(log_s: Tensor, log_t: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:

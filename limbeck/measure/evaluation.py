@@ -24,6 +24,7 @@ from limbeck.distil.lessons import COMMON, Lesson, common_loss
 from limbeck.distil.reduce import Counts
 from limbeck.distil.still import Still
 from limbeck.losses import cross_entropy, squared_error
+from limbeck.losses.sparse import dense
 from limbeck.measure import metrics
 from limbeck.system.out_of_memory import Parts, say
 from limbeck.system.processes import World
@@ -180,7 +181,7 @@ class Evaluation:
                 }
                 for start in range(0, len(where), self.chunk):
                     rows = slice(start, start + self.chunk)
-                    target = teacher.speak(said[rows]) if teacher and said is not None else None
+                    target = dense(teacher.speak(said[rows])) if teacher and said is not None else None
                     if target is not None:
                         theirs.add(documents[rows], _values(target, None, labels[rows]))
                     for (learner, tap), features in inputs.items():

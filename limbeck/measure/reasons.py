@@ -24,6 +24,7 @@ from limbeck.distil.actors import Actor
 from limbeck.distil.learner import Learner
 from limbeck.distil.lessons import common_loss
 from limbeck.losses import cross_entropy, squared_error, symmetric_kl
+from limbeck.losses.sparse import dense
 from limbeck.losses.tensors import wide
 from limbeck.measure.evaluation import Teacher, evaluating
 from limbeck.measure.quantities import Layer, Numbers, binned, calibration, cka_grid, frequency_edges, plain
@@ -190,7 +191,7 @@ class Reasons:
         self, actors: Iterable[Actor], features: Mapping[Actor, Tensor], rows: slice, labels: Tensor, heard: Heard
     ) -> dict[Actor, Tensor]:
         """The logits of some actors; how sure they are, and whether they are right, is noted."""
-        said = {actor: actor.speak(features[actor][rows]) for actor in actors}
+        said = {actor: dense(actor.speak(features[actor][rows])) for actor in actors}
         for actor, logits in said.items():
             heard[actor].append(_array(_sureness(logits, labels[rows])))
         return said

@@ -9,6 +9,7 @@ from torch import Tensor
 from limbeck.batch import Batch
 from limbeck.distil.actors import START, Actor, Moment
 from limbeck.distil.teachers import Frozen
+from limbeck.losses.sparse import TopK
 from limbeck.models.readouts import Recall
 from limbeck.models.taps import Readout
 
@@ -32,8 +33,8 @@ class AnswerSource(Protocol):
         """What was said to the rows of a batch."""
         ...
 
-    def logits(self, features: Tensor) -> Tensor:
-        """Features `[n, F]` -> logits `[n, V]`."""
+    def predictions(self, features: Tensor) -> Tensor | TopK:
+        """Features `[n, F]` -> logits `[n, V]`, or the k most probable tokens."""
         ...
 
 
@@ -60,9 +61,9 @@ class Cached(Actor):
         found = self._kept.answers(batch)
         return self._recall.readout(found.states, batch["attention_mask"], found.features, self.speak)
 
-    def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
+    def speak(self, features: Tensor, tap: str = "logits") -> Tensor | TopK:
         """Features of some tokens `[n, F]` -> logits `[n, V]`."""
-        return self._kept.logits(features)
+        return self._kept.predictions(features)
 
     def facts(self) -> dict[str, Any]:
         """Those of the teacher whose answers they are."""

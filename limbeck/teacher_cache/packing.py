@@ -88,7 +88,7 @@ class Packing:
         codes = _numbers(bits[:, ends[0] : ends[1]], BITS, kept).astype(np.float32)
         logprobs = -widest[:, None] * np.square(codes / ((1 << BITS) - 1))
         logprobs += _log_of_others(rest)[:, None] - _logsumexp(logprobs)
-        return TopK(*(torch.from_numpy(it) for it in (indices, logprobs, rest.copy())))
+        return TopK(*(torch.from_numpy(it) for it in (indices, logprobs, rest.copy())), self.vocabulary)
 
 
 def _planes(numbers: np.ndarray, bits: int) -> np.ndarray:
@@ -113,18 +113,6 @@ def _log_of_others(log_p: np.ndarray) -> np.ndarray:
 def _logsumexp(values: np.ndarray) -> np.ndarray:
     """`[n, k]`, the largest of each row 0 -> `[n, 1]`."""
     return np.log(np.exp(values).sum(1, keepdims=True))
-
-
-def logits_of(said: TopK, vocabulary: int) -> Tensor:
-    """Logits `[n, V]` of a prediction of which k tokens are known: the others share what is left, each as much.
-
-    They are log-probabilities: right up to a constant of each token, which no loss on probabilities sees.
-    """
-    assert said.rest is not None
-    others = max(1, vocabulary - said.indices.shape[-1])
-    floor = torch.finfo(said.logprobs.dtype).min  # finite: 0 times it is 0
-    spread = (said.rest - float(np.log(others))).clamp(min=floor)
-    return spread[:, None].repeat(1, vocabulary).scatter_(-1, said.indices, said.logprobs)
 
 
 def shrink(states: Tensor, how: str) -> tuple[np.ndarray, np.ndarray | None]:

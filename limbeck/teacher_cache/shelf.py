@@ -29,7 +29,7 @@ from limbeck.system.progress import Done, doing, uncounted
 from limbeck.system.store import Facts, Tell, open_or_make
 from limbeck.teacher_cache import shards
 from limbeck.teacher_cache.cached import Answers
-from limbeck.teacher_cache.packing import Packing, grow, logits_of, shrink
+from limbeck.teacher_cache.packing import Packing, grow, shrink
 from limbeck.teacher_cache.shards import LOGITS, Answered, Shard
 from limbeck.text.feed import Repeatable
 
@@ -149,13 +149,12 @@ class Shelf:
         states = {name: self._states(name, rows, attended).to(device).to(dtype) for name in self.kept.states}
         return Answers(features.to(device), states)
 
-    def logits(self, features: Tensor) -> Tensor:
-        """Predictions as `answers` gives them `[n, width]` -> logits `[n, V]`."""
+    def predictions(self, features: Tensor) -> Tensor | TopK:
+        """What `answers` gives of a prediction `[n, width]`, as it is kept: logits `[n, V]`, or the k most probable tokens."""
         if not self.kept.packing:
             return features
         k = self.kept.top_k
-        said = TopK(features[:, :k].long(), features[:, k : 2 * k], features[:, 2 * k])
-        return logits_of(said, self.kept.columns)
+        return TopK(features[:, :k].long(), features[:, k : 2 * k], features[:, 2 * k], self.kept.columns)
 
     def _place(self, number: int) -> Path:
         return self.folder / f"{number:05}"

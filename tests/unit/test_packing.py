@@ -20,7 +20,7 @@ from limbeck.losses.sparse import TopK
 from limbeck.recipe.load import load
 from limbeck.recipe.words import LOSSES as WORDS
 from limbeck.system.processes import World
-from limbeck.teacher_cache.packing import Packing, grow, logits_of, shrink
+from limbeck.teacher_cache.packing import Packing, grow, shrink
 
 BOUND = 1e-3  # nats: what packing may cost of a prediction
 
@@ -147,7 +147,7 @@ def test_tokens_that_cannot_be() -> None:
         assert found.rest is not None and kept.rest is not None
         assert torch.equal(found.rest.isneginf(), kept.rest.isneginf())
         assert found.rest.isneginf().all() if k >= 40 else found.rest.isfinite().all()
-        again = logits_of(found, 300)
+        again = found.dense()
         assert again.isfinite().all()
         probabilities = again.softmax(-1)
         assert probabilities.sum(-1).allclose(torch.ones(20), atol=1e-6)
@@ -197,7 +197,7 @@ def test_what_packing_costs_on_real_text() -> None:
 def test_logits_hold_what_was_kept_and_spread_the_rest(vocabulary: int, k: int) -> None:
     kept = TopK.of(torch.randn(9, vocabulary, generator=numbers(5)).double() * 3, k)
     assert kept.rest is not None
-    log_p = logits_of(kept, vocabulary).log_softmax(-1)
+    log_p = kept.dense().log_softmax(-1)
     torch.testing.assert_close(log_p.gather(-1, kept.indices), kept.logprobs, rtol=1e-9, atol=1e-9)
     for row in range(9):
         others = sorted(set(range(vocabulary)) - set(kept.indices[row].tolist()))
@@ -211,7 +211,7 @@ def test_forward_kl_against_them(temperature: float) -> None:
     draw, vocabulary, k = numbers(6), 30, 6
     teacher, student = (torch.randn(4, vocabulary, generator=draw).double() * 2 for _ in range(2))
     kept = TopK.of(teacher, k)
-    found = forward_kl(student=student, teacher=logits_of(kept, vocabulary), temperature=temperature)
+    found = forward_kl(student=student, teacher=kept.dense(), temperature=temperature)
     for row in range(4):
         top = sorted(range(vocabulary), key=lambda i, r=row: -float(teacher[r, i]))[:k]
         p = [math.exp(float(teacher[row, i])) for i in range(vocabulary)]

@@ -27,6 +27,7 @@ from limbeck.assemble.text import read_text
 from limbeck.distil.still import Still
 from limbeck.distil.teachers import Frozen
 from limbeck.errors import Interrupted, UserError
+from limbeck.losses.sparse import dense
 from limbeck.recipe.load import load
 from limbeck.running import stages
 from limbeck.system.processes import World
@@ -229,7 +230,7 @@ def test_some_tokens_of_a_prediction_are_near(world: Path, tmp_path: Path) -> No
 
 def _said(actor: Any, batch: Any) -> torch.Tensor:
     with torch.no_grad():
-        return actor.speak(actor.read(batch).features[batch["select"]]).double()
+        return dense(actor.speak(actor.read(batch).features[batch["select"]])).double()
 
 
 READING = [
