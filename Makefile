@@ -26,6 +26,7 @@ check: .venv/dev
 
 reference: .venv/dev
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_map.py
 
 bench: .venv/bench
 	$(BIN)/python -m benchmarks

@@ -23,7 +23,7 @@ from limbeck.recipe.data import Masking
 from limbeck.system.processes import World
 from limbeck.teacher_cache.cached import Cached
 from limbeck.teacher_cache.packing import Packing
-from limbeck.teacher_cache.shelf import Kept, Shelf
+from limbeck.teacher_cache.shelf import AnswerShelf, KeptStates
 from limbeck.text.block_feed import Feed
 from limbeck.text.blocks import Blocks
 from limbeck.text.tokenise import Special
@@ -45,10 +45,10 @@ def autocast_of(shape: Shape) -> torch.dtype | None:
     return torch.bfloat16 if shape.precision == "bf16" else None
 
 
-def shelf_of(folder: Path, teacher: Frozen, shape: Shape, top_k: int) -> Shelf:
+def shelf_of(folder: Path, teacher: Frozen, shape: Shape, top_k: int) -> AnswerShelf:
     """The teacher's predictions for that text, as the run would make them."""
-    kept = Kept(shape.vocabulary, top_k, (), "bf16")
-    shelf = Shelf(folder, teacher, feed_of(shape), kept, text="random", autocast=autocast_of(shape))
+    kept = KeptStates(shape.vocabulary, top_k, (), "bf16")
+    shelf = AnswerShelf(folder, teacher, feed_of(shape), kept, text="random", autocast=autocast_of(shape))
     shelf.write(0, 1, lambda: False, lambda line: None)
     return shelf
 

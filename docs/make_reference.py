@@ -8,7 +8,7 @@ from pathlib import Path
 
 from limbeck.errors import KINDS
 from limbeck.losses import LOSSES
-from limbeck.recipe.words import LOSSES as WORDS
+from limbeck.recipe.words import LOSS_WORDS as WORDS
 
 FOLDER = Path(__file__).parent / "reference" / "losses"
 SECTIONS = ("Args", "Returns", "Raises", "Example", "Recipe")

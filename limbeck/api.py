@@ -189,7 +189,7 @@ def _arithmetic(asked: arms.Asked, world: World) -> list[str]:
 
 def _hold_together(
     several: Sequence[arms.Arm],
-    words: arms.Words,
+    words: arms.StudyWords,
     folder: Path,
     world: World,
     offline: bool = False,

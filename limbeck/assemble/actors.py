@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from limbeck import rundir
 from limbeck.assemble import own
-from limbeck.assemble.design import Design, sources
+from limbeck.assemble.design import Design, named_sources
 from limbeck.batch import Batch
 from limbeck.distil import lessons, projections, schedules, schemes
 from limbeck.distil.actors import Actor
@@ -33,7 +33,7 @@ from limbeck.training import checkpoint
 Tell = Callable[[str], None]
 
 
-class Company:
+class ActorMaker:
     """Makes the actors of a study. A pretrained model is read once, however many learn from it or begin as it."""
 
     def __init__(self, plan: Design, world: World, sample: Batch | None = None, tell: Tell = lambda line: None) -> None:
@@ -45,8 +45,8 @@ class Company:
 
     def teachers(self, setting: str, seed: int) -> schemes.Teachers:
         """Role -> who plays it for a setting and a seed; students of an earlier stage teach those of their own seed."""
-        made = {name: self._teacher(name, source, setting, seed) for name, source in sources(self.said).items()}
-        if not isinstance(self.said.teacher, models.Ensemble):
+        made = {name: self._teacher(name, source, setting, seed) for name, source in named_sources(self.said).items()}
+        if not isinstance(self.said.teacher, models.EnsembleWords):
             return dict(made)
         members = [made.pop(name) for name in list(made) if name not in self.said.teachers]
         how = self.said.teacher

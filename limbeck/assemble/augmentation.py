@@ -20,7 +20,7 @@ from limbeck.system.precision import DTYPES
 from limbeck.system.processes import World
 from limbeck.system.store import cache_folder
 from limbeck.text.augment.augmented_rows import entry, open_augmented, training
-from limbeck.text.augment.copies import Shelf
+from limbeck.text.augment.copies import CandidateShelf
 from limbeck.text.augment.proposals import Proposer
 from limbeck.text.rows import TaskCorpus
 from limbeck.text.tokenise import Encoder
@@ -46,7 +46,7 @@ def augmented(plan: Design, world: World, corpus: TaskCorpus, tell: Callable[[st
     data, how = plan.recipe.data, _how(plan)
     encoder, proposer = Encoder(plan.teacher_tokenizer, plan.student_tokenizer), _proposer(plan, how, world)
     key = json_sha256([proposer.identity, corpus.facts["sha256"]])
-    shelf = Shelf(cache_folder(data.cache) / FOLDER / key, proposer, tell)
+    shelf = CandidateShelf(cache_folder(data.cache) / FOLDER / key, proposer, tell)
     folder = entry(data, corpus, encoder, [proposer.identity, how.copies, how.probability, how.draw])
     if not folder.exists():
         shelf.write(training(data), world.rank, world.size, len(corpus.train))

@@ -10,7 +10,7 @@ from limbeck.distil.lessons import Term
 from limbeck.errors import UserError
 from limbeck.models.pretrained import is_bare
 from limbeck.recipe.recipe import Recipe
-from limbeck.recipe.words import OF_TEACHER
+from limbeck.recipe.words import MEASURED_BY_TEACHER
 
 REMEDY = "take the model that predicts"
 
@@ -53,7 +53,7 @@ def require_states_alone(
         "an ensemble averages predictions": measures and len(table.models.members) > 1,
         "cache keeps predictions": table.cache is not None,
         "train.teacher_precision: int8 is measured by predictions": table.train.teacher_precision == "int8",
-        f"train.keep measures {table.measure}": measures and table.measure in OF_TEACHER,
+        f"train.keep measures {table.measure}": measures and table.measure in MEASURED_BY_TEACHER,
     }
     for who in (who for who, asks in asked.items() if asks):
         raise UserError(f"{what} {who}; {REMEDY}")

@@ -119,7 +119,7 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
         UserError: something is missing, or does not fit.
     """
     library, said = _Library(offline, earlier or {}), table.models.student
-    shapes = {name: library.config(source) for name, source in sources(table.models).items()}
+    shapes = {name: library.config(source) for name, source in named_sources(table.models).items()}
     teacher = next(iter(shapes.values()), None)
     origin = library.config(said.origin) if said.origin else teacher if said.init == "teacher" else None
     theirs = _one_tokenizer(table.models, library)
@@ -175,7 +175,7 @@ def chain(tables: Sequence[recipe.Recipe], offline: bool = False) -> dict[str, D
     return plans
 
 
-def sources(said: models.Models) -> dict[str, models.Source]:
+def named_sources(said: models.Models) -> dict[str, models.Source]:
     """Every pretrained model that a recipe names: `teacher`, or `teacher-1` and so on of an ensemble, then the others."""
     members = said.members
     names = ["teacher"] if len(members) == 1 else [f"teacher-{number}" for number, _ in enumerate(members, start=1)]
@@ -200,7 +200,7 @@ class _Library:
 
 def _one_tokenizer(said: models.Models, library: _Library) -> PreTrainedTokenizerBase | None:
     """The tokenizer that all teachers share."""
-    found = {name: library.tokenizer(source) for name, source in sources(said).items()}
+    found = {name: library.tokenizer(source) for name, source in named_sources(said).items()}
     first = next(iter(found.values()), None)
     for name, other in found.items():
         if first is not None and other.get_vocab() != first.get_vocab():
@@ -224,7 +224,7 @@ def weights_fit(plan: Design, offline: bool = False) -> list[str]:
     Raises:
         UserError: they do not fit. Said before the corpus is tokenised, which can take hours.
     """
-    wanted, said = plan.recipe.models.student, sources(plan.recipe.models)
+    wanted, said = plan.recipe.models.student, named_sources(plan.recipe.models)
     found = {name: _on_meta(plan, source, plan.teachers[name], offline) for name, source in said.items()}
     if plan.origin is None:
         return []

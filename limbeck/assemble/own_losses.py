@@ -48,7 +48,7 @@ def load(path: str, where: str) -> Loss:
     return loss  # pyright: ignore[reportReturnType] (tried out in `words`)
 
 
-def words(term: settings.Term, where: str, widths: tuple[int, int] = (D, D)) -> LossWords:
+def words(term: settings.TermWords, where: str, widths: tuple[int, int] = (D, D)) -> LossWords:
     """What the signature of a term's loss says of it, and the shape that it gives.
 
     Args:
@@ -80,12 +80,12 @@ def words(term: settings.Term, where: str, widths: tuple[int, int] = (D, D)) -> 
     return LossWords(term.taps, dict.fromkeys(hyper, "any"), needs=needs, per=per, same_width=_has_width(term))
 
 
-def _has_width(term: settings.Term) -> bool:
+def _has_width(term: settings.TermWords) -> bool:
     """Whether the taps are features that a bridge can widen."""
     return not set(term.taps) & set(GIVEN) or term.taps == ("pooled",)
 
 
-def _tried(loss: Loss, term: settings.Term, needs: tuple[str, ...], where: str, widths: tuple[int, int]) -> str:
+def _tried(loss: Loss, term: settings.TermWords, needs: tuple[str, ...], where: str, widths: tuple[int, int]) -> str:
     """What a loss gives one value for, from a trial on random tensors."""
     mine, theirs = (_shape(term, width) for width in widths)
     several = len(term.taps) if len(term.taps) > 1 else 0
@@ -115,7 +115,7 @@ def _tried(loss: Loss, term: settings.Term, needs: tuple[str, ...], where: str, 
     return "token" if tuple(values.shape) == expected else PER[values.dim()]
 
 
-def _masked(loss: Loss, term: settings.Term, given: dict[str, Any], student: Given, where: str) -> None:
+def _masked(loss: Loss, term: settings.TermWords, given: dict[str, Any], student: Given, where: str) -> None:
     """Trials in which the last token of a row is padding: what stands there must not matter to the others.
 
     Raises:
@@ -153,7 +153,7 @@ def _soiled(x: Tensor, garbage: float) -> Tensor:
     return x.requires_grad_()
 
 
-def _shape(term: settings.Term, width: int) -> tuple[int, ...]:
+def _shape(term: settings.TermWords, width: int) -> tuple[int, ...]:
     *axes, last = GIVEN.get(term.taps[0], (B, T, D))
     return (*axes, width if _has_width(term) else last)
 

@@ -10,7 +10,7 @@ from typing import cast
 from torch import Tensor
 
 from limbeck.assemble import bare
-from limbeck.assemble.actors import Company, trained_head
+from limbeck.assemble.actors import ActorMaker, trained_head
 from limbeck.assemble.design import Design
 from limbeck.assemble.teacher_caches import Library
 from limbeck.assemble.text import Material, feed_of
@@ -38,6 +38,7 @@ class Study:
     stills: dict[int, Still]
     feeds: Mapping[int, Repeatable]
     settings: dict[str, str]  # learner -> setting
+    seeds: dict[str, int]  # learner -> seed
     bests: list[Best]  # of every learner, where the best weights are kept
 
     @property
@@ -71,7 +72,7 @@ def build_study(
         Interrupted: `stopped` said so while answers were written.
     """
     table, company = plan.recipe, _company(plan, world, material, tell)
-    teachers, stills, settings = {}, {}, {}
+    teachers, stills, settings, seeds = {}, {}, {}, {}
     feeds = {seed: feed_of(plan, material, seed) for seed in table.seeds}
     library = Library(plan, world, material.facts, stopped, tell)
     for seed in table.seeds:
@@ -80,6 +81,7 @@ def build_study(
             fixed = company.teachers(name, seed)
             peers = [company.learner(name, number, making) for number in range(setting.peers)]
             settings |= {peer.name: name for peer in peers}
+            seeds |= {peer.name: seed for peer in peers}
             teachers |= {peer.name: fixed for peer in peers}
             taught = library.of(fixed, feeds[seed]) if table.cache else schemes.teaching(fixed, seed)
             one = company.cast(setting, plan.terms[name], peers, taught)
@@ -88,16 +90,16 @@ def build_study(
         stills[seed] = schemes.together(casts, chunk=plan.chunk, autocast=plan.autocast, world=world)
     learners = [learner for still in stills.values() for learner in still.learners]
     bests = [Best(it, trained_head(plan, settings[it.name])) for it in learners] if table.measure else []
-    return Study(plan, world, material, teachers, stills, feeds, settings, bests)
+    return Study(plan, world, material, teachers, stills, feeds, settings, seeds, bests)
 
 
-def _company(plan: Design, world: World, material: Material, tell: Callable[[str], None]) -> Company:
+def _company(plan: Design, world: World, material: Material, tell: Callable[[str], None]) -> ActorMaker:
     """Who makes the actors; with text on which the effect of a quantisation is measured."""
     sample = None
     if plan.recipe.train.teacher_precision == "int8":
         heldout = feed_of(plan, Material(material.corpus, None), 0, "heldout")
         sample = to_device(next(iter(heldout.fixed(SAMPLE, SAMPLE))), world.device)
-    return Company(plan, world, sample, tell)
+    return ActorMaker(plan, world, sample, tell)
 
 
 def write_answers(

@@ -13,7 +13,7 @@ from limbeck.losses import LOSSES
 from limbeck.models import pretrained
 from limbeck.recipe import recipe
 from limbeck.recipe.data import Data, Task
-from limbeck.recipe.words import OF_TEACHER
+from limbeck.recipe.words import MEASURED_BY_TEACHER
 from limbeck.text.heldout import each
 from limbeck.text.rows import prepare_task
 
@@ -180,7 +180,7 @@ def measurable(table: recipe.Recipe, rows: int) -> None:
         UserError: there are none, and the untrained student would be kept.
     """
     task, measure = table.data.task, table.measure
-    if task is None or rows or measure in (None, *OF_TEACHER):
+    if task is None or rows or measure in (None, *MEASURED_BY_TEACHER):
         return
     remedy = "name their column in data.task.label" if task.label is None else "name held-out rows that have some"
     other = "logit_loss" if table.models.teacher else "last"

@@ -18,20 +18,20 @@ from limbeck.system.files import json_sha256
 from limbeck.system.processes import World
 from limbeck.system.store import cache_folder
 from limbeck.teacher_cache.cached import Cached
-from limbeck.teacher_cache.shelf import Kept, Shelf
+from limbeck.teacher_cache.shelf import AnswerShelf, KeptStates
 from limbeck.text.feed import Repeatable
 
 FOLDER = "teacher"
 TEXT = ("sha256", "tokenizer_sha256", "tokens", "max_length", "unlabelled")  # of the facts of the text
 
 
-def kept_of(plan: Design, teacher: PretrainedConfig, taps: Iterable[str]) -> Kept:
+def kept_of(plan: Design, teacher: PretrainedConfig, taps: Iterable[str]) -> KeptStates:
     """What a study keeps of the answers of a teacher that it taps there."""
     said = plan.recipe.cache
     assert said is not None
     speaks = any(term.on_logits for terms in plan.terms.values() for term in terms)
     columns = (plan.columns or families.vocabulary(teacher)) if speaks else 0
-    return Kept(columns, said.top_k, readouts.kept(taps, teacher.num_hidden_layers), said.states)
+    return KeptStates(columns, said.top_k, readouts.kept(taps, teacher.num_hidden_layers), said.states)
 
 
 class Library:
@@ -72,7 +72,7 @@ class Library:
         table = self.plan.recipe
         kept = kept_of(self.plan, teacher.model.config, teacher.tapped.taps)
         folder = cache_folder(table.data.cache) / FOLDER
-        shelf = Shelf(folder, teacher, feed, kept, self.text, self.plan.autocast)
+        shelf = AnswerShelf(folder, teacher, feed, kept, self.text, self.plan.autocast)
         self.tell(f"answers of {teacher.name} to {len(feed):,} blocks: {shelf.folder}")
         mine = shelf.write(self.world.rank, self.world.size, self.stopped, self.tell)
         size = round(self.world.total([mine])[0])  # all are done

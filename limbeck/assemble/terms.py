@@ -17,8 +17,7 @@ from limbeck.losses import LOSSES
 from limbeck.losses.sparse import K
 from limbeck.models import layer_maps
 from limbeck.recipe import settings
-from limbeck.recipe.words import LAYERED_TAPS
-from limbeck.recipe.words import LOSSES as WORDS
+from limbeck.recipe.words import LAYERED_TAPS, LOSS_WORDS
 
 PARAPHRASER_STEPS = 500
 Shapes = Mapping[str, PretrainedConfig]  # role -> shape of who plays it
@@ -56,13 +55,13 @@ def of_setting(
     )
 
 
-def _kept(term: settings.Term, where: str, top_k: int | None) -> settings.Term:
+def _kept(term: settings.TermWords, where: str, top_k: int | None) -> settings.TermWords:
     """The term as it can be taken from a cache.
 
     Raises:
         UserError: it looks at more than is kept.
     """
-    words = WORDS.get(term.loss)
+    words = LOSS_WORDS.get(term.loss)
     fixed = term.teacher not in ("peers", "ema", "self") and not (words and "teacher" not in words.needs)
     if top_k is None or not fixed or not set(term.taps) <= {"logits", "exit"}:
         return term
@@ -80,7 +79,7 @@ def _kept(term: settings.Term, where: str, top_k: int | None) -> settings.Term:
     return term.model_copy(update={"loss": words.kept, "name": term.label, **said})
 
 
-def shape_of(term: settings.Term, student: PretrainedConfig, teachers: Shapes) -> PretrainedConfig | None:
+def shape_of(term: settings.TermWords, student: PretrainedConfig, teachers: Shapes) -> PretrainedConfig | None:
     """The shape of who teaches a term: peers, averages and the student itself have the student's."""
     return student if term.teacher in ("peers", "ema", "self") else teachers.get(term.teacher)
 
@@ -90,14 +89,14 @@ class _Term:
 
     def __init__(
         self,
-        said: settings.Term,
+        said: settings.TermWords,
         student: PretrainedConfig,
         teacher: PretrainedConfig | None,
         where: str,
         at: tuple[int, ...],
     ) -> None:
         self.said, self.student, self.teacher, self.where, self.exits = said, student, teacher, where, at
-        self.words = WORDS.get(said.loss) or own_losses.words(said, where, self._tried_on())
+        self.words = LOSS_WORDS.get(said.loss) or own_losses.words(said, where, self._tried_on())
         self.aids: dict[str, projections.Make] = {}
 
     def build(self) -> lessons.Term:
@@ -227,7 +226,7 @@ class _Term:
 
 
 def layer_map(
-    term: settings.Term,
+    term: settings.TermWords,
     student: PretrainedConfig,
     teacher: PretrainedConfig | None,
     where: str,
@@ -251,7 +250,7 @@ def layer_map(
     return pairs
 
 
-def reads_first_token(term: settings.Term) -> bool:
+def reads_first_token(term: settings.TermWords) -> bool:
     """Whether a term reads the first token of a row alone."""
     return term.loss == "patient" and term.taps != ("pooled",) and term.parameters.get("position", "first") == "first"
 

@@ -15,7 +15,7 @@ from limbeck.distil.balance import Probed
 from limbeck.distil.learner import gradients
 from limbeck.distil.lessons import Lesson
 from limbeck.distil.reduce import Counts
-from limbeck.distil.result import Tally
+from limbeck.distil.result import StepResult
 from limbeck.distil.schedules import constant
 from limbeck.distil.still import Micro, Still
 from limbeck.system.out_of_memory import tried
@@ -40,7 +40,7 @@ def probe(
         for term in lesson.terms:
             parts.setdefault(term.name, []).append(replace(lesson, terms=(replace(term, weight=constant(1.0)),)))
     alone = {name: still.only(*lessons) for name, lessons in parts.items()}
-    reader, tally, sums = still.only(*mine), Tally(), {}
+    reader, tally, sums = still.only(*mine), StepResult(), {}
 
     def local() -> list[float]:
         for number, views in enumerate(batches):

@@ -1,4 +1,4 @@
-"""The tally: what one step measured of one learner, and whether it may change its weights."""
+"""What one step measured of one learner, and whether it may change its weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Norms:
 
 
 @dataclass
-class Tally:
+class StepResult:
     """What one step measured of one learner."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)  # unweighted, of this process

@@ -21,7 +21,7 @@ from limbeck.batch import Batch, Views
 from limbeck.distil.actors import Actor, Moment, Student
 from limbeck.distil.lessons import Lesson, Term, Voice, common_loss_of, learning, logits_of, portions, voices
 from limbeck.distil.reduce import Counts, Share
-from limbeck.distil.result import Tally, names_of
+from limbeck.distil.result import StepResult, names_of
 from limbeck.losses import Loss
 from limbeck.losses.sparse import TopK
 from limbeck.models.taps import Readout
@@ -62,7 +62,7 @@ class Micro:
     number: int
     step: int
     counts: Mapping[str, Counts]  # of each view in the whole step
-    tallies: dict[str, Tally]
+    tallies: dict[str, StepResult]
 
 
 class Still:
@@ -103,7 +103,7 @@ class Still:
         self._reads = [(name, view) for name in self.actors for view in dict.fromkeys(v for n, v in sides if n == name)]
         self._heard = {(it.actor, it.view) for it in voices([lesson for lesson in lessons if lesson.logit_terms])}
 
-    def step(self, share: Share, step: int, measure: bool = False) -> dict[str, Tally]:
+    def step(self, share: Share, step: int, measure: bool = False) -> dict[str, StepResult]:
         """One update of every learner from this process's micro-batches; `measure` asks for the update ratios.
 
         A learner whose loss or gradient is not finite is left as it was.
@@ -112,7 +112,7 @@ class Still:
             Short: memory is short, and the share has nothing smaller.
         """
         parts = [self._turn(turn) for turn in self.turns] if len(self.turns) > 1 else [self]
-        tallies: dict[str, Tally] = {}
+        tallies: dict[str, StepResult] = {}
         for part in parts:
             found = share.fit(lambda batches, counts, part=part: part._added_up(batches, counts, step))
             part._update(found, step, measure)
@@ -123,10 +123,10 @@ class Still:
             actor.advance(updated)
         return {learner.name: tallies[learner.name] for learner in self.learners}
 
-    def gradients(self, batches: Sequence[Views], counts: Mapping[str, Counts], step: int) -> dict[str, Tally]:
+    def gradients(self, batches: Sequence[Views], counts: Mapping[str, Counts], step: int) -> dict[str, StepResult]:
         """Adds the gradient of every learner's loss to its parameters' `.grad`."""
         self.seconds = dict.fromkeys(self.actors, 0.0)
-        tallies = {learner.name: Tally() for learner in self.learners}
+        tallies = {learner.name: StepResult() for learner in self.learners}
         for number, views in enumerate(batches):
             micro = Micro(views, number, step, counts, tallies)
             readouts = self.forward(micro)
@@ -227,7 +227,7 @@ class Still:
             losses.append(self._weight(learner, term, micro.step) * value)
         return torch.stack(losses).sum()
 
-    def _added_up(self, batches: Sequence[Views], counts: Mapping[str, Counts], step: int) -> dict[str, Tally]:
+    def _added_up(self, batches: Sequence[Views], counts: Mapping[str, Counts], step: int) -> dict[str, StepResult]:
         """Gradients of this process, and tallies whose totals are those of all processes."""
         names, tallies = {learner.name: names_of(self._terms(learner)) for learner in self.learners}, {}
 
@@ -248,7 +248,7 @@ class Still:
             tallies[name].common, tallies[name].micro_batches = next(totals), len(batches)
         return tallies
 
-    def _update(self, tallies: Mapping[str, Tally], step: int, measure: bool) -> None:
+    def _update(self, tallies: Mapping[str, StepResult], step: int, measure: bool) -> None:
         for learner in self.learners:
             tally = tallies[learner.name]
             with self._clock(learner.name):

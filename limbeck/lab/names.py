@@ -7,18 +7,23 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from limbeck.errors import printable
-from limbeck.lab.data.run import Run
+from limbeck.lab.data.run import RunData
 from limbeck.lab.numbers import coefficient, number, points, share
+from limbeck.recipe.words import MEASURES
 
 
-class Measure(NamedTuple):
-    """One quantity of the evaluations. better: -1 lower, +1 higher."""
+class NamedMeasure(NamedTuple):
+    """One quantity of the evaluations, as people read it."""
 
     key: str  # its column in evals.jsonl
     name: str
     write: Callable[[float], str]
-    better: int
     unit: str = ""
+
+    @property
+    def better(self) -> int:
+        """-1: less is better, +1: more."""
+        return MEASURES[self.key.removeprefix("metrics.")].better
 
     def gap(self, value: float) -> str:
         """A difference of this quantity: of shares in points."""
@@ -26,7 +31,7 @@ class Measure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Words:
+class RunNames:
     """What stands in tables, sentences and figures; `of` gives those of a run."""
 
     text: str
@@ -40,22 +45,22 @@ class Words:
     logit_axis: str
     label_axis: str
     slope: str  # unit of the gradient of the logit loss
-    metrics: tuple[Measure, ...] = ()
+    metrics: tuple[NamedMeasure, ...] = ()
 
     @property
     def of_unit(self) -> str:
         """The unit of losses, in brackets behind a heading."""
         return f" ({self.unit})" if self.unit else ""
 
-    def measure(self, key: str) -> Measure:
+    def measure(self, key: str) -> NamedMeasure:
         """A loss or a metric by its column in evals.jsonl."""
         losses = {"logit_loss": self.logit_loss, "label_loss": self.label_loss}
         if key in losses:
-            return Measure(key, losses[key], number, -1, self.unit)
+            return NamedMeasure(key, losses[key], number, self.unit)
         return next(metric for metric in self.metrics if metric.key == key)
 
 
-TEXT = Words(
+TEXT = RunNames(
     text="text",
     train="training text",
     heldout="held-out text",
@@ -91,20 +96,20 @@ SCORES = replace(
 )
 
 
-def of(run: Run) -> Words:
+def of(run: RunData) -> RunNames:
     """The words of a run."""
     part = measured(run, "test") if run.task else None
     test = f"{part[0]:,} of {part[1]:,} held-out rows" if part and part[0] < part[1] else CLASSES.test
     if run.task == "classification":
         return replace(CLASSES, test=test, metrics=_of_classes([str(name) for name in run.data["classes"]]))
     if run.task == "regression":
-        pearson = Measure("metrics.pearson", "Pearson correlation", coefficient, +1)
-        spearman = Measure("metrics.spearman", "Spearman correlation", coefficient, +1)
+        pearson = NamedMeasure("metrics.pearson", "Pearson correlation", coefficient)
+        spearman = NamedMeasure("metrics.spearman", "Spearman correlation", coefficient)
         return replace(SCORES, test=test, metrics=(pearson, spearman))
     return TEXT
 
 
-def measured(run: Run, split: str) -> tuple[int, int] | None:
+def measured(run: RunData, split: str) -> tuple[int, int] | None:
     """How many tokens (of a task rows) of a split the evaluations read, and how many there are; None where unknown."""
     what = ("heldout_" if split == "test" else "") + ("documents" if run.task else "tokens")
     read = [rows[-1].get("tokens") for rows in run.evals.get(split, {}).values()]
@@ -113,16 +118,16 @@ def measured(run: Run, split: str) -> tuple[int, int] | None:
     return (max(known), there) if known and isinstance(there, int) else None
 
 
-def _of_classes(classes: list[str]) -> tuple[Measure, ...]:
+def _of_classes(classes: list[str]) -> tuple[NamedMeasure, ...]:
     averaged = f"F1 of class {printable(classes[1]):.40}" if len(classes) == 2 else "F1, mean over the classes"
     return (
-        Measure("metrics.accuracy", "accuracy", share, +1),
-        Measure("metrics.f1", averaged, coefficient, +1),
-        Measure("metrics.matthews", "Matthews correlation", coefficient, +1),
+        NamedMeasure("metrics.accuracy", "accuracy", share),
+        NamedMeasure("metrics.f1", averaged, coefficient),
+        NamedMeasure("metrics.matthews", "Matthews correlation", coefficient),
     )
 
 
-def compared(run: Run) -> Measure:
+def compared(run: RunData) -> NamedMeasure:
     """What settings are compared by: the first metric of a task, else the logit loss.
 
     The label loss where there is no teacher, or where each setting has its own.

@@ -23,7 +23,7 @@ _OUTSIDE = 0  # what belongs to no layer
 Keep = dict[str, Tensor]  # axis -> its units that are kept, where some are not
 
 
-class Part(NamedTuple):
+class WeightPart(NamedTuple):
     """A parameter under one of its names."""
 
     name: str
@@ -90,7 +90,7 @@ def _related(mine: str, theirs: str) -> None:
         )
 
 
-def _parts(model: PreTrainedModel) -> Iterator[Part]:
+def _parts(model: PreTrainedModel) -> Iterator[WeightPart]:
     """Every parameter, under each of its names."""
     row = family(model.config.model_type)
     base, stack = f"{row.base}.", f"{row.base}.{row.layers}."
@@ -110,10 +110,12 @@ def _parts(model: PreTrainedModel) -> Iterator[Part]:
         axes = tuple(roles.split())[: tensor.ndim] if roles else None
         if axes and layer and row.transposed:
             axes = axes[::-1]
-        yield Part(name, layer, path, tensor, axes)
+        yield WeightPart(name, layer, path, tensor, axes)
 
 
-def _choices(parts: list[Part], theirs: kept_units.Sizes, mine: kept_units.Sizes, taken: set[int]) -> dict[int, Keep]:
+def _choices(
+    parts: list[WeightPart], theirs: kept_units.Sizes, mine: kept_units.Sizes, taken: set[int]
+) -> dict[int, Keep]:
     """For each layer that is taken, and outside of them, the units that are kept."""
     found = {layer: kept_units.squares(_matrices(parts, layer), theirs.axes) for layer in taken}
     shared: Keep = {}
@@ -133,13 +135,13 @@ def _choices(parts: list[Part], theirs: kept_units.Sizes, mine: kept_units.Sizes
     return keep
 
 
-def _matrices(parts: list[Part], layer: int) -> list[tuple[Tensor, tuple[str, ...]]]:
+def _matrices(parts: list[WeightPart], layer: int) -> list[tuple[Tensor, tuple[str, ...]]]:
     """The matrices of a layer, or of none; tied ones once."""
     once = {id(part.tensor): part for part in parts if part.layer == layer and part.axes and part.tensor.ndim == 2}
     return [(part.tensor, part.axes) for part in once.values() if part.axes]
 
 
-def _cut(part: Part, keep: Keep, lengths: dict[str, int], scale: float) -> Tensor:
+def _cut(part: WeightPart, keep: Keep, lengths: dict[str, int], scale: float) -> Tensor:
     """A weight along whose axes only the kept units are left, its queries scaled."""
     value = part.tensor
     for axis, roles in enumerate(part.axes or ()):
@@ -172,7 +174,7 @@ def _first_positions(student: PreTrainedModel, origin: PreTrainedModel) -> tuple
     return (mine, theirs) if mine != theirs else (0, 0)
 
 
-def _write(part: Part, value: Tensor, first: tuple[int, int]) -> bool:
+def _write(part: WeightPart, value: Tensor, first: tuple[int, int]) -> bool:
     """Writes a value into a parameter, of tables the rows that both have; whether it fits."""
     target = part.tensor
     for axis, role in enumerate(part.axes or ()):
@@ -188,7 +190,7 @@ def _write(part: Part, value: Tensor, first: tuple[int, int]) -> bool:
 
 def _embedding(
     student: PreTrainedModel,
-    source: dict[tuple[int, str], Part],
+    source: dict[tuple[int, str], WeightPart],
     sizes: tuple[kept_units.Sizes, kept_units.Sizes],
     keep: Keep,
     first: tuple[int, int],
@@ -227,7 +229,9 @@ def _embedding(
     return line, written
 
 
-def _onto_hidden(there: dict[str, Part], project: str, theirs: kept_units.Sizes, keep: Keep) -> tuple[Tensor, Tensor]:
+def _onto_hidden(
+    there: dict[str, WeightPart], project: str, theirs: kept_units.Sizes, keep: Keep
+) -> tuple[Tensor, Tensor]:
     """What leads from the origin's embedding to the hidden units that are kept, and its bias, in fp64 [H, e] and [H]."""
     device = next(iter(there.values())).tensor.device
     if theirs.factorised:
@@ -254,7 +258,7 @@ def _cut_lines(mine: kept_units.Sizes, theirs: kept_units.Sizes, pairs: dict[int
     return told
 
 
-def _row_lines(student: PreTrainedModel, source: dict[tuple[int, str], Part]) -> list[str]:
+def _row_lines(student: PreTrainedModel, source: dict[tuple[int, str], WeightPart]) -> list[str]:
     """Tables that are longer or shorter in the student."""
     told = []
     for part in _parts(student):

@@ -22,7 +22,7 @@ from limbeck.recipe import explain, load, stages
 from limbeck.recipe.fields import Positive, Strict
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.settings import Setting
-from limbeck.recipe.words import LOSSES
+from limbeck.recipe.words import LOSS_WORDS
 
 FOLDER = "arms"
 TUNING = "tuning"
@@ -52,7 +52,7 @@ class Tune(Grid):
     steps: Positive | None = Field(default=None, description="updates of a trial; those of the study when left out")
 
 
-class Words(Grid):
+class StudyWords(Grid):
     """What makes a recipe a study of several arms."""
 
     baselines: tuple[Literal["no-teacher", "initial", "teacher"], ...] = Field(
@@ -104,7 +104,7 @@ class Asked:
     """A recipe and what its study asks of it."""
 
     where: str
-    words: Words
+    words: StudyWords
     table: dict[str, Any]
     overrides: tuple[str, ...]
     precision: str | None = None  # what `train.precision: auto` becomes; None: not known yet
@@ -124,7 +124,7 @@ class Asked:
         found = [self.arm(values) for values in _combinations(self.words)]
         _one_process(found, self.where)
         if self.words.equal == "seconds":
-            for place, source in (pair for arm in found for pair in stages.sources(arm.last)):
+            for place, source in (pair for arm in found for pair in stages.placed_sources(arm.last)):
                 if stages.stage_of(source.source):
                     raise UserError(
                         f"{self.where}: equal: seconds are measured before anything trains, and {place} is the student of a "
@@ -153,15 +153,15 @@ def asked(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
         UserError: as `stages.expand`; a word of the study is wrong.
     """
     where, table = load.read(recipe)
-    own = [it for it in overrides if it.partition("=")[0].partition(".")[0] in Words.model_fields]
+    own = [it for it in overrides if it.partition("=")[0].partition(".")[0] in StudyWords.model_fields]
     for override in own:
         table = _with_own(table, override)
-    said = {word: value for word, value in table.items() if word in Words.model_fields}
+    said = {word: value for word, value in table.items() if word in StudyWords.model_fields}
     plain = {word: value for word, value in table.items() if word not in said}
     rest = tuple(it for it in overrides if it not in own)
     for word in (*plain, *(re.split(r"[.\[=]", it)[0] for it in rest)):
-        near = nearest(str(word), {*Recipe.model_fields, *Words.model_fields, "stages"})
-        if word not in Recipe.model_fields and near in {f"did you mean '{it}'?" for it in Words.model_fields}:
+        near = nearest(str(word), {*Recipe.model_fields, *StudyWords.model_fields, "stages"})
+        if word not in Recipe.model_fields and near in {f"did you mean '{it}'?" for it in StudyWords.model_fields}:
             raise UserError(f"{where}: {word}: unknown word; {near}")
     return Asked(where, _validated(where, said), plain, rest)
 
@@ -178,11 +178,11 @@ def _with_own(table: dict[str, Any], override: str) -> dict[str, Any]:
     return {**table, word: _with_own(inner, f"{rest}={text}")}
 
 
-def _validated(where: str, said: dict[str, Any]) -> Words:
+def _validated(where: str, said: dict[str, Any]) -> StudyWords:
     try:
-        words = Words.model_validate(said)
+        words = StudyWords.model_validate(said)
     except ValidationError as error:
-        raise UserError(f"{where}: {explain.explain(error, said, Words)}") from None
+        raise UserError(f"{where}: {explain.explain(error, said, StudyWords)}") from None
     for place, grid in (("", words), ("tune.", words.tune)):
         if grid is None:
             continue
@@ -221,7 +221,7 @@ def _combinations(words: Grid) -> list[dict[str, Any]]:
     return [every[number] for number in sorted(drawn)]
 
 
-def _with_more(table: Recipe, words: Words) -> Recipe:
+def _with_more(table: Recipe, words: StudyWords) -> Recipe:
     """The recipe with the settings that baselines and ablations add."""
     plain = {name: setting.model_dump(mode="json") for name, setting in table.settings.items()}
     more: dict[str, Any] = {}
@@ -258,7 +258,7 @@ def _only(setting: Setting, labels: Sequence[str]) -> dict[str, Any]:
     plain = setting.model_dump(mode="json")
     said = {term.label: row for term, row in zip(setting.terms, plain["terms"], strict=True)}
     plain["terms"] = [said[label] | {"name": label} for label in labels]
-    roles = {term.teacher for term in kept if term.loss not in LOSSES or "teacher" in LOSSES[term.loss].needs}
+    roles = {term.teacher for term in kept if term.loss not in LOSS_WORDS or "teacher" in LOSS_WORDS[term.loss].needs}
     if "peers" not in roles:
         plain |= {"peers": 1, "alternate": False}
     if "ema" not in roles:
@@ -270,7 +270,7 @@ def _only(setting: Setting, labels: Sequence[str]) -> dict[str, Any]:
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a recipe and of what a study asks of it."""
-    whole, own = stages.schema(), Words.model_json_schema()
+    whole, own = stages.schema(), StudyWords.model_json_schema()
     properties = whole["properties"] | own["properties"]
     return whole | {"$defs": whole["$defs"] | own["$defs"], "properties": properties}
 

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from limbeck.recipe.fields import Place, Positive, Share, Strict, Text, wrong
+from limbeck.recipe.fields import Place, Positive, Share, Strict, TextField, wrong
 
-Column = Text | Annotated[int, Field(ge=0)]
+Column = TextField | Annotated[int, Field(ge=0)]
 
 
 class Masking(Strict):
@@ -52,7 +52,7 @@ class Task(Strict):
     label: Column | None = Field(
         default="label", description="column of the class or the score; null where nothing is labelled"
     )
-    classes: Annotated[tuple[Text, ...], Field(min_length=2)] | None = Field(
+    classes: Annotated[tuple[TextField, ...], Field(min_length=2)] | None = Field(
         default=None,
         description="labels in the order of their logits; those of the training rows, sorted, when left out",
     )
@@ -109,8 +109,8 @@ class Data(Strict):
         default="test",
         description="validation: hold out other documents, as many, and leave those of the test out of all (for tuning)",
     )
-    field: Text = Field(default="text", description="column of .jsonl, .parquet, .tsv and .csv files")
-    separator: Text = Field(
+    field: TextField = Field(default="text", description="column of .jsonl, .parquet, .tsv and .csv files")
+    separator: TextField = Field(
         default="\n\n",
         description="what stands between the documents of a .txt file; empty lines, and lines of white space, when left out",
     )

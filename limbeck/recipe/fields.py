@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from pydantic_core import PydanticCustomError
 
 from limbeck.errors import UserError, nearest
-from limbeck.recipe.words import LAYER_MAPS, LOSSES, TAPS
+from limbeck.recipe.words import LAYER_MAPS, LOSS_WORDS, TAPS
 from limbeck.system.files import path_of
 
 
@@ -52,7 +52,7 @@ def is_loss(value: str) -> str:
     if "." in value and ":" not in value:
         raise ValueError(f"{value[:80]!r} is no loss; one's own is named package.module:function")
     if ":" not in value:
-        return known("loss", LOSSES)(value)
+        return known("loss", LOSS_WORDS)(value)
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
         raise ValueError(f"{value[:80]!r} is no import path; write package.module:function")
     return value
@@ -99,8 +99,8 @@ Positive = Annotated[int, Field(gt=0, le=10**12)]
 Depth = Annotated[int, Field(gt=0, le=1000)]  # layers
 Width = Annotated[int, Field(gt=0, le=1_000_000)]  # units, heads
 Share = Annotated[float, Field(gt=0, lt=1)]
-Text = Annotated[str, Field(min_length=1)]
-Place = Annotated[Text, AfterValidator(is_place)]
+TextField = Annotated[str, Field(min_length=1)]
+Place = Annotated[TextField, AfterValidator(is_place)]
 Name = Annotated[str, AfterValidator(is_name)]
 Layer = int | Literal["last"]
 LayerMap = (
@@ -110,7 +110,7 @@ LayerMap = (
 Loss = Annotated[
     str,
     AfterValidator(is_loss),
-    WithJsonSchema({"anyOf": [{"type": "string", "enum": list(LOSSES)}, {"type": "string", "pattern": ":"}]}),
+    WithJsonSchema({"anyOf": [{"type": "string", "enum": list(LOSS_WORDS)}, {"type": "string", "pattern": ":"}]}),
 ]
 Tap = Annotated[str, AfterValidator(known("tap", TAPS)), enum_of(TAPS)]
 Device = Annotated[str, AfterValidator(is_device)]

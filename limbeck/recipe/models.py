@@ -24,7 +24,7 @@ from limbeck.recipe.fields import (
     Name,
     Place,
     Strict,
-    Text,
+    TextField,
     Width,
     enum_of,
     known,
@@ -41,7 +41,7 @@ class Source(Strict):
     """Where a pretrained model comes from: a folder, `embedded`, or a Hub id (`org/name`, or `org/name@revision`)."""
 
     source: Place = Field(description="a folder, embedded, or a Hub id")
-    revision: Text | None = Field(
+    revision: TextField | None = Field(
         default=None, description="branch, tag or commit of a Hub id; recorded as a commit in the manifest"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -74,7 +74,7 @@ def source_of(said: str) -> Source:
         raise UserError(f"{said!r:.80} names no model ({why}); give a folder, embedded, or a Hub id") from None
 
 
-class Ensemble(Strict):
+class EnsembleWords(Strict):
     """Several pretrained models over one vocabulary, whose predictions are averaged."""
 
     ensemble: tuple[Annotated[Source, BeforeValidator(_source)], ...] = Field(description="the members, two or more")
@@ -86,7 +86,7 @@ class Ensemble(Strict):
     )
 
     @model_validator(mode="after")
-    def _one_weight_each(self) -> Ensemble:
+    def _one_weight_each(self) -> EnsembleWords:
         if len(self.ensemble) < 2:
             raise wrong("ensemble", "an ensemble has two members or more; name a single model itself")
         if self.weights is not None and len(self.weights) != len(self.ensemble):
@@ -95,7 +95,7 @@ class Ensemble(Strict):
 
 
 def _kind(value: Any) -> str:
-    return "several" if isinstance(value, Ensemble) or (isinstance(value, dict) and "ensemble" in value) else "one"
+    return "several" if isinstance(value, EnsembleWords) or (isinstance(value, dict) and "ensemble" in value) else "one"
 
 
 class Student(Strict):
@@ -166,7 +166,7 @@ class Models(Strict):
         """The models behind `teacher`: one, or those of an ensemble; the first gives students their shape and tokenizer."""
         if self.teacher is None:
             return ()
-        return self.teacher.ensemble if isinstance(self.teacher, Ensemble) else (self.teacher,)
+        return self.teacher.ensemble if isinstance(self.teacher, EnsembleWords) else (self.teacher,)
 
     @property
     def beginning(self) -> Source | None:
@@ -182,4 +182,4 @@ class Models(Strict):
         return teachers
 
 
-Teacher = Annotated[Annotated[Source, Tag("one")] | Annotated[Ensemble, Tag("several")], Discriminator(_kind)]
+Teacher = Annotated[Annotated[Source, Tag("one")] | Annotated[EnsembleWords, Tag("several")], Discriminator(_kind)]

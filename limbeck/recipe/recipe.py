@@ -24,10 +24,10 @@ from limbeck.recipe.fields import (
     seed_list,
     wrong,
 )
-from limbeck.recipe.models import RESERVED, Ensemble, Models
+from limbeck.recipe.models import RESERVED, EnsembleWords, Models
 from limbeck.recipe.settings import Setting
 from limbeck.recipe.train import Cache, Train
-from limbeck.recipe.words import LOSSES, METRICS
+from limbeck.recipe.words import LOSS_WORDS, METRICS
 from limbeck.system.files import path_of
 
 
@@ -83,7 +83,7 @@ class Recipe(Strict):
                         f"there is no teacher '{term.teacher:.80}'; {nearest(term.teacher, known)}",
                     )
                 if (
-                    isinstance(self.models.teacher, Ensemble)
+                    isinstance(self.models.teacher, EnsembleWords)
                     and term.teacher == "teacher"
                     and not set(term.taps) <= {"logits", "exit"}
                 ):
@@ -107,7 +107,7 @@ class Recipe(Strict):
             return self
         for setting, table in self.settings.items():
             for number, term in enumerate(table.terms):
-                needs = term.loss in LOSSES and "teacher" in LOSSES[term.loss].needs
+                needs = term.loss in LOSS_WORDS and "teacher" in LOSS_WORDS[term.loss].needs
                 if needs and term.teacher == "teacher":
                     place = f"settings.{setting}.terms.{number}"
                     raise wrong("models.teacher", f"missing; {place} ({term.loss}) learns from a teacher; set it")

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from limbeck.errors import KINDS, nearest
-from limbeck.recipe.fields import Depth, LayerMap, Loss, Name, Positive, Strict, Tap, Text, wrong
-from limbeck.recipe.words import LAYER_MAPS, LAYERED_TAPS, LOSSES, LossWords
+from limbeck.recipe.fields import Depth, LayerMap, Loss, Name, Positive, Strict, Tap, TextField, wrong
+from limbeck.recipe.words import LAYER_MAPS, LAYERED_TAPS, LOSS_WORDS, LossWords
 
 
 class Ramp(Strict):
@@ -19,7 +19,7 @@ class Ramp(Strict):
     steps: Positive = Field(description="updates on the way")
 
 
-class Term(Strict):
+class TermWords(Strict):
     """One weighted loss of a setting: `{loss: forward_kl, temperature: 2, weight: 0.5}`.
 
     Words beyond those below are hyper-parameters of the loss.
@@ -40,7 +40,7 @@ class Term(Strict):
     weight: Annotated[float, Field(ge=0)] | Ramp = Field(
         default=1.0, description="multiplies the loss: a number, or a ramp {start, end, steps}"
     )
-    teacher: Text = Field(
+    teacher: TextField = Field(
         default="teacher",
         description="who teaches it: models.teacher, a name of models.teachers, peers, ema (the average of its own weights), or self (its own deeper layers)",
     )
@@ -71,7 +71,7 @@ class Term(Strict):
         return dict(self.model_extra or {})
 
     @model_validator(mode="after")
-    def _fits_its_loss(self) -> Term:
+    def _fits_its_loss(self) -> TermWords:
         layered = [tap for tap in self.taps if tap in LAYERED_TAPS]
         if self.teacher == "self" and self.taps[0] not in (
             "exit",
@@ -92,9 +92,9 @@ class Term(Strict):
             raise wrong("tap", f"one place stands twice in {', '.join(self.taps)}; name each once")
         if len(self.taps) > 1 and len(layered) < len(self.taps):
             raise wrong("tap", "several taps at once must all have layers; name one")
-        if self.loss in LOSSES:
-            self._fits(LOSSES[self.loss])
-            if self.teacher != "teacher" and "teacher" not in LOSSES[self.loss].needs:
+        if self.loss in LOSS_WORDS:
+            self._fits(LOSS_WORDS[self.loss])
+            if self.teacher != "teacher" and "teacher" not in LOSS_WORDS[self.loss].needs:
                 raise wrong("teacher", f"the loss {self.loss} learns from no teacher; leave the word out")
             if self.teacher == "self" and self.loss == "flow":
                 raise wrong("teacher", "flow goes from layer to layer, and all exits learn from one; use mse or cosine")
@@ -126,7 +126,7 @@ class Term(Strict):
 class Setting(Strict):
     """One way of distilling: the terms that its student minimises."""
 
-    terms: Annotated[tuple[Term, ...], Field(min_length=1)] = Field(description="the losses that are added up")
+    terms: Annotated[tuple[TermWords, ...], Field(min_length=1)] = Field(description="the losses that are added up")
     peers: Annotated[int, Field(ge=1, le=26)] = Field(
         default=1, description="students that learn together, each from the others' terms `teacher: peers`"
     )

@@ -180,7 +180,7 @@ def _one_process(found: Sequence[Recipe], where: str) -> None:
 # what a stage takes from those before it
 
 
-def sources(one: Recipe) -> list[tuple[str, Source]]:
+def placed_sources(one: Recipe) -> list[tuple[str, Source]]:
     """Place in the recipe, and what it says, of all its models."""
     said = one.models
     found = [("models.teacher", member) for member in said.members]
@@ -191,7 +191,7 @@ def sources(one: Recipe) -> list[tuple[str, Source]]:
 def refers(one: Recipe, before: Sequence[Recipe], where: str) -> None:
     """Whether every stage that a recipe names has trained what it takes from it."""
     earlier = {stage.stage: stage for stage in before}
-    for place, source in sources(one):
+    for place, source in placed_sources(one):
         said, name = source.source, stage_of(source.source)
         if name is None:
             continue
@@ -256,7 +256,7 @@ def taken(one: Recipe, finished: Mapping[str, Recipe]) -> list[Path]:
     Raises:
         UserError: one is not there.
     """
-    named = [(source.source, stage_of(source.source) or "") for _, source in sources(one)]
+    named = [(source.source, stage_of(source.source) or "") for _, source in placed_sources(one)]
     return [
         folder_of(finished[name], said, setting, seed)
         for said, name in named

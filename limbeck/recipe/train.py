@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from limbeck.recipe.fields import Device, Positive, Share, Strict, enum_of, known, wrong
-from limbeck.recipe.words import BEST
+from limbeck.recipe.words import KEPT_BY
 
 
 class Train(Strict):
@@ -54,7 +54,7 @@ class Train(Strict):
     checkpoint_every: Positive = Field(
         default=500, description="updates between checkpoints, from which an interrupted run goes on"
     )
-    keep: Literal["last", "best"] | Annotated[str, AfterValidator(known("measure", BEST)), enum_of(BEST)] = Field(
+    keep: Literal["last", "best"] | Annotated[str, AfterValidator(known("measure", KEPT_BY)), enum_of(KEPT_BY)] = Field(
         default="last",
         description="weights of a student that are kept: the last, or those of its best evaluation on held-out data, by what the task is measured by or by a measure of that name",
     )

@@ -33,7 +33,7 @@ _STATES = ("embedding", "hidden", "ffn")
 _WARM = {"temperature": "positive"}
 _TOPK = {"k": "count", "tail": "flag", **_WARM}
 
-LOSSES: dict[str, LossWords] = {
+LOSS_WORDS: dict[str, LossWords] = {
     "cross_entropy": LossWords(_LOGITS, needs=("labels",)),
     "squared_error": LossWords(_LOGITS, needs=("labels",)),
     "soft_cross_entropy": LossWords(_LOGITS, _WARM),
@@ -78,20 +78,33 @@ LOSSES: dict[str, LossWords] = {
     "tinybert_soft_cross_entropy": LossWords(_LOGITS, _WARM),
 }
 
-OF_TEACHER = ("logit_loss", "agreement")  # measures of an evaluation that need a teacher and no label
+MEASURED_BY_TEACHER = ("logit_loss", "agreement")  # measures of an evaluation that need a teacher and no label
 METRICS = {"classification": ("accuracy", "f1", "matthews"), "regression": ("pearson", "spearman")}  # the first leads
 
-# What evaluations may choose the kept weights by: a column of evals.jsonl, or a metric of the task; +1: more is better.
-BEST = {
-    "accuracy": +1,
-    "f1": +1,
-    "matthews": +1,
-    "pearson": +1,
-    "spearman": +1,
-    "agreement": +1,
-    "label_loss": -1,
-    "logit_loss": -1,
-}
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of an evaluation."""
+
+    name: str  # its key in evals.jsonl, where metrics of tasks stand under `metrics`
+    better: int  # -1: less is better, +1: more
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether less of it is better."""
+        return self.better < 0
+
+
+_LESS = ("logit_loss", "label_loss")
+_MORE = ("agreement", "label_accuracy", "accuracy", "f1", "matthews", "pearson", "spearman")
+MEASURES = {name: Measure(name, -1 if name in _LESS else +1) for name in (*_LESS, *_MORE)}
+KEPT_BY = (
+    *METRICS["classification"],
+    *METRICS["regression"],
+    "agreement",
+    "label_loss",
+    "logit_loss",
+)  # of the weights that are kept
 
 LAYERED_TAPS = ("hidden", "query", "key", "value", "scores", "probs", "ffn")
 TAPS = ("embedding", *LAYERED_TAPS, "pooled", "logits", "exit")

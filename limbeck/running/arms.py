@@ -19,7 +19,7 @@ from limbeck.assemble.study import build_study
 from limbeck.assemble.text import feed_of
 from limbeck.errors import UserError
 from limbeck.recipe import identity
-from limbeck.recipe.arms import FOLDER, TUNING, Arm, Asked, Words, placed_all, restricted
+from limbeck.recipe.arms import FOLDER, TUNING, Arm, Asked, StudyWords, placed_all, restricted
 from limbeck.running import changes, disk_space, stages
 from limbeck.system import files, locks
 from limbeck.system.processes import World
@@ -34,7 +34,13 @@ Tell = Callable[[str], None]
 
 
 def resolved(
-    words: Words, arms: list[Arm], folder: Path, world: World, tell: Tell, key: str, facts: dict[str, Any] | None = None
+    words: StudyWords,
+    arms: list[Arm],
+    folder: Path,
+    world: World,
+    tell: Tell,
+    key: str,
+    facts: dict[str, Any] | None = None,
 ) -> list[Arm]:
     """The arms as they are run: equal in cost where that is asked for, in groups that the memory holds.
 
@@ -131,7 +137,7 @@ def _losses(folder: Path) -> dict[str, float]:
     return {name: sum(each) / len(each) for name, each in values.items()}
 
 
-def key(words: Words, arms: Sequence[Arm]) -> str:
+def key(words: StudyWords, arms: Sequence[Arm]) -> str:
     """sha256 of what was asked for."""
     plain = [[table.model_dump(mode="json", exclude=identity.FREE) for table in arm.tables] for arm in arms]
     return hashlib.sha256(json.dumps([words.model_dump(mode="json"), plain], sort_keys=True).encode()).hexdigest()
@@ -151,7 +157,7 @@ def _read(folder: Path, key: str) -> dict[str, Any] | None:
     return told
 
 
-def _parts(words: Words, arms: Sequence[Arm], world: World, tell: Tell) -> list[dict[str, Any]]:
+def _parts(words: StudyWords, arms: Sequence[Arm], world: World, tell: Tell) -> list[dict[str, Any]]:
     """Every arm in parts: its settings, one by one or in groups, and the updates of each."""
     parts: list[dict[str, Any]] = []
     one: float | None = None  # what an update of the first setting of the first arm costs
@@ -182,7 +188,7 @@ def _groups(plan: design.Design, names: list[str], together: int | None, world: 
     return [names[start : start + size] for start in range(0, len(names), size)]
 
 
-def require(words: Words, plan: design.Design, world: World, whole: bool) -> None:
+def require(words: StudyWords, plan: design.Design, world: World, whole: bool) -> None:
     """Whether the machine holds an arm, by estimates: as a `whole`, or split into as small groups as the words of the study allow.
 
     Raises:

@@ -106,7 +106,7 @@ def finished(folder: Path, table: Recipe) -> list[str]:
         if path[0] == "data" and path[1] in texts:
             found.append(f"{what} ({why})" if (why := texts[path[1]]) else what)
     known = began.get("weights", {})  # runs of earlier versions have none
-    for place, source in stages.sources(table):
+    for place, source in stages.placed_sources(table):
         there, what = path_of(source.source), MODELS.get(place, "another teacher")
         if source.source in known and not there.is_dir():
             found.append(f"{what} ({there}: no such folder)")

@@ -12,11 +12,11 @@ from limbeck.assemble import actors, augmentation, costs, design, tasks, teacher
 from limbeck.assemble.text import feed_of, read_text
 from limbeck.models import pretrained
 from limbeck.recipe import stages
-from limbeck.recipe.arms import Arm, Words
-from limbeck.recipe.models import Ensemble
+from limbeck.recipe.arms import Arm, StudyWords
+from limbeck.recipe.models import EnsembleWords
 from limbeck.recipe.recipe import Recipe
-from limbeck.recipe.settings import Setting, Term
-from limbeck.recipe.words import LAYERED_TAPS, LOSSES
+from limbeck.recipe.settings import Setting, TermWords
+from limbeck.recipe.words import LAYERED_TAPS, LOSS_WORDS
 from limbeck.system import precision
 from limbeck.system.processes import World
 from limbeck.text.corpora import find_files
@@ -62,7 +62,7 @@ def lines(tables: Sequence[Recipe], world: World, require: Callable[[design.Desi
     return found
 
 
-def study(words: Words, arms: Sequence[Arm], trials: int) -> list[str]:
+def study(words: StudyWords, arms: Sequence[Arm], trials: int) -> list[str]:
     """What a study of several arms trains, arm by arm."""
     rows: list[Row] = [("arms", "settings", "updates")]
     rows += [(f"  {arm.name or '-'}", ", ".join(arm.last.chosen), arm.last.train.steps) for arm in arms]
@@ -102,7 +102,7 @@ def _far_models(table: Recipe) -> dict[str, str | None]:
     Raises:
         UserError: the Hub has no such model, or must not be asked.
     """
-    said = [source for _, source in stages.sources(table) if stages.stage_of(source.source) is None]
+    said = [source for _, source in stages.placed_sources(table) if stages.stage_of(source.source) is None]
     found: dict[str, str | None] = {}
     for source in said:
         try:
@@ -158,12 +158,12 @@ def _models(plan: design.Design, inherited: Sequence[str]) -> list[str]:
             rows.append((f"  {who}", config.model_type, *shape, size.parameters, flops))
     rows += [("", line) for line in inherited]
     average = plan.recipe.models.teacher
-    if isinstance(average, Ensemble):
+    if isinstance(average, EnsembleWords):
         rows.append(("", f"an ensemble of {len(average.ensemble)}, averaging {average.average.replace('_', '-')}"))
-    said = {f"{name} is": source.source for name, source in design.sources(plan.recipe.models).items()}
+    said = {f"{name} is": source.source for name, source in design.named_sources(plan.recipe.models).items()}
     said["student begins as"] = plan.recipe.models.student.init
     taken: list[Row] = [("", f"{what} the student of {it}") for what, it in said.items() if it.startswith("$")]
-    for name, source in design.sources(plan.recipe.models).items():
+    for name, source in design.named_sources(plan.recipe.models).items():
         taken += [("", f"{name} teaches with dropout {source.dropout:g}")] if source.dropout else []
     return [*_aligned(rows), *(_aligned(taken) if taken else [])]
 
@@ -195,14 +195,14 @@ def _notes(setting: Setting, table: Recipe) -> list[str]:
     return notes
 
 
-def _loss(term: Term, plan: design.Design | None, setting: str, number: int) -> str:
+def _loss(term: TermWords, plan: design.Design | None, setting: str, number: int) -> str:
     """The loss with its hyper-parameters, and what becomes of heads and of batches."""
     words = [f"{name} {value}" for name, value in term.parameters.items()]
     if plan and plan.terms[setting][number].per == "batch":
         words.append(f"of {plan.recipe.train.batch_size // plan.recipe.train.accumulate} rows")
     if plan and plan.terms[setting][number].per != "token" and "mask" not in plan.terms[setting][number].needs:
         words.append("takes no mask: padding counts")
-    if term.loss in LOSSES and LOSSES[term.loss].padding:
+    if term.loss in LOSS_WORDS and LOSS_WORDS[term.loss].padding:
         words.append("padding counts")
     teacher = terms.shape_of(term, plan.student, plan.roles) if plan else None
     if plan and teacher and {"scores", "probs"} & set(term.taps):
@@ -211,7 +211,7 @@ def _loss(term: Term, plan: design.Design | None, setting: str, number: int) -> 
     return ", ".join([term.loss, *words])
 
 
-def _weight(term: Term) -> str:
+def _weight(term: TermWords) -> str:
     weight = term.weight
     if isinstance(weight, int | float):
         return f"{weight:g}"

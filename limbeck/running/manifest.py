@@ -51,7 +51,7 @@ def of(study: Study, flops: Mapping[str, float]) -> Facts:
         "device": str(study.world.device),
         "teacher": first,
         "teachers": others,
-        "weights": pretrained.files_of(source.source for _, source in stages.sources(table)),
+        "weights": pretrained.files_of(source.source for _, source in stages.placed_sources(table)),
         "data": study.material.facts,
         "layers": design.facts(study.design),
         "losses": _losses(table),
@@ -88,7 +88,7 @@ def _own(table: Recipe) -> Facts:
 def _teachers(study: Study) -> list[Facts]:
     """What every pretrained model is, in the order of the recipe."""
     roles = {actor.name: actor for teachers in study.teachers.values() for actor in teachers.values()}
-    said = design.sources(study.design.recipe.models)
+    said = design.named_sources(study.design.recipe.models)
     return [
         {"name": one.name, "source": said[one.name.partition("@")[0]].source, **one.facts()}
         for actor in roles.values()

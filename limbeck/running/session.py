@@ -26,7 +26,7 @@ from limbeck.system.progress import Done, doing
 from limbeck.system.signals import at_once
 from limbeck.training import checkpoint, export
 from limbeck.training.best import Keeper
-from limbeck.training.loop import Course, Record, Way, fit, untaken
+from limbeck.training.loop import Course, Record, RunState, fit, untaken
 
 Evaluated = Mapping[tuple[str, str], dict[str, Any]]  # (learner, split) -> what was found
 
@@ -55,7 +55,7 @@ class Session:
         self.evaluation, self.reasons = evaluations.evaluation(study, tell), evaluations.reasons(study, tell)
         self.cost = evaluations.cost(study)
         self.tokens: dict[str, int] = {}
-        self.way = Way()
+        self.way = RunState()
         self.keeper = Keeper(study.bests, self.table.measure, self.how.patience) if self.table.measure else None
         self.trackers: list[Trackers] = []
 
@@ -139,9 +139,7 @@ class Session:
         return [learner for learner in self._left if learner.name not in self.way.ended]
 
     def _describe(self, learner: str) -> dict[str, Any]:
-        setting = self.study.settings[learner]
-        seed = int(learner.removeprefix(f"{setting}-seed").split("-")[0])
-        return {"stage": self.table.stage, "setting": setting, "seed": seed}
+        return {"stage": self.table.stage, "setting": self.study.settings[learner], "seed": self.study.seeds[learner]}
 
     # what is written
 
@@ -183,7 +181,7 @@ class Session:
             checkpoint.restore(taken[0], self.study.changing)
             self.tokens.update(taken[1]["tokens"])
             before = {name: said["flops_per_step"] * start for name, said in began["students"].items()}
-            self.way = Way(**{"flops": before, **taken[1]["way"]})  # earlier versions kept no sum
+            self.way = RunState(**{"flops": before, **taken[1]["way"]})  # earlier versions kept no sum
         self.tell(f"{self.folder}: goes on after step {start}")
         self.study.world.wait()  # all have read what is now taken away
         if self.study.world.is_main:
@@ -309,7 +307,7 @@ class Session:
         for number, learner in enumerate(self._left):
             done(number, len(self._left))
             rows = [row for row in last if row["learner"] == learner.name]
-            card = export.model_card(facts, self.recipe, self.study.settings[learner.name], learner.name, rows)
+            card = export.model_card(facts, self.recipe, self._describe(learner.name), learner.name, rows)
             with self.keeper.worn([learner]) if self.keeper else nullcontext():
                 export.export(self.folder, learner, self.study.design.student_tokenizer, card)
 

@@ -38,7 +38,7 @@ SHARD, ROWS = 256, 16  # blocks of a shard; blocks that a teacher reads at a tim
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptStates:
     """What is kept of a teacher's answers.
 
     Args:
@@ -87,7 +87,7 @@ class Kept:
         ]
 
 
-class Shelf:
+class AnswerShelf:
     """The answers of one teacher to the text of one feed.
 
     Args:
@@ -104,7 +104,7 @@ class Shelf:
         folder: Path,
         teacher: Frozen,
         feed: Repeatable,
-        kept: Kept,
+        kept: KeptStates,
         text: Any,
         autocast: torch.dtype | None = None,
     ) -> None:

@@ -1,20 +1,22 @@
 """From text to batches: corpora -> tokens -> packed, memory-mapped blocks -> batches.
 
-| module | what it knows |
+| module | what it holds |
 |---|---|
-| `corpora` | where text lies, and which documents or rows are held out |
-| `readers` | one file, or one data set of the Hub, as documents or rows |
-| `tables` | lines of .tsv and .csv as rows, and the columns that a recipe asks for |
-| `docs` | the embedded corpus |
-| `tokenise` | tokenizers: their special tokens, whether two of them agree, text -> ids |
-| `store` | the cache on disk: folders written whole or not at all |
-| `leftovers` | folders that are being filled, and those whose writers are dead |
-| `blocks` | packing: `prepare(data, teacher_tokenizer, student_tokenizer) -> Corpus` |
-| `labels` | labels as numbers of classes, or as scores |
-| `tasks` | rows in place of running text: `prepare_task(data, teacher_tokenizer, student_tokenizer) -> TaskCorpus` |
-| `order` | random numbers that are functions of (seed, purpose), and the order of the blocks |
-| `masking` | BERT's masking |
-| `feed` | `Feed.batch(step)`: packed blocks; this module and the two below are the only ones that import torch |
-| `taskfeed` | `TaskFeed.batch(step)`: rows of a task, padded |
-| `mixed` | `Mixed.batch(step)`: a fixed share of every batch without labels |
+| `block_feed` | Batches of packed blocks. |
+| `blocks` | Packed text: a corpus becomes two memory-mapped streams of tokens, cut into blocks when they are read. |
+| `corpora` | Where text lies, and how it is read. |
+| `docs` | The embedded corpus `docs`: the English prose of the documentation that every installation already has. |
+| `feed` | Batches as pure functions of (seed, step): no state, no queue, nothing to save in a checkpoint. |
+| `heldout` | Which documents, or rows, are held out: by a hash of each, so that no text is on both sides. |
+| `labels` | Labels of a task: what stands in a file becomes the number of a class, or a score. |
+| `masking` | BERT's masking of the input (Devlin et al., 2018, section 3.1) as a pure function of random numbers. |
+| `mixed_feed` | Batches that hold a fixed share of rows without labels, spread evenly among the labelled ones. |
+| `order` | Random numbers and orders as pure functions of (seed, purpose), found without drawing any earlier ones. |
+| `readers` | Readers of one file, or of one data set of the Hub, document by document or row by row. |
+| `row_feed` | Batches of task rows as pure functions of (seed, step), padded to their longest row, or to a length. |
+| `rows` | Rows of a task: labelled texts, or pairs of them, become memory-mapped rows of tokens, each as long as it is. |
+| `tables` | Rows of tables: lines become fields, fields get the names of their columns, and a recipe's words pick among them. |
+| `tokenise` | Text to ids: the tokenizer's special tokens, and the proof that teacher and student read the same ids. |
+| `unchanged` | Whether a text is still the one that a finished run read, without tokenising it, and without asking the Hub. |
+| `augment/` | Copies of rows with words replaced. |
 """

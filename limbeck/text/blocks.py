@@ -201,7 +201,7 @@ def _write(folder: Path, data: Data, encoder: Encoder, tell: Tell) -> Facts:
     dtype = dtype_of(special)
     both = 0
     with ExitStack() as stack:
-        parts = {part: stack.enter_context(Part(folder, part, dtype)) for part in PARTS}
+        parts = {part: stack.enter_context(CorpusPart(folder, part, dtype)) for part in PARTS}
         items = counted(separate(data), stack.enter_context(doing(f"tokenising {data.corpus}", "documents")))
         for batch in batches(items, len):
             kept = [document for document in batch if document[0] in parts]
@@ -270,7 +270,7 @@ class Written(Protocol):
         ...
 
 
-class Part:
+class CorpusPart:
     """A part while it is written: tokens go to the file at once, the starts of the documents at the end.
 
     Args:
@@ -285,7 +285,7 @@ class Part:
         self.tokens = 0
         self.text = hashlib.sha256()
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> CorpusPart:
         self.file = open(self.path, "wb")
         return self
 

@@ -22,7 +22,7 @@ from limbeck.errors import UserError
 from limbeck.system.files import json_sha256
 from limbeck.system.progress import doing
 from limbeck.system.store import Facts, Tell, cache_folder, open_or_make
-from limbeck.text.blocks import PARTS, Part, batches, both_parts, content_of, counted, dtype_of, facts_of
+from limbeck.text.blocks import PARTS, CorpusPart, batches, both_parts, content_of, counted, dtype_of, facts_of
 from limbeck.text.corpora import column_names, row_text
 from limbeck.text.heldout import each, separate_rows
 from limbeck.text.labels import MOST, choose, class_name, numbers, score
@@ -223,7 +223,7 @@ class _RowPart:
     """A part while it is written: as `Part`, and the segments and labels of its rows."""
 
     def __init__(self, folder: Path, name: str, dtype: str, kind: str) -> None:
-        self.part = Part(folder, name, dtype)
+        self.part = CorpusPart(folder, name, dtype)
         self.path, self.kind = folder / name, kind
         self.labels = array("q" if kind == "classification" else "d")
         self.classes: dict[str, str] = {}  # class -> where it was first seen

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from limbeck.distil.learner import Learner, weights
-from limbeck.recipe.words import BEST
-from limbeck.training.loop import Way
+from limbeck.recipe.words import MEASURES
+from limbeck.training.loop import RunState
 
 
 class Best:
@@ -68,7 +68,7 @@ class Keeper:
 
     Args:
         bests: of every learner.
-        measure: a name of `words.BEST`, in the line of an evaluation or among its metrics.
+        measure: a name of `words.MEASURES`, in the line of an evaluation or among its metrics.
         patience: evaluations in a row without a better one, after which a learner stops; None: never.
     """
 
@@ -76,13 +76,13 @@ class Keeper:
         self.bests = {best.learner.name: best for best in bests}
         self.measure, self.patience = measure, patience
 
-    def see(self, step: int, rows: Mapping[str, Mapping[str, Any]], way: Way) -> None:
+    def see(self, step: int, rows: Mapping[str, Mapping[str, Any]], way: RunState) -> None:
         """Takes the weights of the learners whose evaluation on held-out data, after `step` updates, is their best."""
         for name, row in rows.items():
             if step == 0 and not self.bests[name].trained:
                 continue
             value = (row.get("metrics") or {}).get(self.measure, row.get(self.measure))
-            score, best = None if value is None else BEST[self.measure] * value, way.best.get(name)
+            score, best = None if value is None else MEASURES[self.measure].better * value, way.best.get(name)
             if best is None or (score is not None and (best["score"] is None or score > best["score"])):
                 way.best[name] = {"step": step, "score": score}
                 self.bests[name].take()
@@ -90,7 +90,7 @@ class Keeper:
             else:
                 way.waited[name] += 1
 
-    def patient(self, name: str, way: Way) -> bool:
+    def patient(self, name: str, way: RunState) -> bool:
         """Whether a learner still waits for a better evaluation."""
         return self.patience is None or way.waited.get(name, 0) < self.patience
 

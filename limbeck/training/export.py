@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +49,23 @@ def export(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, c
     return place
 
 
-def model_card(manifest: dict[str, Any], recipe: str, setting: str, learner: str, numbers: list[dict[str, Any]]) -> str:
+def model_card(
+    manifest: dict[str, Any], recipe: str, who: Mapping[str, Any], learner: str, numbers: list[dict[str, Any]]
+) -> str:
     """The card of one student: recipe, teachers, data, numbers, versions; of files and folders their names alone.
 
     Args:
         manifest: of the run.
         recipe: text of its recipe.yaml.
-        setting: that trained the student.
+        who: the `setting` and the `seed` that trained the student.
         learner: the student's name.
         numbers: its last rows of evals.jsonl, one a split.
     """
     manifest, recipe = rundir.shared(manifest), rundir.shared_recipe(recipe)
-    data = manifest["data"]
+    data, setting = manifest["data"], who["setting"]
     noun = "documents" if data.get("classes") is None else "rows"
     about = [
-        *(f"- {line}" for line in _teachers(manifest, setting, learner)),
+        *(f"- {line}" for line in _teachers(manifest, setting, who["seed"])),
         f"- student: {manifest['students'][learner]['parameters']:,} parameters",
         f"- data: {_text(data, noun)}",
         *_weights(manifest, numbers),
@@ -107,9 +110,8 @@ def _weights(manifest: dict[str, Any], numbers: list[dict[str, Any]]) -> list[st
     return [f"- weights: of update {step:,}, whose evaluation on held-out data was the best by {NAMES.get(by, by)}"]
 
 
-def _teachers(manifest: dict[str, Any], setting: str, learner: str) -> list[str]:
+def _teachers(manifest: dict[str, Any], setting: str, seed: int) -> list[str]:
     """One line for each; of students of an earlier stage those that teach this learner."""
-    seed = learner.removeprefix(f"{setting}-seed").partition("-")[0]
     told = [teacher for teacher in (manifest["teacher"], *manifest.get("teachers", [])) if teacher]
     roles: dict[str, list[dict[str, Any]]] = {}
     for teacher in told:

@@ -13,7 +13,7 @@ from limbeck.distil.balance import Probed, gradient_shares
 from limbeck.distil.learner import Norms
 from limbeck.distil.probe import probe
 from limbeck.distil.reduce import Counts, Share, counts_of
-from limbeck.distil.result import Tally
+from limbeck.distil.result import StepResult
 from limbeck.distil.still import Still
 from limbeck.errors import UserError
 from limbeck.system import clock, out_of_memory
@@ -37,7 +37,7 @@ Found = dict[str, dict[str, Probed]]  # learner -> term -> what a probe found
 
 
 @dataclass
-class Way:
+class RunState:
     """What a run must remember of its way, beside its tokens and the state of its actors: a checkpoint holds it."""
 
     skipped: dict[str, int] = field(default_factory=dict)  # learner -> updates skipped in a row
@@ -83,7 +83,7 @@ class Course:
     start: int = 0
     tokens: dict[str, int] = field(default_factory=dict)
     probes: Callable[[int], bool] = lambda step: False
-    way: Way = field(default_factory=Way)
+    way: RunState = field(default_factory=RunState)
     price: Callable[[str, Counts], float] = lambda learner, counts: 0.0
     skips: int = 10
     tell: Callable[[str], None] = out_of_memory.say
@@ -146,7 +146,7 @@ def _advance(course: Course, seed: int, still: Still, record: Record) -> None:
         _count(course, seed, still, name, tally, record)
 
 
-def _count(course: Course, seed: int, still: Still, name: str, tally: Tally, record: Record) -> None:
+def _count(course: Course, seed: int, still: Still, name: str, tally: StepResult, record: Record) -> None:
     """Counts a learner's updates that were skipped in a row; after too many it stops, with its setting's others of this seed."""
     way, setting = course.way, course.describe(name)["setting"]
     way.skipped[name] = way.skipped.get(name, 0) + 1 if tally.skipped else 0
@@ -179,7 +179,7 @@ def untaken(course: Course) -> dict[str, str]:
     return found
 
 
-def _cause(course: Course, seed: int, still: Still, name: str, tally: Tally, step: int) -> str:
+def _cause(course: Course, seed: int, still: Still, name: str, tally: StepResult, step: int) -> str:
     """What is not finite; where every term is and a gradient is not, a probe finds the term that it comes from."""
     assert tally.norms is not None and tally.skipped
     if tally.broken:
@@ -268,7 +268,7 @@ def micro_batches(course: Course, seed: int, step: int, still: Still | None = No
 
 
 def _row(
-    course: Course, still: Still, name: str, tally: Tally, step: int, counts: Counts, speed: float
+    course: Course, still: Still, name: str, tally: StepResult, step: int, counts: Counts, speed: float
 ) -> dict[str, Any]:
     """The line of metrics.jsonl of one learner and step."""
     lessons = [lesson for lesson in still.lessons if lesson.student == name]

@@ -37,7 +37,7 @@ from limbeck.losses import contrastive
 from limbeck.running import session
 from limbeck.system.processes import World
 from limbeck.training import checkpoint
-from limbeck.training.loop import Course, Record, Way, fit
+from limbeck.training.loop import Course, Record, RunState, fit
 
 Terms = tuple[Term, ...]
 still_of = partial(made, chunk=10**6)
@@ -295,7 +295,7 @@ def test_the_count_goes_on_after_a_resume() -> None:
     feed = Rows()
     terms = settings(feed, [1, 2, 3])
     still = still_of(frozen(), [(one, terms[name]) for name, one in cast.items()])
-    way = Way(**copy.deepcopy(vars(first.way)))
+    way = RunState(**copy.deepcopy(vars(first.way)))
     later = course(feed, still, start=3, steps=6, skips=3, way=way, tokens=first.tokens)
     assert [set(record.failed) for record in trained(later)] == [set(record.failed) for record in expected[3:]]
     assert later.way == whole.way

@@ -22,10 +22,10 @@ from limbeck.training import checkpoint
 
 Fork = Callable[..., dict[str, Any]]
 PHASES = {  # a function that is called there, and at which call
-    "tokenising": ("limbeck.text.blocks:Part.add", 5),
+    "tokenising": ("limbeck.text.blocks:CorpusPart.add", 5),
     "opening the text": ("limbeck.assemble.text:text", 1),
     "writing the cache": ("limbeck.teacher_cache.shards:checks", 2),
-    "reading the teacher": ("limbeck.assemble.actors:Company.teachers", 1),
+    "reading the teacher": ("limbeck.assemble.actors:ActorMaker.teachers", 1),
     "beginning": ("limbeck.system.files:write_json", 1),
     "the first evaluation": ("limbeck.measure.evaluation:Evaluation.__call__", 1),
     "training": ("limbeck.distil.still:Still.step", 3),

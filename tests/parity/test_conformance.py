@@ -24,7 +24,7 @@ from limbeck.losses import blockwise
 from limbeck.models import readouts
 from limbeck.system.processes import World
 from limbeck.teacher_cache.cached import Cached
-from limbeck.teacher_cache.shelf import Kept, Shelf
+from limbeck.teacher_cache.shelf import AnswerShelf, KeptStates
 
 TERMS = (*MULTI, LABEL)
 Found = tuple[dict[str, Tensor], Gradients]
@@ -89,9 +89,9 @@ def cached(teacher: Frozen, one: Learner, batches: Sequence[Batch], folder: Path
     for each in batches:
         numbered.append(dict(each) | {"blocks": torch.arange(count, count + len(each["blocks"]))})
         count += len(each["blocks"])
-    kept = Kept(VOCABULARY, VOCABULARY, readouts.kept(teacher.tapped.taps, teacher.tapped.depth), "fp32")
+    kept = KeptStates(VOCABULARY, VOCABULARY, readouts.kept(teacher.tapped.taps, teacher.tapped.depth), "fp32")
     feed: Any = Given(numbered)
-    shelf = Shelf(folder, teacher, feed, kept, "text")
+    shelf = AnswerShelf(folder, teacher, feed, kept, "text")
     shelf.write(0, 1, lambda: False, lambda line: None)
     length = batches[0]["input_ids"].shape[1]
     return step(Cached(teacher, shelf, length), one, numbered)

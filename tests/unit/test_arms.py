@@ -284,9 +284,11 @@ def test_a_recipe_object_takes_words_too(world: Path) -> None:
 
 def test_the_schema_knows_the_words() -> None:
     schema = json.loads(json.dumps(arms.schema()))
-    assert set(arms.Words.model_fields) <= set(schema["properties"])
+    assert set(arms.StudyWords.model_fields) <= set(schema["properties"])
     assert {"Tune", "Sample", "Stage"} <= set(schema["$defs"])
-    assert not set(arms.Words.model_fields) & set(schema["$defs"]["Stage"]["properties"]), "they belong to the whole"
+    assert not set(arms.StudyWords.model_fields) & set(schema["$defs"]["Stage"]["properties"]), (
+        "they belong to the whole"
+    )
     with pytest.raises(UserError, match=r"stages\[0\]: ablate: unknown word"):
         arms.asked(words(stages=[{"ablate": "terms"}])).arms()
 

@@ -36,7 +36,7 @@ from limbeck.system.seeds import derive_seed
 from limbeck.text.augment import copies as kept
 from limbeck.text.augment import proposals, word_vectors
 from limbeck.text.augment.augmented_rows import training
-from limbeck.text.augment.copies import Place, Shelf, copies
+from limbeck.text.augment.copies import CandidateShelf, Place, copies
 from limbeck.text.augment.proposals import STOP, Proposer
 from limbeck.text.order import uniform
 
@@ -406,10 +406,10 @@ def test_processes_make_disjoint_shares_of_the_same_bytes(tmp_path: Path) -> Non
         asked.extend(texts)
         return proposer(texts, done)
 
-    Shelf(tmp_path / "one", propose, print).write(rows)
+    CandidateShelf(tmp_path / "one", propose, print).write(rows)
     alone, asked[:] = list(asked), []
     for rank, count in ((0, 16), (1, 30)):
-        Shelf(tmp_path / "two", propose, print).write(rows, rank, 2)
+        CandidateShelf(tmp_path / "two", propose, print).write(rows, rank, 2)
         assert len(asked) == count
     assert sorted(asked) == sorted(alone) == sorted(text for _, (text,) in rows)
     assert len(list((tmp_path / "one").iterdir())) == 8

@@ -13,10 +13,10 @@ from torch import Tensor
 from limbeck.losses import LOSSES, forward_kl
 from limbeck.losses import blockwise as module
 from limbeck.losses.blockwise import WRITTEN_OUT, blockwise
-from limbeck.recipe.words import LOSSES as WORDS
+from limbeck.recipe.words import LOSS_WORDS
 
 V = 40
-PER_TOKEN = sorted(name for name, it in WORDS.items() if it.taps == ("logits",) and it.per == "token")
+PER_TOKEN = sorted(name for name, it in LOSS_WORDS.items() if it.taps == ("logits",) and it.per == "token")
 
 
 @pytest.fixture(autouse=True, params=[1, 3 * V, 7 * V + 5])
@@ -56,7 +56,7 @@ def test_every_loss_of_tokens(name: str) -> None:
     student, others = given()
     if name == "squared_error":
         student, others["labels"] = student[:, :1], others["labels"].double()
-    needed = {key: others[key] for key in WORDS[name].needs} | {"mask": None}
+    needed = {key: others[key] for key in LOSS_WORDS[name].needs} | {"mask": None}
     compare(LOSSES[name], student, needed)
 
 

@@ -31,7 +31,7 @@ from limbeck.models.pretrained import NotDownloaded
 from limbeck.recipe.data import Data
 from limbeck.recipe.load import load
 from limbeck.recipe.models import Source
-from limbeck.recipe.words import LOSSES as WORDS
+from limbeck.recipe.words import LOSS_WORDS
 
 FAMILIES = ("bert", "distilbert", "roberta", "gpt2", "llama", "modernbert")
 PLAINLY = Optimisation(constant(1e-3), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=None)
@@ -202,13 +202,13 @@ def test_rows_without_a_label_teach_nothing_to_a_loss_of_labels() -> None:
     assert values["label"] == 0 and all(not gradient.any() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("loss", [name for name, words in WORDS.items() if words.taps == ("logits",)])
+@pytest.mark.parametrize("loss", [name for name, words in LOSS_WORDS.items() if words.taps == ("logits",)])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_every_loss_on_logits_takes_classes(loss: str, classes: int) -> None:
     """What it says of tokens it says of rows: the same logits as tokens of one row, and a gradient for the model."""
     if loss == "squared_error":
         return
-    term = Term("it", LOSSES[loss], LOGITS, constant(1.0), WORDS[loss].needs, WORDS[loss].per)
+    term = Term("it", LOSSES[loss], LOGITS, constant(1.0), LOSS_WORDS[loss].needs, LOSS_WORDS[loss].per)
     model, teacher, rows = classifier("bert", classes), classifier("bert", classes, seed=5), batch(LENGTHS, classes)
     values, gradients = learned(model, (term,), [rows], teacher if "teacher" in term.needs else None)
     with torch.no_grad():

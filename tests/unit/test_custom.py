@@ -48,8 +48,8 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         sys.modules.pop(name, None)
 
 
-def said(path: str, tap: Any = "hidden", **more: Any) -> settings.Term:
-    return settings.Term(loss=path, tap=tap, **more)
+def said(path: str, tap: Any = "hidden", **more: Any) -> settings.TermWords:
+    return settings.TermWords(loss=path, tap=tap, **more)
 
 
 def refused(path: str, match: str, tap: Any = "hidden", **more: Any) -> None:

@@ -33,14 +33,14 @@ from limbeck.lab.page import report
 from limbeck.losses import LOSSES
 from limbeck.recipe import plain_yaml
 from limbeck.recipe.load import load
-from limbeck.recipe.settings import Setting, Term
-from limbeck.recipe.words import LOSSES as WORDS
+from limbeck.recipe.settings import Setting, TermWords
+from limbeck.recipe.words import LOSS_WORDS
 from limbeck.system.processes import World
 
 BLOCKS, STEPS, PARAPHRASER = 12, 4, 5
 PLAINLY = Optimisation(constant(1e-3), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=None)
 OF_SCORES = ("squared_error",)  # losses of a task whose labels are numbers
-TAPS = [(loss, tap) for loss, words in WORDS.items() if len(words.taps) > 1 for tap in words.taps]
+TAPS = [(loss, tap) for loss, words in LOSS_WORDS.items() if len(words.taps) > 1 for tap in words.taps]
 
 
 def fragment(loss: str) -> dict[str, Any]:
@@ -182,10 +182,10 @@ def named(learner: Learner) -> dict[str, torch.nn.Parameter]:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_recipe_of_a_docstring_is_a_term(loss: str) -> None:
     said = fragment(loss)
-    term = Term.model_validate(said)
+    term = TermWords.model_validate(said)
     assert term.loss == loss
-    assert set(term.parameters) <= set(WORDS[loss].parameters) | set(WORDS[loss].made)
-    assert set(said) <= {*Term.model_fields, *term.parameters}
+    assert set(term.parameters) <= set(LOSS_WORDS[loss].parameters) | set(LOSS_WORDS[loss].made)
+    assert set(said) <= {*TermWords.model_fields, *term.parameters}
 
 
 @pytest.mark.parametrize("setting", alone())
@@ -263,17 +263,17 @@ def in_longer_padding(said: list[dict[str, Any]]) -> tuple[list[dict[str, Tensor
 
 def test_padding_counts_in_no_loss() -> None:
     """Longer padding, and other tokens in it, change no value and no gradient; but of losses that say so, below."""
-    values, gradients = in_longer_padding([term for term in named_terms() if not WORDS[term["loss"]].padding])
+    values, gradients = in_longer_padding([term for term in named_terms() if not LOSS_WORDS[term["loss"]].padding])
     for name, value in values[0].items():
         torch.testing.assert_close(value, values[1][name], rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("loss", [loss for loss, words in WORDS.items() if words.padding])
+@pytest.mark.parametrize("loss", [loss for loss, words in LOSS_WORDS.items() if words.padding])
 def test_padding_counts_where_a_loss_says_so(loss: str) -> None:
     """As in the code that it repeats: its denominator holds padding, and so do its padded queries or states."""
-    (short, longer), gradients = in_longer_padding([{"loss": loss, "tap": WORDS[loss].taps[0], "name": "it"}])
+    (short, longer), gradients = in_longer_padding([{"loss": loss, "tap": LOSS_WORDS[loss].taps[0], "name": "it"}])
     assert abs(longer["it"] / short["it"] - 1) > 1e-3
     assert any((mine - theirs).abs().max() > 1e-6 for mine, theirs in zip(*gradients, strict=True))
 
@@ -289,7 +289,7 @@ def test_a_nan_of_any_model_skips_the_step_of_every_loss(whose: str) -> None:
 
     if whose == "teacher":
         spoil(teacher)
-    said = {loss: {"terms": [quick(fragment(loss))]} for loss in LOSSES if "teacher" in WORDS[loss].needs}
+    said = {loss: {"terms": [quick(fragment(loss))]} for loss in LOSSES if "teacher" in LOSS_WORDS[loss].needs}
     for name, setting in said.items():
         student = bert(16, 2, seed=0)
         made = terms.of_setting(Setting.model_validate(setting), student.config, {"teacher": teacher.config}, name)

@@ -3,74 +3,18 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from floors import FILES, FLOOR, ROOT, imports, module, own, part
 
-import limbeck
-
-ROOT = Path(limbeck.__file__).parent
-FLOORS = [
-    "errors batch",  # how a mistake is told; named tensors
-    "losses families system",  # pure functions; model families; the machine
-    "rundir",  # names of the files of a run: the contract between running and lab
-    "recipe",  # what a user may say
-    "models lab",  # Hugging Face models; what a run left behind
-    "text distil",  # from text to batches; the cast, its lessons, the one training step
-    "teacher_cache measure training",  # teachers' answers on disk; what is asked of learners; the loop
-    "assemble",  # words become objects
-    "running tools",  # one run in its directory; commands on any model folder
-    "api",
-    "cli",
-    "__init__ __main__",
-]
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 OF_LAB = {"errors", "rundir", "system", "recipe"}  # all that the lab knows
 FEEDS = {"order", "feed", "row_feed", "mixed_feed"}
 TORCH_FREE = {
     "": {"errors", "families", "rundir", "cli", "__init__", "__main__"},
     "system": {"files", "store", "leftovers", "locks", "signals", "clock", "environment", "hub", "progress"},
 }
-FILES = sorted(ROOT.rglob("*.py"))
-
-
-def module(path: Path) -> str:
-    """`limbeck.lab.names` for limbeck/lab/names.py, `limbeck.lab` for limbeck/lab/__init__.py."""
-    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {module(path) for path in FILES}
-
-
-def part(name: str) -> str:
-    """`lab` of `limbeck.lab.names`, `rundir` of `limbeck.rundir`."""
-    return ([*name.split("."), "__init__"])[1]
-
-
-def imports(path: Path, everywhere: bool = True) -> Iterator[tuple[str, bool]]:
-    """What a file imports as dotted names, and whether only for type checkers; `everywhere`: inside functions too."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
-        for node in ast.walk(block)
-    }
-    for node in ast.walk(tree) if everywhere else ast.iter_child_nodes(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                yield f"{node.module}.{alias.name}", id(node) in typing_only
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, id(node) in typing_only
-
-
-def own(path: Path, everywhere: bool = True) -> set[str]:
-    """The modules of limbeck that a file imports."""
-    found = {name for name, _ in imports(path, everywhere) if name.startswith("limbeck.")}
-    return {name if name in MODULES else name.rpartition(".")[0] for name in found}
 
 
 def test_everything_has_a_floor() -> None:

@@ -12,7 +12,7 @@ from limbeck.models.pretrained import HUB_ID
 from limbeck.recipe.arms import asked, placed_all
 from limbeck.recipe.identity import identity, text
 from limbeck.recipe.load import built_in, load
-from limbeck.recipe.stages import sources
+from limbeck.recipe.stages import placed_sources
 from limbeck.running.changes import changed_words
 
 FILES: list[tuple[bytes, str]] = [
@@ -216,7 +216,7 @@ def test_what_a_recipe_leaves_to_its_user_is_asked_for_in_one_line(name: str) ->
 def test_every_other_built_in_recipe_runs_as_shipped() -> None:
     for name in built_in().keys() - GIVEN.keys():
         for table in (table for arm in asked(name).arms() for table in arm.tables):
-            named = [source.source for _, source in sources(table)]
+            named = [source.source for _, source in placed_sources(table)]
             assert all(it == "embedded" or HUB_ID.fullmatch(it) or it.startswith("$") for it in named), name
             heldout = [table.data.heldout] if isinstance(table.data.heldout, str) else []
             texts = [spec for whole in [table.data.corpus, *heldout] for spec in whole.split(" + ")]

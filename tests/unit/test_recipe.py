@@ -14,7 +14,7 @@ from limbeck.recipe.arms import asked
 from limbeck.recipe.load import built_in, load
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.stages import dump, of_table
-from limbeck.recipe.words import LOSSES
+from limbeck.recipe.words import LOSS_WORDS
 
 PLAIN: dict[str, Any] = {
     "name": "plain",
@@ -93,7 +93,7 @@ def test_without_a_teacher() -> None:
 def test_the_schema_offers_the_words() -> None:
     schema = Recipe.model_json_schema()
     term, student = (schema["$defs"][name]["properties"] for name in ("Term", "Student"))
-    assert term["loss"]["anyOf"][0]["enum"] == list(LOSSES)
+    assert term["loss"]["anyOf"][0]["enum"] == list(LOSS_WORDS)
     assert student["family"]["anyOf"][0]["enum"] == list(FAMILIES)
     assert schema["additionalProperties"] is False
     assert "uniform" in term["layers"]["anyOf"][0]["enum"]

@@ -262,7 +262,7 @@ class Watch:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.training = self.writing = self.other = 0
         self._inside: list[str] = []
-        read, step, write = Frozen.read, Still.step, shelf.Shelf._write
+        read, step, write = Frozen.read, Still.step, shelf.AnswerShelf._write
 
         def reads(one: Frozen, *given: Any, **how: Any) -> Any:
             where = self._inside[-1] if self._inside else "other"
@@ -281,7 +281,7 @@ class Watch:
 
         patch.setattr(Frozen, "read", reads)
         patch.setattr(Still, "step", within("training", step))
-        patch.setattr(shelf.Shelf, "_write", within("writing", write))
+        patch.setattr(shelf.AnswerShelf, "_write", within("writing", write))
 
 
 @pytest.mark.slow
@@ -475,9 +475,9 @@ def test_killed_while_writing(world: Path, tmp_path: Path, monkeypatch: pytest.M
     """In the middle of the second shard: the first stays, the others are written by the next start."""
     alone = tmp_path / "alone" / "run"
     expected = run(text(world, alone, cache={}))
-    read, reads = shelf.Shelf._arrays, []
+    read, reads = shelf.AnswerShelf._arrays, []
 
-    def dies(one: shelf.Shelf, batch: Any) -> Any:
+    def dies(one: shelf.AnswerShelf, batch: Any) -> Any:
         reads.append(1)
         if len(reads) == 5:  # of three reads a shard
             raise Killed
@@ -485,7 +485,7 @@ def test_killed_while_writing(world: Path, tmp_path: Path, monkeypatch: pytest.M
 
     said = text(world, tmp_path / "run", cache={})
     with monkeypatch.context() as patch:
-        patch.setattr(shelf.Shelf, "_arrays", dies)
+        patch.setattr(shelf.AnswerShelf, "_arrays", dies)
         with pytest.raises(Killed):
             run(said)
     (place,) = entries(tmp_path / "run")

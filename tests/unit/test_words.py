@@ -10,29 +10,28 @@ import limbeck
 from limbeck.errors import ELSEWHERE, Failed, Interrupted, UserError, nearest
 from limbeck.losses import LOSSES
 from limbeck.recipe import arms
-from limbeck.recipe.words import LOSSES as WORDS
-from limbeck.recipe.words import TAPS
+from limbeck.recipe.words import LOSS_WORDS, TAPS
 
 TENSORS = {"student", "teacher", "labels", "mask"}
 
 
 def test_the_same_losses() -> None:
-    assert list(WORDS) == list(LOSSES)
+    assert list(LOSS_WORDS) == list(LOSSES)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_words_are_the_signature(name: str) -> None:
     parameters = inspect.signature(LOSSES[name]).parameters
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
-    assert set(WORDS[name].parameters) == set(parameters) - TENSORS
-    assert set(WORDS[name].needs) == {"teacher", "labels"} & set(parameters)
-    for hyper in WORDS[name].parameters:
+    assert set(LOSS_WORDS[name].parameters) == set(parameters) - TENSORS
+    assert set(LOSS_WORDS[name].needs) == {"teacher", "labels"} & set(parameters)
+    for hyper in LOSS_WORDS[name].parameters:
         assert parameters[hyper].default is not inspect.Parameter.empty, "a recipe may leave it out"
 
 
-@pytest.mark.parametrize("name", WORDS)
+@pytest.mark.parametrize("name", LOSS_WORDS)
 def test_taps_are_known(name: str) -> None:
-    assert set(WORDS[name].taps) <= set(TAPS)
+    assert set(LOSS_WORDS[name].taps) <= set(TAPS)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from functools import reduce
 
 import numpy as np
 
-from limbeck.lab.data.run import Run
+from limbeck.lab.data.run import RunData
 
 POINTS = 500  # of a smooth line; more cannot be seen and makes heavy files
 
@@ -23,7 +23,7 @@ class Curve:
     seeds: int
 
 
-def across_seeds(run: Run, name: str, setting: str, split: str | None = None, window: int = 1) -> Curve | None:
+def across_seeds(run: RunData, name: str, setting: str, split: str | None = None, window: int = 1) -> Curve | None:
     """The curve of one column over the steps that all seeds have; None if at no step all are finite.
 
     Values over layers are averaged. window: steps of the running mean, taken per seed.
@@ -78,7 +78,7 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.where(number > 0, mean, np.nan)
 
 
-def window_for(run: Run) -> int:
+def window_for(run: RunData) -> int:
     """Steps of the running mean: an odd number near a fiftieth of the run, at least 1."""
     steps = max(len(rows) for rows in run.metrics.values())
     return 2 * (steps // 100) + 1

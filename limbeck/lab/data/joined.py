@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from limbeck.errors import UserError
-from limbeck.lab.data.run import Lines, Run, read
+from limbeck.lab.data.run import Lines, RunData, read
 from limbeck.rundir import MANIFEST, METRICS, RECIPE, STUDY
 from limbeck.system.files import path_of, read_json, read_lines
 
@@ -20,22 +20,22 @@ DIFFER = {  # in the manifest -> what is said where runs have different ones
 }
 
 
-class Part(NamedTuple):
+class RunPart(NamedTuple):
     """One of the runs that are joined: what stands before its notes, and what its settings are called."""
 
     name: str
-    run: Run
+    run: RunData
     shown: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Joined(Run):
+class Joined(RunData):
     """One run of many, and what it was made of."""
 
-    parts: tuple[Part, ...] = ()
+    parts: tuple[RunPart, ...] = ()
 
 
-def gather(folder: str | Path) -> Run:
+def gather(folder: str | Path) -> RunData:
     """A run directory, or the arms of a study that have begun.
 
     Raises:
@@ -46,7 +46,7 @@ def gather(folder: str | Path) -> Run:
         return read(folder)
     told = _study(folder)
     parts = [
-        Part(arm["name"] or arm["folder"], read(folder / arm["folder"]), arm["settings"])
+        RunPart(arm["name"] or arm["folder"], read(folder / arm["folder"]), arm["settings"])
         for arm in told["arms"]
         if _begun(folder / arm["folder"])
     ]
@@ -58,7 +58,7 @@ def gather(folder: str | Path) -> Run:
     return join(folder, str(told.get("name") or folder.name), parts, notes, own_ends)
 
 
-def several(folders: Sequence[str | Path], out: Path) -> Run:
+def several(folders: Sequence[str | Path], out: Path) -> RunData:
     """Runs side by side; where two runs share the name of a setting, it has that of its run too, or alone if it is the only one.
 
     Raises:
@@ -75,17 +75,17 @@ def several(folders: Sequence[str | Path], out: Path) -> Run:
     for name, run in zip(names, runs, strict=True):
         alone = len(run.settings) == 1 and (name in run.settings or name not in counts)
         told = {it: it if counts[it] == 1 else name if alone else f"{name} {it}" for it in run.settings}
-        parts.append(Part(name, run, told))
+        parts.append(RunPart(name, run, told))
     return join(out, " and ".join(names), parts, _stages_before(parts), _ended_apart(runs))
 
 
-def _ended_apart(runs: Sequence[Run]) -> bool:
+def _ended_apart(runs: Sequence[RunData]) -> bool:
     """Whether all are done, after different numbers of updates."""
     done = all(run.manifest.get("status") == "done" for run in runs)
     return done and len({rows[-1]["step"] for run in runs for rows in run.metrics.values()}) > 1
 
 
-def _stages_before(parts: Sequence[Part]) -> list[str]:
+def _stages_before(parts: Sequence[RunPart]) -> list[str]:
     """Sentences on runs that came after stages of their own, whose cost no line of theirs holds."""
     before = [dict(part.run.manifest.get("earlier") or {}) for part in parts]
     hashes = [{name: stage.get("recipe_sha256") for name, stage in stages.items()} for stages in before]
@@ -101,7 +101,7 @@ def _stages_before(parts: Sequence[Part]) -> list[str]:
     )
 
 
-def _of_one_kind(names: Sequence[str], runs: Sequence[Run]) -> None:
+def _of_one_kind(names: Sequence[str], runs: Sequence[RunData]) -> None:
     """Whether losses and metrics have one meaning: nats of a token are no nats of a row, and no squares of scores."""
     kinds = {run.task or "running text": name for name, run in zip(names, runs, strict=True)}
     if len(kinds) > 1:
@@ -127,7 +127,7 @@ def _begun(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and bool(read_lines(folder / METRICS)[0])
 
 
-def join(folder: Path, name: str, parts: Sequence[Part], notes: Sequence[str], own_ends: bool) -> Joined:
+def join(folder: Path, name: str, parts: Sequence[RunPart], notes: Sequence[str], own_ends: bool) -> Joined:
     """One run of many: settings under the names that the parts give them.
 
     What the page says of model and text is the first one's; where others differ, a note says so.
@@ -185,7 +185,7 @@ def _renamed(lines: Lines, shown: Mapping[str, str]) -> Lines:
     return {(called(label, shown), seed): rows for (label, seed), rows in lines.items()}
 
 
-def _differs(what: str, parts: Sequence[Part]) -> str | None:
+def _differs(what: str, parts: Sequence[RunPart]) -> str | None:
     """A sentence where the parts were not trained on, or measured by, the same; one without a teacher differs from none."""
     table, word = what.split(".")
     seen = {str(told) for part in parts if (told := (part.run.manifest.get(table) or {}).get(word)) is not None}

@@ -11,21 +11,21 @@ import numpy as np
 
 from limbeck.errors import UserError
 from limbeck.lab.data.joined import Joined, called
-from limbeck.lab.data.run import Row, Run, parsed
+from limbeck.lab.data.run import Row, RunData, parsed
 from limbeck.rundir import REASONS as FILE
 
 NEEDED = {"learner": ("step", "seed", "learner"), "pair": ("step", "seed", "learners")}
 
 
 @dataclass(frozen=True)
-class Reasons:
+class ToldReasons:
     """What was measured at the last step: setting -> the lines of its seeds, and the lines of pairs of learners.
 
     Of several runs step is that of the longest one. before: the same at step 0. labels: learner -> setting, as the
     page calls it. one_teacher: of all settings. notes: what is damaged or missing.
     """
 
-    run: Run
+    run: RunData
     step: int
     learners: dict[str, list[Row]]
     before: dict[str, list[Row]]
@@ -35,7 +35,7 @@ class Reasons:
     notes: tuple[str, ...]
 
 
-def of(run: Run) -> Reasons | None:
+def of(run: RunData) -> ToldReasons | None:
     """What the run, or each of several that were joined, recorded of reasons in its last stage; None without a file.
 
     Raises:
@@ -53,10 +53,10 @@ def of(run: Run) -> Reasons | None:
     step = max((row["step"] for row in rows if row["kind"] == "learner"), default=0)
     pairs = {tuple(row["learners"]): row for row in rows if row["kind"] == "pair" and row["step"] == step}
     now, then = (_at(rows, labels, run, at) for at in (step, 0))
-    return Reasons(run, step, now, then, list(pairs.values()), labels, run.shares_teacher, tuple(notes))
+    return ToldReasons(run, step, now, then, list(pairs.values()), labels, run.shares_teacher, tuple(notes))
 
 
-def _of_parts(run: Joined) -> Reasons | None:
+def _of_parts(run: Joined) -> ToldReasons | None:
     """Those of the parts under the names of the page; a part without reasons is noted."""
     found = [(part, why) for part in run.parts if (why := of(part.run)) is not None]
     if not found:
@@ -72,7 +72,7 @@ def _of_parts(run: Joined) -> Reasons | None:
     ]
     teachers = {str((part.run.manifest.get("teacher") or {}).get("sha256")) for part, _ in found}
     one = len(teachers) == 1 and all(why.one_teacher for _, why in found)
-    return Reasons(run, max(why.step for _, why in found), now, then, pairs, labels, one, tuple(notes))
+    return ToldReasons(run, max(why.step for _, why in found), now, then, pairs, labels, one, tuple(notes))
 
 
 def mean(rows: Iterable[Row], name: str) -> np.ndarray | None:
@@ -135,7 +135,7 @@ def _names(row: Row) -> set[str]:
     return set(row["learners"]) if row["kind"] == "pair" else {row["learner"]}
 
 
-def _at(rows: list[Row], labels: dict[str, str], run: Run, step: int) -> dict[str, list[Row]]:
+def _at(rows: list[Row], labels: dict[str, str], run: RunData, step: int) -> dict[str, list[Row]]:
     """Setting -> the lines of its seeds at a step, in the order of the run; of a line written twice, the later one."""
     last = {row["learner"]: row for row in rows if row["kind"] == "learner" and row["step"] == step}
     found = {it: [row for learner, row in last.items() if labels[learner] == it] for it in run.settings}

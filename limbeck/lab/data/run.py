@@ -27,7 +27,7 @@ MEASURE = re.compile(r"(?P<role>teacher(-\d+)?)@(?P<setting>.+?)-seed\d+(-.*)?")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunData:
     """The numbers of one run directory; make it with `read`.
 
     manifest: content of manifest.json. recipe: text of recipe.yaml ("" if there is none). settings: names in
@@ -111,7 +111,7 @@ class Run:
         return None if classes is None else "classification" if classes else "regression"
 
 
-def read(folder: str | Path) -> Run:
+def read(folder: str | Path) -> RunData:
     """Read a run directory.
 
     Raises UserError when the folder, its manifest or its metrics are missing or damaged. A damaged *last*
@@ -135,7 +135,7 @@ def read(folder: str | Path) -> Run:
     notes += _unfinished(manifest, rows) + _kept(manifest)
     metrics, evals = _without_failed(manifest, metrics, evals, notes)
     text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
-    run = Run(folder, manifest, text, metrics, evals, tuple(notes))
+    run = RunData(folder, manifest, text, metrics, evals, tuple(notes))
     return run if run.shares_teacher else replace(run, notes=(*notes, OWN_TEACHERS))
 
 

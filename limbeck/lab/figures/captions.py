@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from limbeck.lab import names
-from limbeck.lab.data.run import Run
+from limbeck.lab.data.run import RunData
 
 
 class Caption(NamedTuple):
@@ -104,7 +104,7 @@ CAPTIONS: dict[str, Caption] = {  # braces: words of the run
 }
 
 
-def caption(name: str, run: Run) -> Caption:
+def caption(name: str, run: RunData) -> Caption:
     """The words around one figure of a run."""
     said = names.of(run)
     fill = asdict(said) | {"metric": said.metrics[0].name if said.metrics else ""}

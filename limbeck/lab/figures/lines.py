@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from limbeck.lab import names
 from limbeck.lab.data.curves import Curve, across_seeds, thin
-from limbeck.lab.data.run import Run
+from limbeck.lab.data.run import RunData
 from limbeck.lab.figures import style
 from limbeck.lab.figures.chart import Chart
 from limbeck.lab.numbers import number
@@ -19,7 +19,7 @@ SPLITS = ("train", "test")
 LEVEL = 24  # points of a level line that say its value
 
 
-def evaluated(run: Run, name: str, split: str, label: str, batches: bool = False) -> Chart | None:
+def evaluated(run: RunData, name: str, split: str, label: str, batches: bool = False) -> Chart | None:
     """Evaluations of a split; the y axis is the same for both splits, so that the figures compare.
 
     The value of the teacher, where there is one of this column, is a dashed line.
@@ -37,7 +37,7 @@ def evaluated(run: Run, name: str, split: str, label: str, batches: bool = False
 
 
 def lines(
-    run: Run,
+    run: RunData,
     name: str,
     split: str | None,
     label: str,
@@ -70,12 +70,12 @@ def lines(
     return chart
 
 
-def _lines_of(run: Run, name: str, split: str | None, window: int = 1) -> dict[str, Curve]:
+def _lines_of(run: RunData, name: str, split: str | None, window: int = 1) -> dict[str, Curve]:
     curves = {setting: across_seeds(run, name, setting, split, window) for setting in run.settings}
     return {setting: curve for setting, curve in curves.items() if curve is not None}
 
 
-def _line(chart: Chart, run: Run, setting: str, curve: Curve, marks: bool) -> Line2D:
+def _line(chart: Chart, run: RunData, setting: str, curve: Curve, marks: bool) -> Line2D:
     (axes,) = chart.axes
     hue, shape = style.colour(run.settings, setting), style.marker(run.settings, setting)
     curve = curve if marks else thin(curve)
@@ -86,7 +86,7 @@ def _line(chart: Chart, run: Run, setting: str, curve: Curve, marks: bool) -> Li
     return axes.plot(curve.steps, curve.mean, color=hue, marker=shape, ms=size, clip_on=False)[0]
 
 
-def _of_teacher(run: Run, name: str, split: str) -> dict[str, float]:
+def _of_teacher(run: RunData, name: str, split: str) -> dict[str, float]:
     """Setting -> what its teacher reaches at the last evaluation, the mean over the seeds."""
     found = {}
     for setting in run.settings:
@@ -97,7 +97,7 @@ def _of_teacher(run: Run, name: str, split: str) -> dict[str, float]:
     return found
 
 
-def _levels(chart: Chart, run: Run, levels: Mapping[str, float]) -> dict[str, Line2D]:
+def _levels(chart: Chart, run: RunData, levels: Mapping[str, float]) -> dict[str, Line2D]:
     """One dashed line for the teacher; one in each setting's colour where every setting has its own."""
     if not levels:
         return {}

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from limbeck.lab import names
 from limbeck.lab.data.curves import Curve, over_seeds
-from limbeck.lab.data.reasons import Reasons, Row, calibrated, mean, stacked
+from limbeck.lab.data.reasons import Row, ToldReasons, calibrated, mean, stacked
 from limbeck.lab.figures import style
 from limbeck.lab.figures.chart import Chart, save
 from limbeck.lab.numbers import number
@@ -28,7 +28,7 @@ TEACHER = "teacher"
 Teacher = tuple[np.ndarray, str]  # its values, and the colour of its line
 
 
-def alignment(why: Reasons) -> Chart | None:
+def alignment(why: ToldReasons) -> Chart | None:
     """Linear CKA of the layers of each setting with those of its teacher, one panel for each setting."""
     grids = {setting: grid for setting, rows in why.learners.items() if (grid := mean(rows, "cka")) is not None}
     if not grids:
@@ -48,7 +48,7 @@ def alignment(why: Reasons) -> Chart | None:
     return chart
 
 
-def rank(why: Reasons) -> Chart | None:
+def rank(why: ToldReasons) -> Chart | None:
     """Effective rank by layer."""
     found = {setting: _curve(stacked(rows, "effective_rank")) for setting, rows in why.learners.items()}
     curves = {setting: curve for setting, curve in found.items() if curve}
@@ -68,7 +68,7 @@ def rank(why: Reasons) -> Chart | None:
     return chart
 
 
-def reliability(why: Reasons) -> Chart | None:
+def reliability(why: ToldReasons) -> Chart | None:
     """Accuracy against confidence, with the expected calibration error in the legend."""
     mine = {it: found for it, rows in why.learners.items() if (found := calibrated(rows))}
     if not mine:
@@ -90,7 +90,7 @@ def reliability(why: Reasons) -> Chart | None:
     return chart
 
 
-def frequency(why: Reasons) -> Chart | None:
+def frequency(why: ToldReasons) -> Chart | None:
     """Agreement and logit loss by how often a token stands in the training text."""
     edges = max((it for rows in why.learners.values() for row in rows if (it := _edges(row))), key=len, default=[])
     tips = [
@@ -100,13 +100,13 @@ def frequency(why: Reasons) -> Chart | None:
     return _by(why, "by_frequency", [_short(edge) for edge in edges], "times in the training text, from", tips)
 
 
-def place(why: Reasons) -> Chart | None:
+def place(why: ToldReasons) -> Chart | None:
     """Agreement and logit loss by the place in the block."""
     eighths = [str(eighth) for eighth in range(1, 9)]
     return _by(why, "by_place", eighths, "place in the block, in eighths", [f"eighth {eighth}" for eighth in eighths])
 
 
-FIGURES: dict[str, Callable[[Reasons], Chart | None]] = {
+FIGURES: dict[str, Callable[[ToldReasons], Chart | None]] = {
     "reasons-cka": alignment,
     "reasons-rank": rank,
     "reasons-calibration": reliability,
@@ -115,7 +115,7 @@ FIGURES: dict[str, Callable[[Reasons], Chart | None]] = {
 }
 
 
-def draw(why: Reasons) -> list[Path]:
+def draw(why: ToldReasons) -> list[Path]:
     """Write every figure for which there are numbers to figures/NAME.svg and .png; returns the paths written."""
     paths = []
     with style.rules():
@@ -146,7 +146,7 @@ def _grid(axes: Axes, grid: np.ndarray, across: int) -> None:
     axes.grid(False)
 
 
-def _by(why: Reasons, name: str, bins: list[str], label: str, tips: list[str]) -> Chart | None:
+def _by(why: ToldReasons, name: str, bins: list[str], label: str, tips: list[str]) -> Chart | None:
     """Two panels, agreement and logit loss, over bins; None where nothing was compared."""
     said = names.of(why.run)
     chart = Chart(3.4)
@@ -183,7 +183,7 @@ def _curve(values: np.ndarray | None) -> Curve | None:
 def _lines(
     chart: Chart,
     axes: Axes,
-    why: Reasons,
+    why: ToldReasons,
     curves: Mapping[str, Curve],
     teachers: Mapping[str, Teacher],
     tip: Callable[[int, str], str],
@@ -219,14 +219,14 @@ def _values(axes: Axes, curves: Mapping[str, Curve], teachers: Mapping[str, Teac
     style.value_axis(axes, float(every.min()), float(every.max()), label)
 
 
-def _teachers(why: Reasons, settings: Iterable[str]) -> dict[str, str]:
+def _teachers(why: ToldReasons, settings: Iterable[str]) -> dict[str, str]:
     """Name of a teacher -> a setting that it teaches: one where all settings share it, else each one's own."""
     if why.one_teacher:
         return dict(zip([TEACHER], settings, strict=False))
     return {f"teacher of {setting}": setting for setting in settings}
 
 
-def _teacher_hue(why: Reasons, name: str, setting: str) -> str:
+def _teacher_hue(why: ToldReasons, name: str, setting: str) -> str:
     return style.TEACHER_COLOUR if name == TEACHER else style.colour(why.run.settings, setting)
 
 
@@ -247,7 +247,7 @@ def _with_ece(name: str, table: Mapping[str, np.ndarray]) -> str:
     return f"{short}, ECE {float(table['ece']):.3f}"
 
 
-def _look(why: Reasons, setting: str) -> dict[str, Any]:
+def _look(why: ToldReasons, setting: str) -> dict[str, Any]:
     every = why.run.settings
     return {"color": style.colour(every, setting), "marker": style.marker(every, setting), "ms": 4}
 

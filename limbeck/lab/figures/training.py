@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from limbeck.lab import names
 from limbeck.lab.data.curves import Curve, binned, over_seeds, thin, window_for
-from limbeck.lab.data.run import Run, read
+from limbeck.lab.data.run import RunData, read
 from limbeck.lab.figures import style
 from limbeck.lab.figures.chart import Chart, save
 from limbeck.lab.figures.lines import evaluated, lines
@@ -26,7 +26,7 @@ VAST = 1e100  # what no axis can show: a loss of a term that was weighed by 1e30
 COLUMNS = 240  # of a heat map: steps are averaged to at most so many
 
 
-def multi_loss_terms(run: Run) -> Chart | None:
+def multi_loss_terms(run: RunData) -> Chart | None:
     """What each term adds to the loss, and its share, for every setting of more than one term."""
     several = {setting: _contributions(run, setting) for setting in run.settings if len(run.terms(setting)) > 1}
     several = {setting: curves for setting, curves in several.items() if curves}
@@ -47,53 +47,53 @@ def multi_loss_terms(run: Run) -> Chart | None:
     return chart
 
 
-def metric_train(run: Run) -> Chart | None:
+def metric_train(run: RunData) -> Chart | None:
     """The first metric of a task on training rows."""
     return _metric(run, "train")
 
 
-def metric_test(run: Run) -> Chart | None:
+def metric_test(run: RunData) -> Chart | None:
     """The first metric of a task on held-out rows."""
     return _metric(run, "test")
 
 
-def logit_loss_train(run: Run) -> Chart | None:
+def logit_loss_train(run: RunData) -> Chart | None:
     """Logit loss on training text: evaluations of a fixed sample, and the batches themselves, faint."""
     return evaluated(run, "logit_loss", "train", names.of(run).logit_axis, batches=True)
 
 
-def logit_loss_test(run: Run) -> Chart | None:
+def logit_loss_test(run: RunData) -> Chart | None:
     """Logit loss on held-out text."""
     return evaluated(run, "logit_loss", "test", names.of(run).logit_axis)
 
 
-def label_loss_train(run: Run) -> Chart | None:
+def label_loss_train(run: RunData) -> Chart | None:
     """Label loss on training text, for a run without a teacher of all settings."""
     return evaluated(run, "label_loss", "train", names.of(run).label_axis) if _by_labels(run) else None
 
 
-def label_loss_test(run: Run) -> Chart | None:
+def label_loss_test(run: RunData) -> Chart | None:
     """Label loss on held-out text, for a run without a teacher of all settings."""
     return evaluated(run, "label_loss", "test", names.of(run).label_axis) if _by_labels(run) else None
 
 
-def label_accuracy_train(run: Run) -> Chart | None:
+def label_accuracy_train(run: RunData) -> Chart | None:
     """Share of the labels that the student names, on training text, for a run without a teacher of all settings."""
     return _label_accuracy(run, "train")
 
 
-def label_accuracy_test(run: Run) -> Chart | None:
+def label_accuracy_test(run: RunData) -> Chart | None:
     """Share of the labels that the student names, on held-out text, for a run without a teacher of all settings."""
     return _label_accuracy(run, "test")
 
 
-def gradient_norm(run: Run) -> Chart | None:
+def gradient_norm(run: RunData) -> Chart | None:
     """Norm of the gradient of each setting's own loss, averaged over the layers."""
     window = window_for(run)
     return lines(run, "grad_norm_mean", None, f"{GRADIENT},\nmean over layers", window=window)
 
 
-def gradient_norm_layers(run: Run) -> Chart | None:
+def gradient_norm_layers(run: RunData) -> Chart | None:
     """Heat maps step x layer of the gradient norm, one per setting, one colour scale."""
     maps = {setting: _layers(run, setting) for setting in run.settings}
     maps = {setting: found for setting, found in maps.items() if found is not None}
@@ -120,19 +120,19 @@ def gradient_norm_layers(run: Run) -> Chart | None:
     return chart
 
 
-def logit_gradient_norm(run: Run) -> Chart | None:
+def logit_gradient_norm(run: RunData) -> Chart | None:
     """Norm of the gradient of the common logit loss, averaged over the layers: comparable."""
     said = names.of(run)
     label = f"gradient norm of the {said.logit_loss}\n(L2; {said.slope}),\nmean over layers"
     return lines(run, "logit_grad_norm_layers", _split_with(run, "logit_grad_norm_layers"), label)
 
 
-def update_ratio(run: Run) -> Chart | None:
+def update_ratio(run: RunData) -> Chart | None:
     """How far an update moves the weights, relative to their size, averaged over the layers."""
     return lines(run, "update_ratio_layers", _split_with(run, "update_ratio_layers"), f"{UPDATE},\nmean over layers")
 
 
-FIGURES: dict[str, Callable[[Run], Chart | None]] = {
+FIGURES: dict[str, Callable[[RunData], Chart | None]] = {
     "metric-test": metric_test,
     "metric-train": metric_train,
     "logit-loss-train": logit_loss_train,
@@ -149,12 +149,12 @@ FIGURES: dict[str, Callable[[Run], Chart | None]] = {
 }
 
 
-def draw(folder: str | Path | Run) -> list[Path]:
+def draw(folder: str | Path | RunData) -> list[Path]:
     """Write every figure for which the run has numbers to figures/NAME.svg and figures/NAME.png.
 
     Returns the paths written, in the order of FIGURES. Raises UserError for a folder that is no run.
     """
-    run = folder if isinstance(folder, Run) else read(folder)
+    run = folder if isinstance(folder, RunData) else read(folder)
     paths = []
     with style.rules():
         for name, make in FIGURES.items():
@@ -164,28 +164,28 @@ def draw(folder: str | Path | Run) -> list[Path]:
     return paths
 
 
-def _metric(run: Run, split: str) -> Chart | None:
+def _metric(run: RunData, split: str) -> Chart | None:
     first = names.of(run).metrics[:1]
     unit = " (share of 1)" if first and first[0].write is share else ""
     return evaluated(run, first[0].key, split, first[0].name + unit) if first else None
 
 
-def _by_labels(run: Run) -> bool:
+def _by_labels(run: RunData) -> bool:
     return not (run.taught and run.shares_teacher)
 
 
-def _label_accuracy(run: Run, split: str) -> Chart | None:
+def _label_accuracy(run: RunData, split: str) -> Chart | None:
     """Of text; rows have the metrics of their task."""
     shown = _by_labels(run) and run.task is None
     return evaluated(run, "label_accuracy", split, "label accuracy (share of 1)") if shown else None
 
 
-def _split_with(run: Run, name: str) -> str:
+def _split_with(run: RunData, name: str) -> str:
     """The split on which a column was evaluated, the held-out one first."""
     return next((split for split in ("test", "train") if run.has(name, split)), "test")
 
 
-def _contributions(run: Run, setting: str) -> dict[str, Curve]:
+def _contributions(run: RunData, setting: str) -> dict[str, Curve]:
     """Weight times value of each term, a running mean, over the seeds."""
     found = {}
     for term in run.terms(setting):
@@ -245,7 +245,7 @@ def _heat(axes: Axes, values: np.ndarray, edges: np.ndarray, norm: LogNorm) -> N
     axes.grid(False)
 
 
-def _layers(run: Run, setting: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _layers(run: RunData, setting: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Gradient norm `[n, L]` (mean over seeds and neighbouring steps) and the edges `[n + 1]` in steps."""
     series = [run.series("grad_norm_layers", setting, seed) for seed in run.seeds(setting)]
     length = min(len(values) for _, values in series)

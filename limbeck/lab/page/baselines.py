@@ -9,14 +9,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from limbeck.lab.data.run import Row, Run
+from limbeck.lab.data.run import Row, RunData
 from limbeck.lab.numbers import Spread
 from limbeck.lab.page.results import columns, rows
 
 Told = Callable[[Row], Mapping[str, Any]]  # a line of evals.jsonl -> columns of the table
 
 
-def of_baselines(run: Run) -> list[dict[str, Any]]:
+def of_baselines(run: RunData) -> list[dict[str, Any]]:
     """Rows as those of `table.rows`, of the baselines that the recipe asked for: `initial`, `teacher`.
 
     `initial` is the evaluation at step 0. `teacher` is what the evaluations say of the teacher: its logit loss is 0 and its
@@ -29,7 +29,7 @@ def of_baselines(run: Run) -> list[dict[str, Any]]:
     return [row for name in asked for row in _rows(run, name, kinds[name], results)]
 
 
-def _rows(run: Run, name: str, told: Told, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _rows(run: RunData, name: str, told: Told, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for all settings of which the same is told."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}  # what is told -> the first setting of which it is, its row
     for result in results:
@@ -40,7 +40,7 @@ def _rows(run: Run, name: str, told: Told, results: list[dict[str, Any]]) -> lis
     return [row | {"setting": name if len(found) == 1 else f"{name} of {setting}"} for setting, row in found.values()]
 
 
-def _row(run: Run, name: str, told: Told, result: dict[str, Any]) -> dict[str, Any] | None:
+def _row(run: RunData, name: str, told: Told, result: dict[str, Any]) -> dict[str, Any] | None:
     """What is told of one setting, seed by seed; None where nothing is."""
     step = 0 if name == "initial" else result["step"]
     values: dict[str, dict[int, float]] = {}

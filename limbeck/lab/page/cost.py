@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from limbeck.lab.data.joined import Joined, called
-from limbeck.lab.data.run import Run
+from limbeck.lab.data.run import RunData
 from limbeck.lab.numbers import amount, duration, latency, size
 from limbeck.lab.page.results import cost
 from limbeck.rundir import PROFILE
@@ -33,7 +33,7 @@ class _Models(NamedTuple):
     how: Facts
 
 
-def of_run(run: Run) -> Cost:
+def of_run(run: RunData) -> Cost:
     """The cost of every setting, and of every teacher; what was not measured is a dash.
 
     Parameters, MACs, latency and memory are of the first seed's student: those of other seeds are alike in it.
@@ -65,7 +65,7 @@ def _model(facts: Facts, batches: list[str]) -> list[str]:
     ]
 
 
-def _training(run: Run, setting: str) -> list[str]:
+def _training(run: RunData, setting: str) -> list[str]:
     """Tokens a second and seconds, each the mean over the seeds."""
     tokens, seconds = [], []
     for seed in run.seeds(setting):
@@ -91,7 +91,7 @@ def _remark(how: Facts) -> str:
     )
 
 
-def _models(run: Run) -> _Models:
+def _models(run: RunData) -> _Models:
     """Those of a run directory, or of all that were joined; a teacher of several is told once."""
     if isinstance(run, Joined):
         parts = [(part, _models(part.run)) for part in run.parts]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from limbeck.lab.data.run import Run
+from limbeck.lab.data.run import RunData
 from limbeck.lab.numbers import Spread, number, percent
 
 LAST = "last layer"
-LOSSES = ("logit_loss", "agreement", "label_loss", "label_accuracy")
+COLUMNS = ("logit_loss", "agreement", "label_loss", "label_accuracy")
 
 
-def of_setting(run: Run, setting: str, step: int) -> dict[str, dict[str, Spread]]:
+def of_setting(run: RunData, setting: str, step: int) -> dict[str, dict[str, Spread]]:
     """`after layer 2`, ..., `last layer` -> column -> its values by seed, nan where null; empty without exits."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for seed in run.seeds(setting):
@@ -28,7 +28,7 @@ def of_setting(run: Run, setting: str, step: int) -> dict[str, dict[str, Spread]
 
 def _values(said: dict[str, Any]) -> dict[str, float | None]:
     metrics = {f"metrics.{name}": value for name, value in (said.get("metrics") or {}).items()}
-    return {**metrics, **{name: said.get(name) for name in LOSSES}}
+    return {**metrics, **{name: said.get(name) for name in COLUMNS}}
 
 
 def lines(rows: list[dict[str, Any]]) -> list[list[str]]:

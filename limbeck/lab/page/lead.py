@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from limbeck.lab.data.run import Run
-from limbeck.lab.names import Measure, compared
+from limbeck.lab.data.run import RunData
+from limbeck.lab.names import NamedMeasure, compared
 from limbeck.lab.numbers import Spread, count
 from limbeck.lab.page.verdicts import detectable, main_outcome, p_value
 from limbeck.lab.statistics.outcomes import Outcome
@@ -16,7 +16,7 @@ CLAUSES, NAMED, OPEN = 3, 6, 2  # what a sentence can hold: clauses, settings by
 SEVERAL = "Give the recipe several seeds, such as seeds: [0, 1, 2, 3, 4]."
 
 
-def lead(run: Run) -> str:
+def lead(run: RunData) -> str:
     """Which setting is better than which, or that there is no verdict and why; "" where nothing is compared.
 
     Two settings: "multi is better than logit: held-out logit loss 1.612 against 1.921 (3 seeds, p 0.003 after Holm)."
@@ -30,7 +30,7 @@ def lead(run: Run) -> str:
     return " ".join([*said, *lost(outcome.missing, measure)])
 
 
-def lost(names: Sequence[str], measure: Measure) -> list[str]:
+def lost(names: Sequence[str], measure: NamedMeasure) -> list[str]:
     """A sentence on the settings whose numbers are not finite, or not defined."""
     return [f"The held-out {measure.name} of {listed(names)} is {measure.write(math.nan)}."] if names else []
 
@@ -41,7 +41,7 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _decided(outcome: Outcome, decided: Sequence[Verdict], measure: Measure) -> list[str]:
+def _decided(outcome: Outcome, decided: Sequence[Verdict], measure: NamedMeasure) -> list[str]:
     """Who is better than whom, what they reached, and which pairs are open."""
     beaten: dict[str, list[str]] = {}
     for verdict in decided:
@@ -64,7 +64,7 @@ def _decided(outcome: Outcome, decided: Sequence[Verdict], measure: Measure) -> 
     return [f"{'; '.join(clauses[:CLAUSES])}{more}.", f"Held-out {measure.name}: {_each(means)} {facts}.", *undecided]
 
 
-def _undecided(outcome: Outcome, measure: Measure, against: str | None) -> list[str]:
+def _undecided(outcome: Outcome, measure: NamedMeasure, against: str | None) -> list[str]:
     """That no pair has a verdict, what the settings reached, and what the seeds could have shown."""
     means, verdicts = _ranked(outcome, measure), outcome.verdicts
     names = list(outcome.values)
@@ -83,7 +83,7 @@ def _undecided(outcome: Outcome, measure: Measure, against: str | None) -> list[
     return [*found, *([SEVERAL] if reasons == [ONE_SEED] else []), *([power] if span else [])]
 
 
-def _ranked(outcome: Outcome, measure: Measure) -> dict[str, str]:
+def _ranked(outcome: Outcome, measure: NamedMeasure) -> dict[str, str]:
     """Setting -> its mean as written, the best first, and last what is not finite."""
     means = {name: Spread(seeds).mean for name, seeds in outcome.values.items()}
     ranked = sorted(means, key=lambda name: (means[name] != means[name], -measure.better * means[name]))

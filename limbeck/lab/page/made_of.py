@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from limbeck.lab import names
-from limbeck.lab.data.run import Run
+from limbeck.lab.data.run import RunData
 from limbeck.lab.numbers import count
 from limbeck.recipe.plain_yaml import of_run
 
@@ -14,7 +14,7 @@ Facts = dict[str, Any]
 Lines = list[tuple[str, str]]
 
 
-def lines(run: Run) -> Lines:
+def lines(run: RunData) -> Lines:
     """What it is and what the manifest says of it; what is not in the manifest is left out."""
     noun = "row" if run.task else "document"
     found = [
@@ -67,7 +67,7 @@ def _amount(data: Facts, part: str, noun: str) -> str:
     return (f"{where}: " if isinstance(where, str) else "") + ", ".join(said) + share
 
 
-def _measured(run: Run, split: str) -> str:
+def _measured(run: RunData, split: str) -> str:
     """How much of it the evaluations read."""
     part = names.measured(run, split)
     if part is None or part[0] >= part[1]:
@@ -75,7 +75,7 @@ def _measured(run: Run, split: str) -> str:
     return f"; evaluations measure {part[0]:,} of the {'rows' if run.task else 'tokens'}"
 
 
-def _unlabelled(run: Run, noun: str) -> str:
+def _unlabelled(run: RunData, noun: str) -> str:
     data = run.data.get("unlabelled")
     if not data:
         return ""
@@ -84,7 +84,7 @@ def _unlabelled(run: Run, noun: str) -> str:
     return amount + (f"; {100 * share:g} % of every batch" if isinstance(share, int | float) else "")
 
 
-def _recipe(run: Run) -> Facts:
+def _recipe(run: RunData) -> Facts:
     """The recipe of this run: of a staged one the stage's own."""
     table = of_run(run.recipe)
     staged = table.get("stages") if isinstance(table, dict) else None

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from limbeck.lab import names as words
-from limbeck.lab.data.reasons import Reasons, mean
-from limbeck.lab.data.run import Row, Run
+from limbeck.lab.data.reasons import ToldReasons, mean
+from limbeck.lab.data.run import Row, RunData
 from limbeck.lab.figures.captions import LINES, Caption
 from limbeck.lab.numbers import coefficient, count, number, percent
 
@@ -26,7 +26,7 @@ class Table(NamedTuple):
     remark: str
 
 
-def introduction(why: Reasons) -> str:
+def introduction(why: ToldReasons) -> str:
     """Where and on how much this was measured."""
     rows = [row for lines in why.learners.values() for row in lines]
     tokens, states = (max(int(row.get(name) or 0) for row in rows) for name in ("tokens", "states"))
@@ -39,7 +39,7 @@ def introduction(why: Reasons) -> str:
     return f"{said}; layers are compared by what they hold at {count(states, 'token')}.{over}"
 
 
-def pulls(run: Run) -> Table | None:
+def pulls(run: RunData) -> Table | None:
     """For each setting of several terms: shares of the gradient, and cosines of every two terms, at the last probe."""
     probes = {setting: _probes(run, setting) for setting in run.settings}
     probes = {setting: found for setting, found in probes.items() if any(len(row) > 1 for row, _ in found)}
@@ -63,7 +63,7 @@ def pulls(run: Run) -> Table | None:
     return Table(["setting", "term", "share", *(f"with {term}" for term in terms)], lines, remark)
 
 
-def couples(why: Reasons) -> Table | None:
+def couples(why: ToldReasons) -> Table | None:
     """Every pair of settings of one seed: how far the two went apart, the mean over the seeds."""
     order = why.run.settings
     found: dict[tuple[str, ...], list[Row]] = {}
@@ -87,7 +87,7 @@ def couples(why: Reasons) -> Table | None:
     return Table([names[i] for i in measured], [[line[i] for i in measured] for line in lines], remark)
 
 
-def caption(name: str, why: Reasons) -> Caption:
+def caption(name: str, why: ToldReasons) -> Caption:
     """The words around one figure of reasons."""
     loss = words.of(why.run).logit_loss
     title, alt, reading = (part.replace("{logit_loss}", loss) for part in CAPTIONS[name])
@@ -137,7 +137,7 @@ CAPTIONS = {
 }
 
 
-def _highest(why: Reasons) -> str:
+def _highest(why: ToldReasons) -> str:
     said = []
     for setting, rows in why.learners.items():
         grid = mean(rows, "cka")
@@ -148,7 +148,7 @@ def _highest(why: Reasons) -> str:
     return " ".join(said)
 
 
-def _from_start(why: Reasons) -> str:
+def _from_start(why: ToldReasons) -> str:
     """The mean of the grid at step 0 and now; nothing where step 0 was not measured, or is the last one."""
     said = []
     for setting, rows in why.learners.items():
@@ -158,7 +158,7 @@ def _from_start(why: Reasons) -> str:
     return f"Mean of all cells at step 0, before any training here, and now: {'; '.join(said)}." if said else ""
 
 
-def _probes(run: Run, setting: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _probes(run: RunData, setting: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Cosines and shares at the last probe of each seed that had one."""
     found = []
     for seed in run.seeds(setting):

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from limbeck.errors import UserError, printable
 from limbeck.lab.data import reasons
 from limbeck.lab.data.joined import gather, several
-from limbeck.lab.data.run import Run
+from limbeck.lab.data.run import RunData
 from limbeck.lab.figures import reasons as heat
 from limbeck.lab.figures import style, svg
 from limbeck.lab.figures.captions import Caption, caption
@@ -36,7 +36,7 @@ TEMPLATE, SCRIPT = "report.html.j2", "sort.js"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def gathered(folders: Sequence[str | Path], against: str | None = None) -> Run:
+def gathered(folders: Sequence[str | Path], against: str | None = None) -> RunData:
     """A run or a study; of several all in one, in a folder `compared` beside the first.
 
     Raises:
@@ -58,7 +58,7 @@ def write(folder: str | Path) -> Path:
     return page(gathered([folder]))
 
 
-def page(run: Run) -> Path:
+def page(run: RunData) -> Path:
     """Draw the figures of what was gathered, and write report.html, whole or not at all; returns its path."""
     with doing("drawing the figures and writing the report"):
         why = reasons.of(run)
@@ -69,12 +69,12 @@ def page(run: Run) -> Path:
     return path
 
 
-def figures(run: Run) -> list[dict[str, Any]]:
+def figures(run: RunData) -> list[dict[str, Any]]:
     """Draw the figures; for each its name, title, text of reading, and the picture as an inline `<svg>`."""
     return [_shown(path, caption(path.stem, run)) for path in draw(run) if path.suffix == ".svg"]
 
 
-def section(why: reasons.Reasons) -> dict[str, Any]:
+def section(why: reasons.ToldReasons) -> dict[str, Any]:
     """Draw the figures of the section on reasons, and make its tables."""
     pictures = [path for path in heat.draw(why) if path.suffix == ".svg"]
     return {
@@ -92,7 +92,7 @@ def _shown(path: Path, said: Caption) -> dict[str, Any]:
     return {"name": path.stem, "svg": Markup(picture), **said._asdict()}
 
 
-def render(run: Run, figures: list[dict[str, Any]], why: dict[str, Any] | None = None) -> str:
+def render(run: RunData, figures: list[dict[str, Any]], why: dict[str, Any] | None = None) -> str:
     """The page as text. Whatever comes from the run is escaped, and of files and folders it tells the names alone."""
     run = replace(run, manifest=shared(run.manifest), recipe=shared_recipe(run.recipe))
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -132,7 +132,7 @@ def render(run: Run, figures: list[dict[str, Any]], why: dict[str, Any] | None =
     )
 
 
-def _hue(run: Run, row: dict[str, Any]) -> str:
+def _hue(run: RunData, row: dict[str, Any]) -> str:
     return style.TEACHER_COLOUR if row["baseline"] else style.colour(run.settings, row["setting"])
 
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from limbeck.errors import printable
 from limbeck.lab.data.curves import flat
-from limbeck.lab.data.run import Run
-from limbeck.lab.names import Measure, Words, compared, measured, of
+from limbeck.lab.data.run import RunData
+from limbeck.lab.names import NamedMeasure, RunNames, compared, measured, of
 from limbeck.lab.numbers import Spread, count, duration, flops, number, percent, whole
 from limbeck.lab.page import exits
 
 LEAST_TEACHER = 0.1  # metric of a teacher of which a share is told
-OF_TEACHER = ("teacher_label_loss", "teacher_label_accuracy")
+TEACHERS_OWN = ("teacher_label_loss", "teacher_label_accuracy")
 
 
 class Column(NamedTuple):
@@ -65,14 +65,14 @@ def columns(row: dict[str, Any]) -> list[Column]:
     ]
 
 
-def _accuracies(words: Words) -> list[Column]:
+def _accuracies(words: RunNames) -> list[Column]:
     return [
         Column("label_accuracy", f"label accuracy, {words.test}", percent, +1),
         Column("teacher_label_accuracy", "the teacher's label accuracy", percent, under=True),
     ]
 
 
-def _of_metric(metric: Measure, words: Words) -> list[Column]:
+def _of_metric(metric: NamedMeasure, words: RunNames) -> list[Column]:
     """The student's, the teacher's, and the one as a share of the other."""
     return [
         Column(metric.key, f"{metric.name}, {words.test}", metric.write, metric.better),
@@ -81,7 +81,7 @@ def _of_metric(metric: Measure, words: Words) -> list[Column]:
     ]
 
 
-def rows(run: Run) -> list[dict[str, Any]]:
+def rows(run: RunData) -> list[dict[str, Any]]:
     """One dict per setting, in the order of the run.
 
     Keys: setting, seeds (list), step (the last one at which every learner was evaluated; see `ends`), words, measure
@@ -105,14 +105,14 @@ def rows(run: Run) -> list[dict[str, Any]]:
     return results if some else [row | {"skipped": None} for row in results]
 
 
-def ends(run: Run) -> dict[str, int] | None:
+def ends(run: RunData) -> dict[str, int] | None:
     """Setting -> its own last evaluated step, where each is told at its own; None elsewhere."""
     if not run.own_ends:
         return None
     return {name: _common_step(run, [key for key in run.metrics if key[0] == name]) for name in run.settings}
 
 
-def _result(run: Run, setting: str, said: dict[str, Any], budgets: dict[str, float | None]) -> dict[str, Any]:
+def _result(run: RunData, setting: str, said: dict[str, Any], budgets: dict[str, float | None]) -> dict[str, Any]:
     step, measure = said["step"], said["measure"].key
 
     def spread(value: Callable[[int], float | None]) -> Spread | None:
@@ -126,7 +126,7 @@ def _result(run: Run, setting: str, said: dict[str, Any], budgets: dict[str, flo
 
     row: dict[str, Any] = {"setting": setting, "seeds": run.seeds(setting), **said}
     row |= {f"{split}_logit_loss": at_step("logit_loss", split) for split in ("test", "train")}
-    row |= {key: at_step(key, "test") for key in ("agreement", "label_loss", "label_accuracy", *OF_TEACHER)}
+    row |= {key: at_step(key, "test") for key in ("agreement", "label_loss", "label_accuracy", *TEACHERS_OWN)}
     row["updates"] = spread(lambda seed: step) if said["apart"] else None
     row["skipped"] = spread(lambda seed: sum(line.get("skipped") is not None for line in run.metrics[setting, seed]))
     row["measured"] = at_step("tokens", "test") if measured(run, "test") and not run.task else None
@@ -154,7 +154,7 @@ def _shares(mine: Spread | None, theirs: Spread | None) -> Spread | None:
     return Spread({seed: value / teacher for seed, value, teacher in known})
 
 
-def cost(run: Run, setting: str, seed: int, by: str) -> tuple[np.ndarray, np.ndarray] | None:
+def cost(run: RunData, setting: str, seed: int, by: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Steps from 0 on and the cumulative cost, `[N + 1]` each; by: "flops" or "seconds". None if unknown."""
     steps, values = run.series(by, setting, seed)
     if not len(steps) or not np.isfinite(values).all():
@@ -163,7 +163,7 @@ def cost(run: Run, setting: str, seed: int, by: str) -> tuple[np.ndarray, np.nda
     return np.concatenate([[0], steps]), np.concatenate([[0.0], total])
 
 
-def at_budget(run: Run, measure: str, setting: str, seed: int, by: str, budget: float | None) -> float | None:
+def at_budget(run: RunData, measure: str, setting: str, seed: int, by: str, budget: float | None) -> float | None:
     """The measure on held-out text where a learner's cumulative cost is `budget`, linear between two evaluations."""
     spent, values = _by_cost(run, measure, setting, seed, by)
     if budget is None or not np.isfinite(values).any():
@@ -171,7 +171,7 @@ def at_budget(run: Run, measure: str, setting: str, seed: int, by: str, budget: 
     return float(np.interp(budget, spent, values))
 
 
-def _by_cost(run: Run, measure: str, setting: str, seed: int, by: str) -> tuple[np.ndarray, np.ndarray]:
+def _by_cost(run: RunData, measure: str, setting: str, seed: int, by: str) -> tuple[np.ndarray, np.ndarray]:
     known = cost(run, setting, seed, by)
     steps, values = run.series(measure, setting, seed, "test")
     if known is None:
@@ -179,7 +179,7 @@ def _by_cost(run: Run, measure: str, setting: str, seed: int, by: str) -> tuple[
     return np.interp(steps, *known), values
 
 
-def _budget(run: Run, measure: str, by: str) -> float | None:
+def _budget(run: RunData, measure: str, by: str) -> float | None:
     """The smallest of the final costs; None for a single setting, or if a cost is unknown."""
     if len(run.settings) < 2:
         return None
@@ -189,7 +189,7 @@ def _budget(run: Run, measure: str, by: str) -> float | None:
     return float(min(each[-1] for each in spent))
 
 
-def _common_step(run: Run, learners: list[tuple[str, int]]) -> int:
+def _common_step(run: RunData, learners: list[tuple[str, int]]) -> int:
     """The last step at which all these learners were evaluated; the last step of all without evaluations."""
     lines = run.evals.get("test") or run.evals.get("train") or run.metrics
     done = [{row["step"] for row in lines.get(key, [])} for key in learners]
@@ -204,7 +204,7 @@ def _at(steps: np.ndarray, values: np.ndarray, step: int) -> float | None:
     return float(flat(values)[steps == step][0])
 
 
-def _cost_at(run: Run, setting: str, seed: int, by: str, step: int) -> float | None:
+def _cost_at(run: RunData, setting: str, seed: int, by: str, step: int) -> float | None:
     known = cost(run, setting, seed, by)
     return None if known is None else float(np.interp(step, *known))
 
@@ -214,7 +214,7 @@ def _last_quarter(steps: np.ndarray, values: np.ndarray) -> float | None:
     return float(late.mean()) if np.isfinite(values).any() else None
 
 
-def _least_share(run: Run, setting: str, seed: int) -> float | None:
+def _least_share(run: RunData, setting: str, seed: int) -> float | None:
     """The smallest gradient share of a term at the last probe; None without a probe, or with a single term."""
     probed = [
         row["gradient_share"] for row in run.metrics[setting, seed] if isinstance(row.get("gradient_share"), dict)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from limbeck.errors import UserError
-from limbeck.lab.data.run import Run, read
+from limbeck.lab.data.run import RunData, read
 from limbeck.lab.numbers import count
 from limbeck.lab.page.results import rows
 from limbeck.recipe.stages import FOLDER
@@ -23,13 +23,13 @@ class Earlier(NamedTuple):
     reached: str
 
 
-def here(run: Run) -> str | None:
+def here(run: RunData) -> str | None:
     """The name of the stage; None for a run of a recipe without stages."""
     name = run.manifest.get("stage")
     return str(name) if name and (name != ONLY or run.manifest.get("earlier")) else None
 
 
-def earlier(run: Run) -> list[Earlier]:
+def earlier(run: RunData) -> list[Earlier]:
     """The stages before this one, in their order. They lie in the folder of the last stage, or beside an earlier one."""
     places = {name: [f"{FOLDER}/{name}"] for name in run.manifest.get("earlier") or {}}
     if run.folder.resolve().parent.name == FOLDER:
@@ -37,7 +37,7 @@ def earlier(run: Run) -> list[Earlier]:
     return [_line(run, name, candidates) for name, candidates in places.items()]
 
 
-def _line(run: Run, name: str, places: list[str]) -> Earlier:
+def _line(run: RunData, name: str, places: list[str]) -> Earlier:
     place = next((place for place in places if (run.folder / place).is_dir()), None)
     if place is None:
         return Earlier(name, None, "its run directory is not there any more")

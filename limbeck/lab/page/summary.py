@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from limbeck.lab.data.run import Run
-from limbeck.lab.names import Measure
+from limbeck.lab.data.run import RunData
+from limbeck.lab.names import NamedMeasure
 from limbeck.lab.numbers import Spread, count, duration, flops
 from limbeck.lab.page.lead import NAMED, lead, listed, lost
 from limbeck.lab.page.results import when
 from limbeck.recipe.plain_yaml import of_run
 
 
-def question(run: Run) -> str:
+def question(run: RunData) -> str:
     """The question in the recipe, or one such as "logit against multi: 3 seeds, 2,000 steps"."""
     recipe = of_run(run.recipe)
     asked = recipe.get("question") if isinstance(recipe, dict) else None
@@ -24,7 +24,7 @@ def question(run: Run) -> str:
     return f"{' against '.join(run.settings)}: {count(seeds, 'seed')}, {count(steps, 'step')}"
 
 
-def findings(run: Run, rows: list[dict[str, Any]]) -> list[str]:
+def findings(run: RunData, rows: list[dict[str, Any]]) -> list[str]:
     """The verdict in words, and what the settings reach at equal compute and equal time, as recorded.
 
     rows: those of `table.rows`.
@@ -69,7 +69,7 @@ def _reached(rows: list[dict[str, Any]], key: str, where: str) -> str:
     return f"{where}, the {several}held-out {measure.name} is {listed(means)}{ahead}. {aside}".strip()
 
 
-def _ahead(first: Spread, second: Spread, ranked: list[str], measure: Measure) -> str:
+def _ahead(first: Spread, second: Spread, ranked: list[str], measure: NamedMeasure) -> str:
     """For how many seeds the best setting is ahead of the next one; "" where it is not, or with one seed."""
     shared = first.by_seed.keys() & second.by_seed.keys()
     if first.mean == second.mean or len(shared) < 2:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import printable
-from limbeck.lab.data.run import Lines, Run
+from limbeck.lab.data.run import Lines, RunData
 from limbeck.lab.page.baselines import of_baselines
 from limbeck.lab.page.results import as_markdown, cells, rows, title
 from limbeck.lab.page.verdicts import rows_of
@@ -20,7 +20,7 @@ from limbeck.system.files import write_text
 FOLDER = "tables"
 
 
-def write(run: Run) -> list[Path]:
+def write(run: RunData) -> list[Path]:
     """Writes `tables/` beside the report: results, verdicts, every evaluation and every step; returns the files."""
     folder = run.folder / FOLDER
     folder.mkdir(exist_ok=True)
@@ -75,7 +75,7 @@ def _results(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _verdicts(run: Run) -> list[dict[str, Any]]:
+def _verdicts(run: RunData) -> list[dict[str, Any]]:
     """One row for each measure and pair."""
     found = []
     for outcome in of_run(rows_of(run), own_ends=run.own_ends, against=run.against):

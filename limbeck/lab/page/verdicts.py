@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from limbeck.lab.data.run import Run
+from limbeck.lab.data.run import RunData
 from limbeck.lab.names import compared, of
 from limbeck.lab.numbers import count, number
 from limbeck.lab.statistics import documents as inner
 from limbeck.lab.statistics.outcomes import Outcome, of_run
 from limbeck.lab.statistics.verdicts import Verdict
-from limbeck.recipe.words import OF_TEACHER
+from limbeck.recipe.words import MEASURED_BY_TEACHER
 
 FEW = 5  # seeds below which the smallest effect is stated
 MOST = 45  # pairs that a table shows
@@ -29,17 +29,17 @@ class Judged(NamedTuple):
 HEADINGS = ("setting", "is", "than", "difference", "95 % interval", "s.e. over documents", "effect d", "p (Holm)")
 
 
-def judged(run: Run) -> list[Judged]:
+def judged(run: RunData) -> list[Judged]:
     """Every measure with its verdicts, first the one that the settings are compared by; none for a single setting."""
     return [_judged(run, each, _is_main(run, each)) for each in _outcomes(run)]
 
 
-def main_outcome(run: Run) -> Outcome | None:
+def main_outcome(run: RunData) -> Outcome | None:
     """The verdicts on what the settings are compared by; None where there are none."""
     return next((each for each in _outcomes(run) if _is_main(run, each)), None)
 
 
-def _outcomes(run: Run) -> list[Outcome]:
+def _outcomes(run: RunData) -> list[Outcome]:
     if len(run.settings) < 2:
         return []
     found = of_run(rows_of(run), own_ends=run.own_ends, against=run.against)
@@ -47,16 +47,16 @@ def _outcomes(run: Run) -> list[Outcome]:
     return sorted(found, key=lambda each: not _is_main(run, each))
 
 
-def _is_main(run: Run, outcome: Outcome) -> bool:
+def _is_main(run: RunData, outcome: Outcome) -> bool:
     return outcome.measure.name == compared(run).key.removeprefix("metrics.")
 
 
-def _compares(run: Run, name: str) -> bool:
+def _compares(run: RunData, name: str) -> bool:
     """Whether a measure means the same for all settings."""
-    return run.shares_teacher or name not in OF_TEACHER
+    return run.shares_teacher or name not in MEASURED_BY_TEACHER
 
 
-def rows_of(run: Run) -> list[dict[str, Any]]:
+def rows_of(run: RunData) -> list[dict[str, Any]]:
     """The evaluations on held-out text, each of the last stage of its run, which may have another name than that of the next;
     peers, which stand one by one elsewhere, under their setting again."""
     found = []
@@ -69,7 +69,7 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
     return found
 
 
-def _judged(run: Run, outcome: Outcome, main: bool) -> Judged:
+def _judged(run: RunData, outcome: Outcome, main: bool) -> Judged:
     said = of(run)
     names = {"logit_loss": said.logit_loss, "label_loss": said.label_loss, "label_accuracy": "label accuracy"}
     names |= {metric.key.removeprefix("metrics."): metric.name for metric in said.metrics}
@@ -132,7 +132,7 @@ def detectable(verdicts: Sequence[Verdict], write: Callable[[float], str] = numb
     return " to ".join(dict.fromkeys([write(min(known)), write(max(known))])) if known else ""
 
 
-def sentences(run: Run, most: int = 12) -> list[str]:
+def sentences(run: RunData, most: int = 12) -> list[str]:
     """The verdicts on what the settings are compared by, one sentence each, for a terminal."""
     main = next((each for each in judged(run) if each.main), None)
     if main is None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import UserError
-from limbeck.lab.statistics.verdicts import MEASURES, Measure, Verdict, verdicts
+from limbeck.lab.statistics.verdicts import Verdict, verdicts
+from limbeck.recipe.words import MEASURES, Measure
 
 
 @dataclass(frozen=True)

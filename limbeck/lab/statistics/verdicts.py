@@ -18,25 +18,13 @@ from scipy.optimize import root_scalar
 from scipy.special import chdtri, gammaln, nctdtr, ndtri, stdtr, stdtrit
 
 from limbeck.errors import UserError
+from limbeck.recipe.words import Measure
 
 Word = Literal["better", "worse", "inconclusive"]
 POWER = 0.8  # with which `detectable` would have been found
 ONE_SEED = "seeds were not varied"
 NO_SEED = "the settings have no seed in common"
 NO_SPREAD = "the difference is the same in every seed: the seeds did not vary it"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One number of an evaluation. name: its key in evals.jsonl, where metrics of tasks stand under `metrics`."""
-
-    name: str
-    lower_is_better: bool
-
-
-LOSSES = ("logit_loss", "label_loss")
-SCORES = ("agreement", "label_accuracy", "accuracy", "f1", "matthews", "pearson", "spearman")
-MEASURES = {name: Measure(name, name in LOSSES) for name in LOSSES + SCORES}
 
 
 @dataclass(frozen=True)
@@ -128,6 +116,7 @@ def compare(
     Sources: Student 1908, The probable error of a mean; Cohen 1988, Statistical power analysis for the behavioral sciences;
     Hedges 1981, Distribution theory for Glass's estimator of effect size and related estimators.
 
+    >>> from limbeck.recipe.words import MEASURES
     >>> found = compare({0: 2.0, 1: 3.0, 2: 4.0}, {0: 1.5, 1: 2.4, 2: 3.6}, MEASURES["logit_loss"])
     >>> found.word, round(found.mean, 3), [round(end, 3) for end in found.interval]
     ('better', -0.5, [-0.748, -0.252])
@@ -247,6 +236,7 @@ def verdicts(
             verdict where it has no value.
 
     >>> seeds = {"a": {0: 2.0, 1: 3.0, 2: 4.0}, "b": {0: 1.5, 1: 2.4, 2: 3.6}, "c": {0: 1.9, 1: 3.0, 2: 4.1}}
+    >>> from limbeck.recipe.words import MEASURES
     >>> for verdict in verdicts(seeds, MEASURES["logit_loss"]):
     ...     print(verdict.second, "against", verdict.first, verdict.word, round(verdict.adjusted, 3))
     b against a better 0.039

@@ -23,7 +23,7 @@ from limbeck.system.files import json_sha256
 from limbeck.system.progress import doing
 from limbeck.system.store import Facts, Tell, cache_folder, open_or_make
 from limbeck.text.augment.copies import Texts
-from limbeck.text.blocks import Part, counted, dtype_of
+from limbeck.text.blocks import CorpusPart, counted, dtype_of
 from limbeck.text.heldout import separate_rows
 from limbeck.text.rows import Rows, TaskCorpus
 from limbeck.text.tokenise import Encoder
@@ -90,7 +90,7 @@ def _write(folder: Path, data: Data, encoder: Encoder, copies: Copies) -> Facts:
     source, cut, dtype = array("q"), 0, dtype_of(encoder.special)
     with (
         doing(f"tokenising copies of the rows of {data.corpus}", "rows") as done,
-        Part(folder, "train", dtype) as part,
+        CorpusPart(folder, "train", dtype) as part,
         open(folder / "train.types.bin", "wb") as types,
     ):
         held = {_digest(_texts(row)) for side, _, row in separate_rows(data) if side != "train"}

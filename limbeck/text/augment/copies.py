@@ -85,7 +85,7 @@ def _in_rows(done: Done, before: int, rows: int, all_rows: int, count: int, of: 
     done(before + rows * count // of, all_rows)
 
 
-class Shelf:
+class CandidateShelf:
     """The candidates of the rows of a task.
 
     Args:

@@ -17,7 +17,7 @@ ROW = {"logit_loss": 0.25, "agreement": 0.5, "label_loss": 0.75, "label_accuracy
 
 
 def card(rows: list[dict[str, Any]], **facts: Any) -> list[str]:
-    return model_card(MANIFEST | facts, "name: first", "kd", "kd-seed1", rows).splitlines()
+    return model_card(MANIFEST | facts, "name: first", {"setting": "kd", "seed": 1}, "kd-seed1", rows).splitlines()
 
 
 def test_the_card_of_a_language_model_is_as_before() -> None:
@@ -84,7 +84,7 @@ def test_files_and_folders_are_told_by_name_alone() -> None:
         "teacher": MANIFEST["teacher"] | {"source": "/home/me/models/bert"},
         "data": MANIFEST["data"] | {"corpus": "/home/me/rows.tsv"},
     }
-    text = model_card(facts, recipe, "kd", "kd-seed1", [ROW | {"split": "test"}])
+    text = model_card(facts, recipe, {"setting": "kd", "seed": 1}, "kd-seed1", [ROW | {"split": "test"}])
     assert "- teacher: `bert` (" in text and "- data: `rows.tsv`, " in text
     assert "out: my first\ndata:\n  corpus: rows.tsv\n  cache: cache\n" in text
     assert "/home" not in text and "~" not in text

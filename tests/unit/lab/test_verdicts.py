@@ -14,7 +14,6 @@ from limbeck.errors import UserError
 from limbeck.lab.statistics.documents import documents_of, inner_variance
 from limbeck.lab.statistics.outcomes import of_run
 from limbeck.lab.statistics.verdicts import (
-    MEASURES,
     compare,
     detectable_effect,
     hedges_correction,
@@ -23,7 +22,7 @@ from limbeck.lab.statistics.verdicts import (
     verdicts,
 )
 from limbeck.measure.evaluation import SUMS, document_rows
-from limbeck.recipe.words import METRICS
+from limbeck.recipe.words import MEASURES, METRICS
 
 LOSS, SCORE = MEASURES["logit_loss"], MEASURES["f1"]
 NOISES = {
