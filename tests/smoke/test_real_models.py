@@ -54,6 +54,7 @@ def test_the_embedded_teacher_fills_in_masked_words(tmp_path: Path) -> None:
     assert loss < 4.5
 
 
+@pytest.mark.slow
 def test_the_real_teacher_is_as_good_as_stated(tmp_path: Path) -> None:
     """Its README says 45.0 % and 3.366 nats on other blocks and masks of the same dev split."""
     need(WIKI, MINILM)

@@ -188,6 +188,7 @@ def test_the_recipe_of_a_docstring_is_a_term(loss: str) -> None:
     assert set(said) <= {*TermWords.model_fields, *term.parameters}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", alone())
 def test_metrics_of_every_loss(trained: Everything, setting: str) -> None:
     rows = trained.metrics[setting]
@@ -200,6 +201,7 @@ def test_metrics_of_every_loss(trained: Everything, setting: str) -> None:
         assert row["gradient_share"] == ({label: 1.0} if row["step"] in (1, 3) else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", alone())
 def test_every_loss_goes_down(trained: Everything, setting: str) -> None:
     """Training lowers the term on the batch that it trains on; the student's own way goes down, by its own gradient."""

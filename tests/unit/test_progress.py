@@ -328,6 +328,7 @@ def stamped(script: Path, *words: str) -> tuple[list[tuple[float, str]], float]:
     return said, float(out.splitlines()[-1].split()[1])
 
 
+@pytest.mark.slow
 def test_a_run_is_never_silent(tmp_path: Path) -> None:
     """Whatever takes its time is said by name, and no gap is longer than the interval, but for what the machine is late."""
     text = kernel.recipe(lay_out(tmp_path), tmp_path / "text", train={"steps": 2, "eval_every": 2, "reasons_blocks": 2})

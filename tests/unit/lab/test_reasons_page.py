@@ -181,6 +181,7 @@ def texts(folder: Path, name: str) -> list[str]:
     return [text for element in root.iter(f"{{{SVG}}}text") if (text := "".join(element.itertext()).strip())]
 
 
+@pytest.mark.slow
 def test_the_cells_of_the_heat_map_are_the_mean_over_the_seeds(explained):
     said = texts(explained, "reasons-cka")
     cells = [text for text in said if re.fullmatch(r"\.\d\d|1\.00", text)]
