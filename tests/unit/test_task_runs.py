@@ -465,7 +465,9 @@ def real(folder: Path, task: dict[str, Any], loss: str, out: Path) -> limbeck.Ru
             pytest.skip(f"{place.parent.name}/{place.name} is not here")
     data = {"corpus": str(folder), "task": task, "max_length": 40, "max_bytes": 60_000}
     student = {"init": str(model), "layers": 2}
-    said = recipe(data, {"student": student}, out, loss, steps=3, eval_every=3, eval_blocks=64, reasons_blocks=0, lr=1e-4)
+    said = recipe(
+        data, {"student": student}, out, loss, steps=3, eval_every=3, eval_blocks=64, reasons_blocks=0, lr=1e-4
+    )
     return limbeck.run(said, quiet=True)
 
 
