@@ -5,7 +5,6 @@ from __future__ import annotations
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from limbeck.assemble import tasks, terms
-from limbeck.assemble.design import Design
 from limbeck.distil import lessons
 from limbeck.errors import UserError
 from limbeck.families import reserved_positions
@@ -15,7 +14,7 @@ from limbeck.recipe.words import LOSS_WORDS
 PER_BATCH = {name for name, words in LOSS_WORDS.items() if words.per == "batch"}
 
 
-def _same_words(mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, source: str) -> None:
+def same_words(mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, source: str) -> None:
     """Whether a student reads the vocabulary that it learned in an earlier stage."""
     if mine.get_vocab() != theirs.get_vocab():
         raise UserError(
@@ -24,7 +23,7 @@ def _same_words(mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, 
         )
 
 
-def _fits(config: PretrainedConfig, length: int, vocabulary: int) -> None:
+def fits(config: PretrainedConfig, length: int, vocabulary: int) -> None:
     """Whether a model has a position for every token of a block, and an embedding for every token."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions and length > (room := positions - reserved_positions(config)):
@@ -38,7 +37,7 @@ def _fits(config: PretrainedConfig, length: int, vocabulary: int) -> None:
         )
 
 
-def _has_targets(table: recipe.Recipe, made: dict[str, tuple[lessons.Term, ...]], causal: bool) -> None:
+def has_targets(table: recipe.Recipe, made: dict[str, tuple[lessons.Term, ...]], causal: bool) -> None:
     """Whether the data give every setting what its losses look at."""
     for name, setting in table.chosen.items():
         if causal and any(terms.reads_first_token(term) for term in setting.terms):
@@ -59,7 +58,7 @@ def _has_targets(table: recipe.Recipe, made: dict[str, tuple[lessons.Term, ...]]
             )
 
 
-def _sees_enough(table: recipe.Recipe) -> None:
+def sees_enough(table: recipe.Recipe) -> None:
     """Whether losses between rows see more than one of them."""
     rows = table.train.batch_size // table.train.accumulate
     for name, setting in table.chosen.items():
@@ -73,12 +72,11 @@ def _sees_enough(table: recipe.Recipe) -> None:
                 )
 
 
-def _can_be_cached(plan: Design) -> None:
+def can_be_cached(table: recipe.Recipe, taught: bool, causal: bool) -> None:
     """Whether every epoch reads the same text."""
-    table = plan.recipe
-    if table.cache is None or not plan.teachers:
+    if table.cache is None or not taught:
         return
-    if table.data.masking.mode == "dynamic" and not plan.causal and table.data.task is None:
+    if table.data.masking.mode == "dynamic" and not causal and table.data.task is None:
         raise UserError(
             "cache: every epoch masks the text anew, and a cache holds one masking; set data.masking.mode to static"
         )

@@ -13,8 +13,8 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck import families
-from limbeck.assemble import bare, tasks, terms
-from limbeck.assemble.checks import _can_be_cached, _fits, _has_targets, _same_words, _sees_enough
+from limbeck.assemble import bare, own, tasks, terms
+from limbeck.assemble.checks import can_be_cached, fits, has_targets, same_words, sees_enough
 from limbeck.distil import lessons, projections
 from limbeck.distil.still import chunk_of
 from limbeck.errors import UserError
@@ -126,7 +126,7 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
     mine = library.tokenizer(models.Source(source=said.tokenizer)) if said.tokenizer else theirs
     mine = mine or (library.tokenizer(said.origin) if said.origin else None)
     if mine and said.origin and stage_of(said.origin.source):
-        _same_words(mine, library.tokenizer(said.origin), said.origin.source)
+        same_words(mine, library.tokenizer(said.origin), said.origin.source)
     if mine is None:
         raise UserError("models.student.tokenizer: missing; without a teacher the student needs a tokenizer")
     student = students.shape(said, origin or teacher, **_facts(mine))
@@ -137,15 +137,16 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
                 f"a {student.model_type} student cannot learn from a {config.model_type} teacher: one predicts the next token; set models.student.family"
             )
     for config in (*shapes.values(), student):
-        _fits(config, table.data.max_length, 1 + max(mine.get_vocab().values()))
+        fits(config, table.data.max_length, 1 + max(mine.get_vocab().values()))
     plan = Design(table, shapes, student, theirs or mine, mine, {}, origin, earlier or {})
     for name, setting in table.chosen.items():
         plan.terms[name] = terms.of_setting(setting, student, plan.roles, f"settings.{name}", plan.top_k)
-    _has_targets(table, plan.terms, plan.causal)
+    has_targets(table, plan.terms, plan.causal)
     if table.train.teacher_precision == "int8":
         int8.require()
-    _sees_enough(table)
-    _can_be_cached(plan)
+    sees_enough(table)
+    own.require(table.models)
+    can_be_cached(table, bool(plan.teachers), plan.causal)
     bare.require_states_alone(table, shapes, origin, plan.terms)
     masks = not plan.causal and table.data.task is None and table.data.masking.mode != "none"
     if masks and plan.teacher_tokenizer.mask_token_id is None:

@@ -13,6 +13,7 @@ from typing import Any
 from limbeck.distil.actors import Actor
 from limbeck.errors import UserError
 from limbeck.models.changes import Change
+from limbeck.recipe.models import Models
 
 
 def found(path: str, where: str) -> Any:
@@ -61,12 +62,28 @@ def actor(path: str, inner: Actor, where: str) -> Actor:
     return _made(path, where, Actor, (inner,))
 
 
-def _made(path: str, where: str, kind: type, given: Sequence[Any]) -> Any:
+def require(said: Models) -> None:
+    """Whether everything of one's own in a table `models` is there.
+
+    Raises:
+        UserError: something is not.
+    """
+    changes(said.student.changes)
+    for path in (source.actor for source in said.fixed if source.actor):
+        _class(path, "models.teacher.actor", Actor)
+
+
+def _class(path: str, where: str, kind: type) -> Any:
     own, name = found(path, where), path.partition(":")[2]
     if not (isinstance(own, type) and kind in own.__mro__):
         raise UserError(
             f"{where}: {path}: there is no class {name} of limbeck's {kind.__name__} there; write class {name}({kind.__name__})"
         )
+    return own
+
+
+def _made(path: str, where: str, kind: type, given: Sequence[Any]) -> Any:
+    own = _class(path, where, kind)
     try:
         return own(*given)
     except Exception as error:  # whatever somebody else's class does when it is made

@@ -67,12 +67,7 @@ class Actor(Protocol):
     """
 
     name: str
-    model: PreTrainedModel | None = None  # that can be measured, where it is one model and here
-
-    @property
-    def width(self) -> int:
-        """F of the features that it speaks from."""
-        ...
+    width: int  # F of the features that it speaks from
 
     def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Answers a batch; not `whole`, without logits."""

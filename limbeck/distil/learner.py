@@ -52,7 +52,7 @@ class Learner(Actor):
     ) -> None:
         self.name, self.seed, self.model, self.bridges = name, seed, model.train(), bridges
         self.balance, self.changes = balance or Balance(), changes
-        self.tapped = Tapped(model, taps, columns)
+        self.tapped, self.width = Tapped(model, taps, columns), model.config.hidden_size
         self.optimisation = optimisation
         self.layers = [list(layer.parameters()) for layer in self.tapped.layers]
         self.optimizer = self._adamw()
@@ -70,11 +70,6 @@ class Learner(Actor):
             name.strip(":").replace(":", "."): aid for name, aid in self.bridges.items() if name.startswith(":exit:")
         }
         return dict(sorted(found.items(), key=lambda item: int(item[0].partition(".")[2])))
-
-    @property
-    def width(self) -> int:
-        """H of the features that its head takes."""
-        return self.model.config.hidden_size
 
     def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Answers a batch, not `whole`, without logits; dropout is drawn from the stream of (seed, *moment)."""

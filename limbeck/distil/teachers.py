@@ -36,12 +36,7 @@ class Frozen(Actor):
         changes: Sequence[Change] = (),
     ) -> None:
         self.name, self.model, self.changes = name, model.eval().requires_grad_(False), changes
-        self.tapped = Tapped(self.model, taps, columns)
-
-    @property
-    def width(self) -> int:
-        """H of the features that its head takes."""
-        return self.model.config.hidden_size
+        self.tapped, self.width = Tapped(self.model, taps, columns), model.config.hidden_size
 
     @torch.no_grad()
     def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
@@ -83,12 +78,8 @@ class Noisy(Actor):
     """
 
     def __init__(self, teacher: Frozen, seed: int) -> None:
-        self.name, self.model, self.seed, self._teacher = teacher.name, teacher.model, seed, teacher
-
-    @property
-    def width(self) -> int:
-        """H of the features that its head takes."""
-        return self._teacher.width
+        self.name, self.model, self.width = teacher.name, teacher.model, teacher.width
+        self.seed, self._teacher = seed, teacher
 
     def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Answers a batch, not `whole`, without logits; dropout is drawn from the stream of (seed, name, *moment)."""
@@ -142,14 +133,10 @@ class Ensemble(Actor):
         weights: Sequence[float] | None = None,
     ) -> None:
         self.name, self._members = name, list(members)
+        self.width = sum(member.width for member in members)
         self.average: Average = average
         given = list(weights or [1.0] * len(self._members))
         self.weights = [weight / sum(given) for weight in given]
-
-    @property
-    def width(self) -> int:
-        """F of its members, added up."""
-        return sum(member.width for member in self._members)
 
     def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Answers a batch: every member reads it, whole."""
@@ -200,12 +187,7 @@ class Ema(Actor):
     def __init__(self, name: str, learner: Learner, taps: list[str], decay: float) -> None:
         self.name, self.learner, self.decay = name, learner, decay
         self._answers = Frozen(name, copy.deepcopy(learner.model), taps, learner.tapped.columns)
-        self.model = self._answers.model
-
-    @property
-    def width(self) -> int:
-        """H of the features that its head takes."""
-        return self._answers.width
+        self.model, self.width = self._answers.model, self._answers.width
 
     def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Answers a batch; not `whole`, without logits."""

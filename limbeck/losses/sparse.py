@@ -215,7 +215,7 @@ def _buckets(
     if k is not None:
         allowed("count", k=k)
     fits(mask, student.shape[:-1])
-    indices, logprobs, rest = _topk(teacher, k, student)
+    indices, logprobs, rest, _ = _topk(teacher, k, student)
     student = blank(mask, student)
     entry = ~logprobs.isneginf() if mask is None else mask[..., None] & ~logprobs.isneginf()
     indices, log_t = torch.where(entry, indices, 0), torch.where(entry, wide(logprobs.detach()), NEVER)

@@ -27,7 +27,10 @@ def of_study(made: Study, seconds: float, turn: Callable[[str], None] = lambda w
         name, setting = learner.name, made.settings[learner.name]
         kinds.setdefault(_shape(learner.model), (name, learner.model, {}))[2].setdefault(setting)
     for actor in (actor for roles in made.teachers.values() for actor in roles.values()):
-        for name, model in ((one.name, one.model) for one in actor.members() if one.model is not None):
+        for name, inside in ((one.name, one.everywhere()) for one in actor.members()):
+            if inside is None:  # no model, or not here
+                continue
+            model = inside.model
             kinds.setdefault(f"{name.partition('@')[0]} {_shape(model)}", (name, model, {}))
 
     def around() -> AbstractContextManager[Any]:

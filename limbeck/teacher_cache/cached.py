@@ -9,7 +9,7 @@ from torch import Tensor
 from limbeck.batch import Batch
 from limbeck.distil.actors import START, Actor, Moment
 from limbeck.distil.teachers import Frozen
-from limbeck.losses.sparse import TopK
+from limbeck.losses.sparse import TopK, dense
 from limbeck.models.readouts import Recall
 from limbeck.models.taps import Readout
 
@@ -48,18 +48,17 @@ class Cached(Actor):
     """
 
     def __init__(self, teacher: Frozen, kept: AnswerSource, length: int) -> None:
-        self.name, self.model, self._teacher, self._kept = teacher.name, teacher.model, teacher, kept
+        self.name, self.model, self.width = teacher.name, teacher.model, kept.width
+        self._teacher, self._kept = teacher, kept
         self._recall = Recall(teacher.tapped, length)
-
-    @property
-    def width(self) -> int:
-        """F of the features that it speaks from."""
-        return self._kept.width
 
     def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Recalls the answers to a batch; raises UserError for text that the teacher has not read."""
         found = self._kept.answers(batch)
-        return self._recall.readout(found.states, batch["attention_mask"], found.features, self.speak)
+        return self._recall.readout(found.states, batch["attention_mask"], found.features, self._logits)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        return dense(self.speak(features))
 
     def speak(self, features: Tensor, tap: str = "logits") -> Tensor | TopK:
         """Features of some tokens `[n, F]` -> logits `[n, V]`."""

@@ -88,7 +88,8 @@ class Packing:
         codes = _numbers(bits[:, ends[0] : ends[1]], BITS, kept).astype(np.float32)
         logprobs = -widest[:, None] * np.square(codes / ((1 << BITS) - 1))
         logprobs += _log_of_others(rest)[:, None] - _logsumexp(logprobs)
-        return TopK(*(torch.from_numpy(it) for it in (indices, logprobs, rest.copy())), self.vocabulary)
+        found = (torch.from_numpy(it) for it in (indices, logprobs, rest.copy()))
+        return TopK(*found, columns=self.vocabulary)
 
 
 def _planes(numbers: np.ndarray, bits: int) -> np.ndarray:

@@ -126,7 +126,7 @@ def _running(course: Course) -> dict[int, Still]:
 def _advance(course: Course, seed: int, still: Still, record: Record) -> None:
     """One step of one still, and what the record says of it."""
     step, way, begin = record.step - 1, course.way, perf_counter()
-    share = _Share.of(course, seed, still, step)
+    share = _share(course, seed, still, step)
     paused, probed = perf_counter(), {}
     names = [it.name for it in still.learners if course.probes(step) or (way.skipped.get(it.name) and it.balance.waits)]
     if names:
@@ -184,7 +184,7 @@ def _cause(course: Course, seed: int, still: Still, name: str, tally: StepResult
     assert tally.norms is not None and tally.skipped
     if tally.broken:
         return tally.skipped
-    found = _probed(still, [name], _Share.of(course, seed, still, step), step)[name]
+    found = _probed(still, [name], _share(course, seed, still, step), step)[name]
     terms = [term for term, it in found.items() if not math.isfinite(it.gradient_norm)]
     return ", ".join([f"gradient of term {terms[0]}" if terms else "gradient of the sum", *tally.norms.broken[:1]])
 
@@ -214,15 +214,8 @@ class _Share(Share):
     step: int
     whole: list[Views]  # the micro-batches that the recipe asks for, as they were written
 
-    @staticmethod
-    def of(course: Course, seed: int, still: Still, step: int) -> _Share:
-        """The share of a step."""
-        whole = micro_batches(course, seed, step, still)
-        share = _Share([], {}, course, seed, step, whole)
-        share._cut()
-        return share
-
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """Cuts what was written into the parts that memory holds, and counts them."""
         self.batches = [part for views in self.whole for part in cut_views(views, self.course.way.split)]
         total, mine = self.course.world.total, counts_of(self.batches)
         self.counts = {view: Counts(*(round(it) for it in total(astuple(each)))) for view, each in mine.items()}
@@ -247,12 +240,19 @@ class _Share(Share):
         if course.way.split >= rows:
             raise UserError(f"step {self.step + 1}: out of memory with one row at a time; {out_of_memory.HELP}")
         course.way.split = min(2 * course.way.split, rows)
-        self._cut()
+        self.cut()
         if course.world.is_main:
             course.tell(
                 f"step {self.step + 1}: out of memory; from now on {len(self.batches)} micro-batches, each of at most "
                 f"{-(-rows // course.way.split)} rows: the same update, but losses of whole micro-batches see fewer rows"
             )
+
+
+def _share(course: Course, seed: int, still: Still, step: int) -> _Share:
+    """The share of a step."""
+    share = _Share([], {}, course, seed, step, micro_batches(course, seed, step, still))
+    share.cut()
+    return share
 
 
 def micro_batches(course: Course, seed: int, step: int, still: Still | None = None) -> list[Views]:

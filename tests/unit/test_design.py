@@ -35,12 +35,12 @@ def test_a_causal_model_has_no_masked_positions(tmp_path: Path) -> None:
 def test_every_token_has_a_position_and_an_embedding() -> None:
     bert, roberta = CONFIGS["bert"](), CONFIGS["roberta"]()
     roberta.pad_token_id = 1  # as in the real ones: positions begin at 2
-    checks._fits(bert, bert.max_position_embeddings, bert.vocab_size)
-    checks._fits(roberta, roberta.max_position_embeddings - 2, roberta.vocab_size)
+    checks.fits(bert, bert.max_position_embeddings, bert.vocab_size)
+    checks.fits(roberta, roberta.max_position_embeddings - 2, roberta.vocab_size)
     with pytest.raises(UserError, match=r"data\.max_length: 511 tokens are more than the 510 positions"):
-        checks._fits(roberta, 511, 10)
+        checks.fits(roberta, 511, 10)
     with pytest.raises(UserError, match="the tokenizer has 101 tokens and the bert model 100"):
-        checks._fits(bert, 8, 101)
+        checks.fits(bert, 8, 101)
 
 
 def test_embedding_terms_have_bridges_of_their_own(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from floors import FILES, FLOOR, ROOT, imports, module, own, part
 
 OF_LAB = {"errors", "rundir", "system", "recipe"}  # all that the lab knows
-FEEDS = {"order", "feed", "row_feed", "mixed_feed"}
+FEEDS = {"order", "feed", "block_feed", "row_feed", "mixed_feed"}
 TORCH_FREE = {
     "": {"errors", "families", "rundir", "cli", "__init__", "__main__"},
     "system": {"files", "store", "leftovers", "locks", "signals", "clock", "environment", "hub", "progress"},
