@@ -27,15 +27,17 @@ BARRIERS, POINTS = 12, 11  # pairs of students up to which the way between them 
 
 
 def reasons(study: Study, tell: Callable[[str], None]) -> Reasons | None:
-    """What looks for reasons at evaluations, in the first process."""
+    """What looks for reasons at evaluations."""
     count, task, material = study.design.recipe.train.reasons_blocks, study.design.recipe.data.task, study.material
-    if not count or not study.world.is_main:
+    if not count:
         return None
     plan, heldout = study.design, material.corpus.heldout
     feed = feed_of(plan, Material(material.corpus, None), 0, "heldout")
     batches = [to_device(b, study.world.device) for b in feed.fixed(len(heldout) if task else count, batch_size=16)]
     counts = None if task else _occurrences(material.corpus.train.tokens, plan.student.vocab_size)
-    return Reasons(study.measures, batches, chunk=plan.chunk, autocast=plan.autocast, counts=counts, tell=tell)
+    return Reasons(
+        study.measures, batches, chunk=plan.chunk, autocast=plan.autocast, counts=counts, world=study.world, tell=tell
+    )
 
 
 def noun(study: Study) -> str:
@@ -97,7 +99,7 @@ def evaluation(study: Study, tell: Callable[[str], None]) -> Evaluation:
         batches,
         chunk=plan.chunk,
         autocast=plan.autocast,
-        device=world.device,
+        world=world,
         task=task.kind if task else None,
         tell=tell,
     )

@@ -26,6 +26,7 @@ from limbeck.distil.still import Still
 from limbeck.losses import cross_entropy, squared_error
 from limbeck.losses.sparse import dense
 from limbeck.measure import metrics
+from limbeck.measure.shares import joined, own
 from limbeck.system.out_of_memory import Parts, say
 from limbeck.system.processes import World
 from limbeck.system.progress import Done, uncounted
@@ -36,12 +37,15 @@ SUMS = ("tokens", "logit_loss", "agreement", "labels", "label_loss", "label_accu
 OF_LABELS = ("label_loss", "label_accuracy")
 
 
+Answered = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # of some rows: the student's logits, labels, the teacher's
+
+
 @dataclass
 class Sums:
     """Sums over the selected tokens of each document: document number -> one number for each of `SUMS`."""
 
     of: dict[int, np.ndarray] = field(default_factory=lambda: defaultdict(lambda: np.zeros(len(SUMS))))
-    answers: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = field(default_factory=list)
+    answers: list[Answered] = field(default_factory=list)
 
     def add(self, documents: np.ndarray, values: np.ndarray) -> None:
         """Adds the columns of `values [len(SUMS), n]` to the documents `[n]`."""
@@ -88,7 +92,7 @@ class Evaluation:
         batches: split (`train`, `test`) -> its batches.
         chunk: tokens whose logits exist at a time.
         autocast: dtype of matrix products.
-        device: where the models are.
+        world: the processes, each of which reads a share of every batch; all are told the same.
         task: classification or regression, whose metrics are told too; None for running text.
         tell: takes a line where memory is short, and batches are read in smaller parts from then on.
     """
@@ -100,13 +104,13 @@ class Evaluation:
         *,
         chunk: int,
         autocast: torch.dtype | None = None,
-        device: torch.device = torch.device("cpu"),  # noqa: B008 (an immutable value)
+        world: World = World(),  # noqa: B008 (a frozen value)
         task: str | None = None,
         tell: Callable[[str], None] = say,
     ) -> None:
         self.task = task
         self.teachers, self.batches, self.chunk, self.autocast = teachers, batches, chunk, autocast
-        self.device = device
+        self.world = world
         rows = max(len(batch["input_ids"]) for several in batches.values() for batch in several)
         self.parts = Parts("evaluation", rows, tell)
 
@@ -121,7 +125,8 @@ class Evaluation:
                 sums = {}
                 for teacher in dict.fromkeys(self.teachers[learner.name] for learner in learners):
                     group = [learner for learner in learners if self.teachers[learner.name] is teacher]
-                    sums |= self.parts.fitting(partial(self._sums, teacher, group, batches, read))
+                    here = self.parts.fitting(partial(self._sums, teacher, group, batches, read))
+                    sums |= self._together(here, batches)
                 for learner in learners:
                     mine, taught = sums[learner.name, "logits"], self.teachers[learner.name] is not None
                     theirs = sums[learner.name, TEACHER]
@@ -136,7 +141,7 @@ class Evaluation:
                         ),
                         "documents": mine.of,
                     }
-                    read(len(batches[0]["select"]))
+                    read(sum(len(part["select"]) for part in self._own(batches[:1])))
         return found
 
     def _of_exit(self, sums: Sums, taught: bool) -> dict[str, Any]:
@@ -144,8 +149,8 @@ class Evaluation:
 
     def _counter(self, learners: int, done: Done) -> Callable[[int], None]:
         """Tells `done` of so many rows more, of all that the learners read."""
-        sizes = [[len(batch["select"]) for batch in batches] for batches in self.batches.values()]
-        count, of = 0, learners * sum(sum(rows) + rows[0] for rows in sizes)
+        sizes = [[len(batch["select"]) for batch in self._own(batches)] for batches in self.batches.values()]
+        count, of = 0, learners * sum(sum(rows) + (rows[0] if rows else 0) for rows in sizes)
 
         def read(rows: int) -> None:
             nonlocal count
@@ -168,7 +173,7 @@ class Evaluation:
         theirs = Sums()
         for batch in self._cut(batches):
             device = batch["input_ids"].device
-            where = (batch["select"] & (batch["documents"] >= 0)).flatten().nonzero().squeeze(1)
+            where = _asked(batch).flatten().nonzero().squeeze(1)
             labels = batch["labels"].flatten()[where]
             documents = batch["documents"].flatten()[where].cpu().numpy()
             with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
@@ -194,9 +199,40 @@ class Evaluation:
             read(len(learners) * len(batch["select"]))
         return sums | {(learner.name, TEACHER): theirs for learner in learners}
 
+    def _own(self, batches: Sequence[Batch]) -> list[Batch]:
+        """This process's rows of some batches."""
+        return [mine for batch in batches if (mine := own(batch, self.world)) is not None]
+
     def _cut(self, batches: Sequence[Batch]) -> list[Batch]:
         """The same rows, as many at a time as memory holds."""
-        return [part for batch in batches for part in cut(batch, self.parts.count)]
+        return [part for batch in self._own(batches) for part in cut(batch, self.parts.count)]
+
+    def _together(self, sums: dict[tuple[str, str], Sums], batches: Sequence[Batch]) -> dict[tuple[str, str], Sums]:
+        """What all processes have found."""
+        if self.world.size == 1:
+            return sums
+        every = torch.cat([batch["documents"][_asked(batch)].flatten() for batch in batches]).unique().tolist()
+        counts = [[int(_asked(run).sum()) for run in cut(batch, self.world.size)] for batch in batches]
+        for one, tap in {id(it): (it, tap) for (_, tap), it in sums.items()}.values():
+            table = torch.tensor(np.array([one.of[document] for document in every]).reshape(-1, len(SUMS)))
+            rows = self.world.add(table).numpy()
+            one.of = {document: row for document, row in zip(every, rows, strict=True) if row[0]}
+            if self.task and tap != TEACHER:
+                one.answers = self._answers(one.answers, counts)
+        return sums
+
+    def _answers(self, parts: list[Answered], counts: Sequence[Sequence[int]]) -> list[Answered]:
+        """The answers to all rows, in their order."""
+        mine, labels, theirs = zip(*parts, strict=True) if parts else ((), (), ())
+        taught = bool(theirs) and theirs[0] is not None
+        shape = [float(bool(parts)), float(mine[0].shape[1]) if parts else 0.0, float(taught)]
+        some, columns, taught = self.world.total(shape)
+        empty = np.zeros((0, round(columns / some)))
+        found = [
+            joined(self.world, counts, torch.from_numpy(np.concatenate([nothing, *its]))).numpy()
+            for nothing, its in ((empty, mine), (empty[:, 0], labels), *([(empty, theirs)] if taught else []))
+        ]
+        return [(found[0], found[1], found[2] if taught else None)]
 
     def _gradient_norms(self, learner: Learner, batch: Batch) -> list[float] | None:
         """The gradient norm by layer of the common logit loss on one batch: same loss, same scale for all settings."""
@@ -209,12 +245,18 @@ class Evaluation:
             [lesson],
             chunk=self.chunk,
             autocast=self.autocast,
-            world=World(device=self.device),
+            world=self.world,
             balanced=False,
         )
         with without_gradients(learner):
             still.gradients([{TEXT: part} for part in self._cut([batch])], {TEXT: Counts.of([batch])}, step=0)
-            return [still.world.norm(gradients(layer)).item() for layer in learner.layers]
+            self.world.sum_gradients(learner.parameters)
+            return [self.world.norm(gradients(layer)).item() for layer in learner.layers]
+
+
+def _asked(batch: Batch) -> Tensor:
+    """The tokens, or rows, that are measured: those that are selected and belong to a document."""
+    return batch["select"] & (batch["documents"] >= 0)
 
 
 def _values(student: Tensor, teacher: Tensor | None, labels: Tensor) -> np.ndarray:

@@ -28,8 +28,10 @@ from limbeck.losses.sparse import dense
 from limbeck.losses.tensors import wide
 from limbeck.measure.evaluation import Teacher, evaluating
 from limbeck.measure.quantities import Layer, Numbers, binned, calibration, cka_grid, frequency_edges, plain
+from limbeck.measure.shares import joined
 from limbeck.models.taps import Tapped
 from limbeck.system.out_of_memory import Parts, say
+from limbeck.system.processes import World
 from limbeck.system.progress import Done, uncounted
 
 TOKENS = 2048  # whose states are compared: the products are what costs
@@ -39,6 +41,7 @@ Couple = tuple[Learner, Learner]
 Layers = Mapping[Any, list[Layer]]  # actor -> its layers, none of an ensemble
 # An actor -> confidence and right of its tokens; two actors -> agreed and divergence: [2, n] for each chunk.
 Heard = dict[Any, list[np.ndarray]]
+Whole = Mapping[Any, np.ndarray]  # the same of all tokens: [2, n]
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Reasons:
         autocast: dtype of matrix products.
         counts: how often each token occurs in the training text, int64 `[V]`; None: nothing is told by frequency.
         tokens: whose states are compared, at most.
+        world: the processes, each of which reads a share of every batch; all are told the same.
         tell: takes a line where memory is short, and batches are read in smaller parts from then on.
     """
 
@@ -103,9 +107,10 @@ class Reasons:
         autocast: torch.dtype | None = None,
         counts: np.ndarray | None = None,
         tokens: int = TOKENS,
+        world: World = World(),  # noqa: B008 (a frozen value)
         tell: Callable[[str], None] = say,
     ) -> None:
-        self.teachers, self.chunk, self.autocast = teachers, chunk, autocast
+        self.teachers, self.chunk, self.autocast, self.world = teachers, chunk, autocast, world
         self.fixed = [
             Fixed(batch, where, batch["labels"].flatten()[where], states)
             for batch, states in zip(batches, _spread([_of_documents(batch) for batch in batches], tokens), strict=True)
@@ -128,33 +133,62 @@ class Reasons:
 
         `done` receives how many blocks, or rows, all models have read.
         """
-        return self.parts.fitting(lambda: self._found(learners, pairs, done))
-
-    def _found(self, learners: Sequence[Learner], pairs: bool, done: Done) -> Found:
         theirs = dict.fromkeys(teacher for one in learners if (teacher := self.teachers[one.name]) is not None)
         companies = [[one for one in learners if one.seed == seed] for seed in dict.fromkeys(o.seed for o in learners)]
         couples = [list(combinations(company, 2)) if pairs else [] for company in companies]
-        states, heard = defaultdict(list), defaultdict(list)
-        count, of = 0, sum(len(fixed.batch["select"]) for fixed in self.fixed)
         with evaluating(learners):
-            for fixed in self._cut():
-                done(count, of)
-                count += len(fixed.batch["select"])
-                with self._precision(fixed):
-                    features = {one: self._read(one, fixed, states[one]) for one in (*theirs, *learners)}
-                    for rows in self._chunks(fixed):
-                        said = self._speak(theirs, features, rows, fixed.labels, heard)
-                        for company, its in zip(companies, couples, strict=True):
-                            mine = self._speak(company, features, rows, fixed.labels, heard)
-                            self._compare(mine, said, its, heard)
-        done(count, of)
-        layers = {
-            one: [Layer.of(torch.cat(parts)) for parts in zip(*read, strict=True)] for one, read in states.items()
-        }
+            states, heard = self.parts.fitting(lambda: self._heard(learners, list(theirs), companies, couples, done))
+        layers = {one: [Layer.of(self._together(one, parts)) for parts in its] for one, its in states.items()}
+        taught = [(one, teacher) for one in learners if (teacher := self.teachers[one.name]) is not None]
+        keys = [*theirs, *learners, *taught, *(couple for its in couples for couple in its)]
+        whole = {key: self._all(_joined(heard[key])) for key in keys}
         return Found(
-            {one.name: self._of_learner(one, layers, heard) for one in learners},
-            [self._of_pair(couple, layers, heard) for its in couples for couple in its],
+            {one.name: self._of_learner(one, layers, whole) for one in learners},
+            [self._of_pair(couple, layers, whole) for its in couples for couple in its],
         )
+
+    def _heard(
+        self,
+        learners: Sequence[Learner],
+        theirs: Sequence[Actor],
+        companies: Sequence[Sequence[Learner]],
+        couples: Sequence[Sequence[Couple]],
+        done: Done,
+    ) -> tuple[dict[Actor, list[list[Tensor]]], Heard]:
+        """What this process's rows give: an actor -> layer -> its states, and what was said."""
+        states: dict[Actor, list[list[Tensor]]] = {}
+        heard: Heard = defaultdict(list)
+        for one in (*theirs, *learners):
+            inside = self._inside(one)
+            if inside is not None:
+                states[one] = [[] for _ in inside.taps]
+        count, of = 0, sum(len(fixed.batch["select"]) for fixed in self._own())
+        for fixed in self._cut():
+            done(count, of)
+            count += len(fixed.batch["select"])
+            with self._precision(fixed):
+                features = {one: self._read(one, fixed, states.get(one)) for one in (*theirs, *learners)}
+                for rows in self._chunks(fixed):
+                    said = self._speak(theirs, features, rows, fixed.labels, heard)
+                    for company, its in zip(companies, couples, strict=True):
+                        mine = self._speak(company, features, rows, fixed.labels, heard)
+                        self._compare(mine, said, its, heard)
+        done(count, of)
+        return states, heard
+
+    def _together(self, actor: Actor, parts: list[Tensor]) -> Tensor:
+        """The states of one layer at all tokens, in their order."""
+        if self.world.size == 1:
+            return torch.cat(parts)
+        nothing = torch.zeros((0, actor.width), device=self.world.device)  # of a process without rows
+        runs = [list(fixed.cut(self.world.size)) for fixed in self.fixed]
+        return joined(self.world, [[len(run.states) for run in its] for its in runs], torch.cat([nothing, *parts]))
+
+    def _all(self, mine: np.ndarray) -> np.ndarray:
+        """What was heard at all tokens `[2, n]`, in their order."""
+        runs = [list(fixed.cut(self.world.size)) for fixed in self.fixed]
+        counts = [[len(run.where) for run in its] for its in runs]
+        return joined(self.world, counts, torch.from_numpy(mine.T.copy())).numpy().T
 
     @torch.no_grad()
     def label_loss(self, learner: Learner) -> float:
@@ -171,21 +205,27 @@ class Reasons:
                         logits = learner.speak(features[rows])
                         loss = cross_entropy if logits.shape[-1] > 1 else squared_error
                         total += float(loss(student=logits, labels=fixed.labels[rows]).double().sum())
+        (total,) = self.world.total([total])
         return total / int(self.labelled.sum()) if self.labelled.any() else math.nan
 
     # reading and speaking
 
     def _read(self, actor: Actor, fixed: Fixed, states: list[list[Tensor]] | None = None) -> Tensor:
         """The inputs of a model's head at the selected tokens; to `states` goes what its layers hold, where it has any."""
-        if actor not in self._wrapped:
-            self._wrapped[actor] = actor.everywhere()
-        tapped = self._wrapped[actor]
+        tapped = self._inside(actor)
         if tapped is None:
             return actor.read(fixed.batch).features.flatten(0, -2)[fixed.where]
         readout = tapped(fixed.batch)
         if states is not None:
-            states.append([readout[tap].flatten(0, 1)[fixed.states] for tap in tapped.taps])
+            for layer, tap in zip(states, tapped.taps, strict=True):
+                layer.append(readout[tap].flatten(0, 1)[fixed.states])
         return readout.features.flatten(0, -2)[fixed.where]
+
+    def _inside(self, actor: Actor) -> Tapped | None:
+        """Its model tapped at every layer, made once."""
+        if actor not in self._wrapped:
+            self._wrapped[actor] = actor.everywhere()
+        return self._wrapped[actor]
 
     def _speak(
         self, actors: Iterable[Actor], features: Mapping[Actor, Tensor], rows: slice, labels: Tensor, heard: Heard
@@ -207,9 +247,14 @@ class Reasons:
         for one, other in couples:
             heard[one, other].append(_array(_distance(mine[one], mine[other], _apart)))
 
+    def _own(self) -> list[Fixed]:
+        """This process's rows."""
+        runs = (list(fixed.cut(self.world.size)) for fixed in self.fixed)
+        return [its[self.world.rank] for its in runs if self.world.rank < len(its)]
+
     def _cut(self) -> Iterator[Fixed]:
         """The same rows, as many at a time as memory holds."""
-        return (part for fixed in self.fixed for part in fixed.cut(self.parts.count))
+        return (part for fixed in self._own() for part in fixed.cut(self.parts.count))
 
     def _chunks(self, fixed: Fixed) -> Iterator[slice]:
         return (slice(start, start + self.chunk) for start in range(0, len(fixed.where), self.chunk))
@@ -219,10 +264,10 @@ class Reasons:
 
     # what is told
 
-    def _of_learner(self, learner: Learner, layers: Layers, heard: Heard) -> dict[str, Any]:
+    def _of_learner(self, learner: Learner, layers: Layers, heard: Whole) -> dict[str, Any]:
         teacher = self.teachers[learner.name]
         mine, theirs = layers[learner], layers.get(teacher) or None
-        agreed, loss = _joined(heard[learner, teacher])
+        agreed, loss = heard[learner, teacher] if teacher is not None else np.empty((2, 0))
         compared = {"agreement": agreed, "logit_loss": loss}
         by_frequency = by_place = None
         if teacher is not None and self.places is not None:
@@ -242,13 +287,13 @@ class Reasons:
             "by_place": by_place,
         }
 
-    def _calibration(self, heard: list[np.ndarray]) -> dict[str, Any] | None:
-        confidence, right = _joined(heard)[:, self.labelled]
+    def _calibration(self, heard: np.ndarray) -> dict[str, Any] | None:
+        confidence, right = heard[:, self.labelled]
         return calibration(confidence, right)
 
-    def _of_pair(self, couple: Couple, layers: Layers, heard: Heard) -> dict[str, Any]:
+    def _of_pair(self, couple: Couple, layers: Layers, heard: Whole) -> dict[str, Any]:
         one, other = couple
-        agreement, apart = _joined(heard[couple]).mean(1).tolist() if len(self.labelled) else (math.nan, math.nan)
+        agreement, apart = heard[couple].mean(1).tolist() if len(self.labelled) else (math.nan, math.nan)
         return {
             "seed": one.seed,
             "learners": [one.name, other.name],

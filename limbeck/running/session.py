@@ -231,7 +231,7 @@ class Session:
 
     def _evaluate(self, step: int, record: Record | None) -> None:
         """Measures the learners that are trained; at the end all that have not failed, with the weights that are kept."""
-        if not self.study.world.is_main or not self._left:
+        if not self._left:
             return
         found = self._measured(step, self._training)
         if self.keeper:
@@ -258,12 +258,13 @@ class Session:
             ratios = record.norms[learner].update_ratios if record and learner in record.norms else None
             kept = {"kept_step": self.way.best[learner]["step"]} if self.keeper and step == self.how.steps else {}
             rows.append({"step": step, "stage": said["stage"], **who, **found, "update_ratio_layers": ratios, **kept})
-        files.append_lines(self.folder / rundir.EVALS, rows)
-        for tracker in self.trackers:
-            tracker.evaluated(rows, step)
-        (self.folder / rundir.DOCUMENTS).mkdir(exist_ok=True)
-        with files.replacing(self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet") as place:
-            pq.write_table(pa.Table.from_pylist(documents), place)
+        if self.study.world.is_main:
+            files.append_lines(self.folder / rundir.EVALS, rows)
+            for tracker in self.trackers:
+                tracker.evaluated(rows, step)
+            (self.folder / rundir.DOCUMENTS).mkdir(exist_ok=True)
+            with files.replacing(self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet") as place:
+                pq.write_table(pa.Table.from_pylist(documents), place)
         self._look_for_reasons(step, learners)
 
     def _look_for_reasons(self, step: int, who: Sequence[Learner]) -> None:
@@ -271,7 +272,8 @@ class Session:
         if self.reasons is not None:
             at = {"step": step, "stage": self.table.stage}
             rows = evaluations.reason_rows(self.reasons, who, self._describe, at, last=step == self.how.steps)
-            files.append_lines(self.folder / rundir.REASONS, rows)
+            if self.study.world.is_main:
+                files.append_lines(self.folder / rundir.REASONS, rows)
 
     def _save_now(self, record: Record) -> None:
         if record.step % self.how.checkpoint_every == 0 and record.step < self.how.steps:

@@ -83,6 +83,15 @@ class World:
             dist.all_reduce(summed)
         return summed.tolist()
 
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes; of equal shape in all."""
+        if self.size == 1:
+            return tensor
+        summed = tensor.to(self.device, copy=True).contiguous()
+        with _heard():
+            dist.all_reduce(summed)
+        return summed.to(tensor.device)
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Adds up the gradients of all processes: one all-reduce (SUM) for each dtype, parameters in their order.
 

@@ -18,7 +18,7 @@ from limbeck.system import store
 WRITER = """
 import sys, time
 from pathlib import Path
-from limbeck.text import store
+from limbeck.system import store
 def write(folder):
     (folder / "half").write_bytes(b"x")
     print(folder, flush=True)

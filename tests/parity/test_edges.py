@@ -24,7 +24,7 @@ def test_a_confident_list_in_fp32_is_no_difference_to_itself(name: str, temperat
     peaked[0, 0] = 0
     for logits in (peaked, random(64, 2000, scale=10.0).float()):
         student = logits.clone().requires_grad_()
-        indices, logprobs, _ = TopK.of(logits, 20)
+        indices, logprobs, *_ = TopK.of(logits, 20)
         value = LOSSES[name](student=student, teacher=(indices, logprobs), temperature=temperature)
         value.sum().backward()
         assert value.abs().max() < 1e-5 * temperature**2
@@ -34,7 +34,7 @@ def test_a_confident_list_in_fp32_is_no_difference_to_itself(name: str, temperat
 def test_a_tail_that_the_student_has_and_the_teacher_lacks_is_punished() -> None:
     peaked = torch.full((1, 100), -25.0)
     peaked[0, 0] = 0
-    indices, logprobs, _ = TopK.of(peaked, 3)
+    indices, logprobs, *_ = TopK.of(peaked, 3)
     flat = torch.zeros(1, 100)
     listed, dense = (
         LOSSES["topk_reverse_kl"](student=flat, teacher=teacher, k=3) for teacher in ((indices, logprobs), peaked)

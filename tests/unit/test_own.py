@@ -106,7 +106,7 @@ def test_they_train_resume_and_are_in_the_manifest(
     again = limbeck.run(said(world, tmp_path / "run", *words), quiet=True)
     same_run(again, whole, checkpoints=False)
     model = AutoModelForMaskedLM.from_pretrained(whole.students["multi-seed0"])
-    assert max(float(p.detach().abs().max()) for p in model.parameters()) <= 0.05
+    assert max(float(p.detach().abs().max()) for p in model.parameters()) <= 0.0501
     plain = limbeck.run(said(world, tmp_path / "plain"), quiet=True)
     assert "own" not in plain.manifest and plain.metrics[-1]["loss"] != whole.metrics[-1]["loss"]
     Path(mine).write_text(MINE + "\n")

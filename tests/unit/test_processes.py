@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import limbeck
 from limbeck.errors import UserError
 from limbeck.lab.page import report
+from limbeck.system import files
 from limbeck.system.processes import World
 
 TORCHRUN = ["torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d",
@@ -28,7 +29,7 @@ TORCHRUN = ["torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--rdzv
 # accelerate starts one process only where it is told --cpu and has no mpirun; --multi_gpu is its word for torchrun's way
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
               "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "limbeck"]  # fmt: skip
-EXACT = ("step", "stage", "setting", "seed", "learner", "lr", "tokens", "flops", "split")
+EXACT = ("step", "stage", "setting", "seed", "learner", "lr", "tokens", "flops", "split", "kind", "learners", "settings")
 
 
 def launch(launcher: Sequence[str], table: dict[str, Any], folder: Path) -> tuple[str, str]:
@@ -71,7 +72,7 @@ def flat(value: Any) -> list[float]:
         return []
     if isinstance(value, dict):
         return [number for key in sorted(value) for number in flat(value[key])]
-    return value if isinstance(value, list) else [value]
+    return [number for each in value for number in flat(each)] if isinstance(value, list) else [value]
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,7 @@ def test_two_processes_are_one(world: Path, alone: limbeck.Run, launcher: list[s
     close(both.evals, alone.evals)
     rows = [pq.read_table(run.folder / "evals" / "step-000006.parquet").to_pylist() for run in (both, alone)]
     close(*rows)
+    close(*(files.read_lines(run.folder / "reasons.jsonl")[0] for run in (both, alone)))
     assert both.report.is_file() and said.count("report:") == 1
     assert "Traceback" not in log and "leaked" not in log
 
