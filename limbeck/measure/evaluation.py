@@ -223,16 +223,16 @@ class Evaluation:
 
     def _answers(self, parts: list[Answered], counts: Sequence[Sequence[int]]) -> list[Answered]:
         """The answers to all rows, in their order."""
-        mine, labels, theirs = zip(*parts, strict=True) if parts else ((), (), ())
-        taught = bool(theirs) and theirs[0] is not None
-        shape = [float(bool(parts)), float(mine[0].shape[1]) if parts else 0.0, float(taught)]
-        some, columns, taught = self.world.total(shape)
+        columns, taught = (parts[0][0].shape[1], parts[0][2] is not None) if parts else (0, False)
+        some, columns, taught = self.world.total([bool(parts), columns, taught])  # of those that have rows
         empty = np.zeros((0, round(columns / some)))
-        found = [
-            joined(self.world, counts, torch.from_numpy(np.concatenate([nothing, *its]))).numpy()
-            for nothing, its in ((empty, mine), (empty[:, 0], labels), *([(empty, theirs)] if taught else []))
-        ]
-        return [(found[0], found[1], found[2] if taught else None)]
+
+        def all_of(nothing: np.ndarray, mine: Sequence[np.ndarray]) -> np.ndarray:
+            return joined(self.world, counts, torch.from_numpy(np.concatenate([nothing, *mine]))).numpy()
+
+        theirs = [part[2] for part in parts if part[2] is not None]
+        said, labels = all_of(empty, [part[0] for part in parts]), all_of(empty[:, 0], [part[1] for part in parts])
+        return [(said, labels, all_of(empty, theirs) if taught else None)]
 
     def _gradient_norms(self, learner: Learner, batch: Batch) -> list[float] | None:
         """The gradient norm by layer of the common logit loss on one batch: same loss, same scale for all settings."""

@@ -12,14 +12,14 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.batch import IGNORED, Batch, cut
+from limbeck.batch import IGNORED, Batch
 from limbeck.distil.actors import Actor
 from limbeck.distil.learner import Learner
 from limbeck.distil.lessons import common_loss
@@ -27,6 +27,7 @@ from limbeck.losses import cross_entropy, squared_error, symmetric_kl
 from limbeck.losses.sparse import dense
 from limbeck.losses.tensors import wide
 from limbeck.measure.evaluation import Teacher, evaluating
+from limbeck.measure.fixed import PLACES, Fixed, of_documents, place, predicted, spread
 from limbeck.measure.quantities import Layer, Numbers, binned, calibration, cka_grid, frequency_edges, plain
 from limbeck.measure.shares import joined
 from limbeck.models.taps import Tapped
@@ -35,34 +36,12 @@ from limbeck.system.processes import World
 from limbeck.system.progress import Done, uncounted
 
 TOKENS = 2048  # whose states are compared: the products are what costs
-PLACES = 8  # bins of the places in a block
 
 Couple = tuple[Learner, Learner]
 Layers = Mapping[Any, list[Layer]]  # actor -> its layers, none of an ensemble
 # An actor -> confidence and right of its tokens; two actors -> agreed and divergence: [2, n] for each chunk.
 Heard = dict[Any, list[np.ndarray]]
 Whole = Mapping[Any, np.ndarray]  # the same of all tokens: [2, n]
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """A batch, and what of it is looked at: places in the flattened batch."""
-
-    batch: Batch
-    where: Tensor  # the selected tokens, or rows, that belong to a document: as in an evaluation
-    labels: Tensor  # theirs
-    states: Tensor  # the tokens whose states are compared
-
-    def cut(self, parts: int) -> Iterator[Fixed]:
-        """The same in up to `parts` runs of rows."""
-        selected, attended = (self.batch[name] for name in ("select", "attention_mask"))
-        first, one, other = 0, selected[0].numel(), attended[0].numel()  # places of a row
-        for batch in cut(self.batch, parts):
-            last = first + len(batch["select"])
-            chosen = (self.where >= first * one) & (self.where < last * one)
-            states = self.states[(self.states >= first * other) & (self.states < last * other)]
-            yield Fixed(batch, self.where[chosen] - first * one, self.labels[chosen], states - first * other)
-            first = last
 
 
 @dataclass(frozen=True)
@@ -113,16 +92,16 @@ class Reasons:
         self.teachers, self.chunk, self.autocast, self.world = teachers, chunk, autocast, world
         self.fixed = [
             Fixed(batch, where, batch["labels"].flatten()[where], states)
-            for batch, states in zip(batches, _spread([_of_documents(batch) for batch in batches], tokens), strict=True)
+            for batch, states in zip(batches, spread([of_documents(batch) for batch in batches], tokens), strict=True)
             for where in [(batch["select"] & (batch["documents"] >= 0)).flatten().nonzero().squeeze(1)]
         ]
         text = batches[0]["select"].dim() == 2
         self.labelled = np.concatenate([_array(one.labels != IGNORED) for one in self.fixed]).astype(bool)
-        self.places = np.concatenate([_place(one) for one in self.fixed]) if text else None
+        self.places = np.concatenate([place(one) for one in self.fixed]) if text else None
         self.edges = frequency_edges(counts) if counts is not None and text else None
         self.frequencies = None
         if self.edges is not None and counts is not None:
-            said = np.concatenate([_predicted(one) for one in self.fixed])
+            said = np.concatenate([predicted(one) for one in self.fixed])
             self.frequencies = np.searchsorted(self.edges, counts[said], side="right") - 1
         self._wrapped: dict[Actor, Tapped | None] = {}
         self.parts = Parts("reasons", max(len(batch["select"]) for batch in batches), tell)
@@ -321,35 +300,6 @@ def _distance(mine: Tensor, theirs: Tensor, loss: Callable[[Tensor, Tensor], Ten
 def _apart(mine: Tensor, theirs: Tensor) -> Tensor:
     """The symmetric form of the loss that all settings share; of scores the square, which is symmetric."""
     return symmetric_kl(student=mine, teacher=theirs) if mine.shape[-1] > 1 else common_loss(mine, theirs)
-
-
-def _of_documents(batch: Batch) -> Tensor:
-    """Where attended tokens are that belong to a document: bool `[B, T]`; of a row of a task all attended ones."""
-    mask, documents = batch["attention_mask"].bool(), batch["documents"]
-    return mask & (documents >= 0) if documents.dim() == 2 else mask
-
-
-def _spread(masks: Sequence[Tensor], most: int) -> list[Tensor]:
-    """For each mask the places of its part of at most `most` kept tokens, spread evenly over all masks."""
-    places = [mask.flatten().nonzero().squeeze(1) for mask in masks]
-    total = sum(map(len, places))
-    count = min(most, total)
-    chosen = torch.arange(count) * total // max(count, 1)
-    begins = np.cumsum([0, *map(len, places)]).tolist()
-    parts = [chosen[(chosen >= begin) & (chosen < end)] - begin for begin, end in pairwise(begins)]
-    return [here[part.to(here.device)] for here, part in zip(places, parts, strict=True)]
-
-
-def _place(fixed: Fixed) -> np.ndarray:
-    """The bin of the place in the block of each selected token."""
-    length = fixed.batch["input_ids"].shape[1]
-    return fixed.where.cpu().numpy() % length * PLACES // length
-
-
-def _predicted(fixed: Fixed) -> np.ndarray:
-    """The token that is predicted: the label, or what stands there."""
-    there = fixed.batch["input_ids"].flatten()[fixed.where]
-    return torch.where(fixed.labels != IGNORED, fixed.labels, there).cpu().numpy()
 
 
 def _grid(mine: Sequence[Layer], theirs: Sequence[Layer]) -> list[Numbers]:

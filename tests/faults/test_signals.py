@@ -118,7 +118,7 @@ def test_a_second_one(phase: str, fork: Fork, through: limbeck.Run, tmp_path: Pa
 WORKER = """
 import os, signal, sys
 from limbeck import cli
-from limbeck.lab import report
+from limbeck.lab.page import report
 from limbeck.distil.still import Still
 report.write = lambda folder: folder
 plain, signalled = Still._update, sys.argv[-1] == "signalled"

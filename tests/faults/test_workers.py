@@ -17,7 +17,7 @@ from limbeck.training import checkpoint
 WORKER = """
 import os, signal, sys
 from limbeck import cli
-from limbeck.lab import report
+from limbeck.lab.page import report
 from limbeck.distil.still import Still
 report.write = lambda folder: folder
 plain, (rank, at) = Still._update, sys.argv[3:] or ("-1", "-1")

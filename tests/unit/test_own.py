@@ -103,16 +103,18 @@ def test_they_train_resume_and_are_in_the_manifest(
         stop_after(patch, 3)
         with pytest.raises(Interrupted):
             limbeck.run(said(world, tmp_path / "run", *words), quiet=True)
+    Path(mine).write_text(MINE + "\n")
+    sys.modules.pop("things_of_mine", None)
+    with pytest.raises(UserError, match="the code of a change or an actor changed since this run began"):
+        limbeck.run(said(world, tmp_path / "run", *words), quiet=True)
+    Path(mine).write_text(MINE)
+    sys.modules.pop("things_of_mine", None)
     again = limbeck.run(said(world, tmp_path / "run", *words), quiet=True)
     same_run(again, whole, checkpoints=False)
     model = AutoModelForMaskedLM.from_pretrained(whole.students["multi-seed0"])
     assert max(float(p.detach().abs().max()) for p in model.parameters()) <= 0.0501
     plain = limbeck.run(said(world, tmp_path / "plain"), quiet=True)
     assert "own" not in plain.manifest and plain.metrics[-1]["loss"] != whole.metrics[-1]["loss"]
-    Path(mine).write_text(MINE + "\n")
-    sys.modules.pop("things_of_mine", None)
-    with pytest.raises(UserError, match="the code of a change or an actor"):
-        limbeck.run(said(world, tmp_path / "run", *words, train={"steps": 8}), quiet=True)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,20 @@ TORCHRUN = ["torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--rdzv
 # accelerate starts one process only where it is told --cpu and has no mpirun; --multi_gpu is its word for torchrun's way
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
               "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "limbeck"]  # fmt: skip
-EXACT = ("step", "stage", "setting", "seed", "learner", "lr", "tokens", "flops", "split", "kind", "learners", "settings")
+EXACT = (
+    "step",
+    "stage",
+    "setting",
+    "seed",
+    "learner",
+    "lr",
+    "tokens",
+    "flops",
+    "split",
+    "kind",
+    "learners",
+    "settings",
+)
 
 
 def launch(launcher: Sequence[str], table: dict[str, Any], folder: Path) -> tuple[str, str]:

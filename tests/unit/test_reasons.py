@@ -36,8 +36,9 @@ from limbeck.distil.probe import cosines
 from limbeck.distil.teachers import Ensemble, Frozen
 from limbeck.measure.barrier import barrier
 from limbeck.measure.evaluation import Evaluation
+from limbeck.measure.fixed import PLACES
 from limbeck.measure.quantities import CONFIDENCES, Layer, calibration, cka_grid, effective_rank, linear_cka
-from limbeck.measure.reasons import PLACES, Found, Reasons
+from limbeck.measure.reasons import Found, Reasons
 
 BATCHES = [batch(20), batch(21, rows=2), batch(22, rows=4)]
 COUNTS = np.array([0] * 10 + [1, 9, 10, 99, 100] * 10, np.int64)  # of 60 tokens

@@ -177,7 +177,7 @@ class Shelf:
     def answers(self, batch: Batch) -> Answers:
         return Answers(self.live.features, self.states)
 
-    def logits(self, features: Tensor) -> Tensor:
+    def predictions(self, features: Tensor) -> Tensor:
         return features * 2
 
 

@@ -92,7 +92,7 @@ def test_without_a_teacher() -> None:
 
 def test_the_schema_offers_the_words() -> None:
     schema = Recipe.model_json_schema()
-    term, student = (schema["$defs"][name]["properties"] for name in ("Term", "Student"))
+    term, student = (schema["$defs"][name]["properties"] for name in ("TermWords", "Student"))
     assert term["loss"]["anyOf"][0]["enum"] == list(LOSS_WORDS)
     assert student["family"]["anyOf"][0]["enum"] == list(FAMILIES)
     assert schema["additionalProperties"] is False

@@ -17,7 +17,7 @@ from kernel import WORDS, answer, lay_out, recipe, with_dropout
 from runfiles import hashes, same_run, same_state, stop_after, untimed, weights
 
 import limbeck
-from limbeck import api, rundir
+from limbeck import api
 from limbeck.errors import Failed, Interrupted, UserError
 from limbeck.running import changes, session
 from limbeck.system import files
@@ -468,7 +468,7 @@ def test_a_disk_that_fills_up(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place: Any = checkpoint if where == "save_file" else rundir
+    place: Any = checkpoint if where == "save_file" else files
     plain, calls = getattr(place, where), []
 
     def fails(*arguments: Any) -> None:
@@ -502,7 +502,8 @@ def test_another_error_of_the_system_flies(train: Callable[..., limbeck.Run], mo
 
 KILL = """
 import os, signal, sys
-from limbeck import cli, session
+from limbeck import cli
+from limbeck.running import session
 plain = session.Session._record
 def at(self, record):
     plain(self, record)

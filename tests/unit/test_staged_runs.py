@@ -317,8 +317,9 @@ def test_interrupted_and_gone_on_is_undisturbed(
 
 KILL = """
 import os, signal, sys
-from limbeck import cli, session
-from limbeck.lab import report
+from limbeck import cli
+from limbeck.running import session
+from limbeck.lab.page import report
 report.write = lambda folder: folder
 plain = session.Session._save_now
 def at(self, record):
