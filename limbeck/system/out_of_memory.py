@@ -90,7 +90,8 @@ class Parts:
             UserError: one row at a time is too much.
 
         Example:
-            >>> parts, sizes = Parts("sum", rows=4, tell=print), []
+            >>> from limbeck.batch import cut
+            >>> parts = Parts("sum", rows=4, tell=print)
             >>> def total() -> int:
             ...     found = [len(part["x"]) for part in cut({"x": torch.arange(4)}, parts.count)]
             ...     if max(found) > 2:

@@ -20,8 +20,8 @@ from limbeck.batch import Batch
 from limbeck.distil import lessons, projections, schemes
 from limbeck.distil.learner import Learner, Optimisation
 from limbeck.distil.probe import probe
+from limbeck.distil.result import StepResult
 from limbeck.distil.schedules import constant
-from limbeck.distil.still import Tally
 from limbeck.distil.teachers import Ema
 from limbeck.families import FAMILIES
 from limbeck.losses import LOSSES
@@ -73,7 +73,7 @@ def pupil(
     return Learner(who, model, sorted(taps), seed=seed, bridges=built, optimisation=how), made
 
 
-def run(one: Learner, made: Terms, batches: Sequence[Batch], chunk: int = 7, step: int = 0) -> Tally:
+def run(one: Learner, made: Terms, batches: Sequence[Batch], chunk: int = 7, step: int = 0) -> StepResult:
     """Leaves its gradients in a learner that has no fixed teacher."""
     return still_of(None, [(one, made)], chunk=chunk).gradients(*views(batches), step)[one.name]
 
