@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 
-from limbeck.assemble import costs
-from limbeck.assemble.design import Design
 from limbeck.errors import UserError
 from limbeck.families import family
 from limbeck.models import pretrained, students
+from limbeck.models.flops import count
 from limbeck.recipe import models
 from limbeck.recipe.data import Augment
 from limbeck.recipe.stages import stage_of
@@ -24,6 +24,9 @@ from limbeck.text.augment.copies import CandidateShelf
 from limbeck.text.augment.proposals import Proposer
 from limbeck.text.rows import TaskCorpus
 from limbeck.text.tokenise import Encoder
+
+if TYPE_CHECKING:
+    from limbeck.assemble.design import Design
 
 FOLDER = "candidates"
 SAMPLE = 256  # rows by which the cost of all is estimated
@@ -71,8 +74,9 @@ def flops(plan: Design) -> float:
     )
     if not queries:
         return 0.0
-    cost = costs.of_model(config, round(tokens / queries))
-    of_sample = tokens * cost.backbone_flops + queries * cost.head_flops
+    length = round(tokens / queries)
+    cost = count(config, length)
+    of_sample = tokens * (cost.token + cost.pair * length) + queries * cost.head
     return of_sample * (len(texts) + sum(1 for _ in rest)) / len(texts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from limbeck.assemble import tasks, terms
+from limbeck.assemble.kinds import kind_of
 from limbeck.distil import lessons
 from limbeck.errors import UserError
 from limbeck.families import reserved_positions
@@ -45,17 +46,7 @@ def has_targets(table: recipe.Recipe, made: dict[str, tuple[lessons.Term, ...]],
                 f"settings.{name}: patient reads the first token, which sees nothing in a causal model; set position: last"
             )
     tasks.has_targets(table, made)
-    if table.data.task is not None:
-        return
-    if causal and table.data.positions == "masked":
-        raise UserError("data.positions: masked, but a causal model is never masked; set data.positions to all")
-    if causal or table.data.masking.mode != "none":
-        return
-    for name, learned in made.items():
-        if any("labels" in term.needs for term in learned):
-            raise UserError(
-                f"settings.{name}: without masking there are no labels to learn; set data.masking.mode to dynamic or static"
-            )
+    kind_of(table).targets(table, made, causal)
 
 
 def sees_enough(table: recipe.Recipe) -> None:
@@ -76,10 +67,7 @@ def can_be_cached(table: recipe.Recipe, taught: bool, causal: bool) -> None:
     """Whether every epoch reads the same text."""
     if table.cache is None or not taught:
         return
-    if table.data.masking.mode == "dynamic" and not causal and table.data.task is None:
-        raise UserError(
-            "cache: every epoch masks the text anew, and a cache holds one masking; set data.masking.mode to static"
-        )
+    kind_of(table).repeats(table.data, causal)
     for name, setting in table.chosen.items():
         for term in setting.terms:
             fixed = term.teacher not in ("peers", "ema", "self")

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from limbeck import families
 from limbeck.assemble import design
+from limbeck.assemble.kinds import kind_of
 from limbeck.distil.lessons import Term, each
 from limbeck.distil.reduce import Counts
 from limbeck.families import width_of
@@ -49,14 +50,13 @@ def _price(rows: float = 0.0, tokens: float = 0.0, pairs: float = 0.0, selected:
 def full(plan: design.Design) -> Load:
     """The load of an update of full blocks: that of running text, and the most that rows of a task can be."""
     data, rows = plan.recipe.data, plan.recipe.train.batch_size
-    share = data.masking.probability if data.positions == "masked" else getattr(data.positions, "sampled", 1.0)
     tokens = rows * data.max_length
-    return Load(rows, tokens, tokens * data.max_length, rows if data.task else share * tokens)
+    return Load(rows, tokens, tokens * data.max_length, kind_of(plan.recipe).spoken(data, rows))
 
 
 def mean(plan: design.Design, feed: Repeatable, processes: int = 1) -> Load:
     """The mean load of an update of these batches, by the lengths of the rows of the first ones."""
-    if plan.recipe.data.task is None:
+    if kind_of(plan.recipe).one_length:
         return full(plan)
     steps, parts = min(plan.recipe.train.steps, LOOKED_AT), plan.recipe.train.accumulate * processes
     rows = np.stack([feed.lengths(step) for step in range(steps)]).reshape(steps * parts, -1)

@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from limbeck.assemble import costs
+from limbeck.assemble.kinds import kind_of
 from limbeck.assemble.study import Study
 from limbeck.assemble.text import Material, feed_of
 from limbeck.batch import to_device
@@ -22,19 +23,18 @@ from limbeck.system import clock
 from limbeck.system.progress import doing
 
 PIECE = 1 << 22  # tokens that are counted at a time
-BLOCKS = 64  # of an evaluation
 BARRIERS, POINTS = 12, 11  # pairs of students up to which the way between them is followed, and at how many points
 
 
 def reasons(study: Study, tell: Callable[[str], None]) -> Reasons | None:
     """What looks for reasons at evaluations."""
-    count, task, material = study.design.recipe.train.reasons_blocks, study.design.recipe.data.task, study.material
-    if not count:
+    plan, material = study.design, study.material
+    kind, heldout = kind_of(plan.recipe), material.corpus.heldout
+    if not (many := kind.explained(plan.recipe, heldout)):
         return None
-    plan, heldout = study.design, material.corpus.heldout
     feed = feed_of(plan, Material(material.corpus, None), 0, "heldout")
-    batches = [to_device(b, study.world.device) for b in feed.fixed(len(heldout) if task else count, batch_size=16)]
-    counts = None if task else _occurrences(material.corpus.train.tokens, plan.student.vocab_size)
+    batches = [to_device(b, study.world.device) for b in feed.fixed(many, batch_size=16)]
+    counts = _occurrences(material.corpus.train.tokens, plan.student.vocab_size) if kind.one_length else None
     return Reasons(
         study.measures, batches, chunk=plan.chunk, autocast=plan.autocast, counts=counts, world=study.world, tell=tell
     )
@@ -42,7 +42,7 @@ def reasons(study: Study, tell: Callable[[str], None]) -> Reasons | None:
 
 def noun(study: Study) -> str:
     """What is measured on."""
-    return "rows" if study.design.recipe.data.task else "blocks"
+    return kind_of(study.design.recipe).noun
 
 
 def reason_rows(
@@ -89,18 +89,18 @@ def evaluation(study: Study, tell: Callable[[str], None]) -> Evaluation:
     """The fixed blocks of both splits."""
     plan, material, world = study.design, study.material, study.world
     batches = {}
-    task = study.design.recipe.data.task
-    count = study.design.recipe.train.eval_blocks or (len(material.corpus.heldout) if task else BLOCKS)
+    kind = kind_of(plan.recipe)
+    many = kind.measured(plan.recipe, material.corpus.heldout)
     for split, part in (("train", "train"), ("test", "heldout")):
         feed = feed_of(plan, Material(material.corpus, None), 0, part)
-        batches[split] = [to_device(b, world.device) for b in feed.fixed(count, batch_size=16)]
+        batches[split] = [to_device(b, world.device) for b in feed.fixed(many, batch_size=16)]
     return Evaluation(
         study.measures,
         batches,
         chunk=plan.chunk,
         autocast=plan.autocast,
         world=world,
-        task=task.kind if task else None,
+        task=kind.metrics(plan.recipe.data),
         tell=tell,
     )
 

@@ -50,7 +50,7 @@ def changes(paths: Sequence[str]) -> list[Change]:
     Raises:
         UserError: there is no such class, or what it makes is no change.
     """
-    return [_made(path, "models.student.changes", Change, ()) for path in paths]
+    return [made(path, "models.student.changes", Change, ()) for path in paths]
 
 
 def actor(path: str, inner: Actor, where: str) -> Actor:
@@ -59,7 +59,7 @@ def actor(path: str, inner: Actor, where: str) -> Actor:
     Raises:
         UserError: there is no such class, or what it makes is no actor.
     """
-    return _made(path, where, Actor, (inner,))
+    return made(path, where, Actor, (inner,))
 
 
 def require(said: Models) -> None:
@@ -82,7 +82,12 @@ def _class(path: str, where: str, kind: type) -> Any:
     return own
 
 
-def _made(path: str, where: str, kind: type, given: Sequence[Any]) -> Any:
+def made(path: str, where: str, kind: type, given: Sequence[Any] = ()) -> Any:
+    """What a class of one's own, of limbeck's `kind`, makes of what it is given.
+
+    Raises:
+        UserError: there is no such class, or making it fails.
+    """
     own = _class(path, where, kind)
     try:
         return own(*given)

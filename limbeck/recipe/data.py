@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from limbeck.recipe.fields import Place, Positive, Share, Strict, TextField, wrong
+from limbeck.recipe.fields import Own, Place, Positive, Share, Strict, TextField, wrong
 
 Column = TextField | Annotated[int, Field(ge=0)]
 
@@ -140,6 +140,11 @@ class Data(Strict):
     positions: Literal["all", "masked"] | Sampled = Field(
         default="all",
         description="the tokens on which logit losses are taken: `all`, `masked`, or a share of all, `{sampled: 0.25}`",
+    )
+    kind: Own | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="how the text is read: the import path of a kind of text of one's own, package.module:name",
     )
     cache: Place | None = Field(default=None, description="folder of the token cache; ~/.cache/limbeck when left out")
 

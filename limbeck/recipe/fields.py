@@ -100,6 +100,7 @@ Depth = Annotated[int, Field(gt=0, le=1000)]  # layers
 Width = Annotated[int, Field(gt=0, le=1_000_000)]  # units, heads
 Share = Annotated[float, Field(gt=0, lt=1)]
 TextField = Annotated[str, Field(min_length=1)]
+Own = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]  # the import path of something of one's own: package.module:name
 Place = Annotated[TextField, AfterValidator(is_place)]
 Name = Annotated[str, AfterValidator(is_name)]
 Layer = int | Literal["last"]

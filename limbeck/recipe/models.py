@@ -22,6 +22,7 @@ from limbeck.recipe.fields import (
     Depth,
     LayerMap,
     Name,
+    Own,
     Place,
     Strict,
     TextField,
@@ -32,9 +33,6 @@ from limbeck.recipe.fields import (
 )
 
 RESERVED = {"teacher", "peers", "ema", "self"}  # roles that are no names of teachers
-
-
-Own = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]  # the import path of something of one's own: package.module:name
 
 
 class Source(Strict):

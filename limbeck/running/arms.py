@@ -15,6 +15,7 @@ from typing import Any
 
 from limbeck import rundir
 from limbeck.assemble import costs, design
+from limbeck.assemble.kinds import kind_of
 from limbeck.assemble.study import build_study
 from limbeck.assemble.text import feed_of
 from limbeck.errors import UserError
@@ -207,7 +208,7 @@ def _of(plan: design.Design, names: Sequence[str]) -> design.Design:
 
 def _flops(plan: design.Design, world: World, tell: Tell) -> dict[str, float]:
     """The FLOPs of a mean update of each setting alone; of a task its rows are looked at."""
-    if plan.recipe.data.task is None:
+    if kind_of(plan.recipe).one_length:
         return costs.of_study(plan).flops_per_step
     feed = feed_of(plan, stages.text(plan, world, tell), plan.recipe.seeds[0])
     return costs.of_study(plan, costs.mean(plan, feed, world.size)).flops_per_step

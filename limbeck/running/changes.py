@@ -28,7 +28,7 @@ HARMFUL = {
     "another teacher": ("teachers",),
     "the initial students": ("initial",),
     "the code of a loss": ("losses",),
-    "the code of a change or an actor": ("own",),
+    "the code of a change, an actor or a kind of text": ("own",),
 }
 MODELS = {"models.teacher": "the teacher", "models.student.init": "the initial students"}  # by their place in a recipe
 HARMLESS = {  # the same run, to rounding

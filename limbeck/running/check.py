@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from limbeck.assemble import actors, augmentation, costs, design, tasks, teacher_caches, terms
+from limbeck.assemble.kinds import kind_of
 from limbeck.assemble.text import feed_of, read_text
 from limbeck.models import pretrained
 from limbeck.recipe import stages
@@ -132,7 +133,7 @@ def _text(plan: design.Design) -> tuple[list[Row], costs.Load]:
     notes: list[str] = []
     material = read_text(plan, notes.append)
     load = costs.mean(plan, feed_of(plan, material, plan.recipe.seeds[0]))
-    facts, noun = material.facts, "rows" if plan.recipe.data.task else "documents"
+    facts, noun = material.facts, kind_of(plan.recipe).unit
     rows = [
         ("text", f"{facts['corpus']}: {facts['documents']:,} {noun}, {facts['tokens']:,} tokens"),
         ("held out", f"{facts['heldout_documents']:,} {noun}, {facts['heldout_tokens']:,} tokens"),
@@ -149,7 +150,9 @@ def _text(plan: design.Design) -> tuple[list[Row], costs.Load]:
 def _models(plan: design.Design, inherited: Sequence[str]) -> list[str]:
     cost = costs.of_study(plan)
     rows: list[Row] = [("models", "family", "layers", "width", "heads", "vocabulary", "parameters", "MFLOP a token")]
-    share = 1 / plan.recipe.data.max_length if plan.recipe.data.task else 1.0  # of the tokens that a head looks at
+    share = (
+        1.0 if kind_of(plan.recipe).one_length else 1 / plan.recipe.data.max_length
+    )  # of the tokens that a head looks at
     sizes = {name: (config, cost.teachers[name]) for name, config in plan.teachers.items()}
     for who, (config, size) in {**sizes, "student": (plan.student, cost.student)}.items():
         if config is not None:

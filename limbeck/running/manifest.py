@@ -80,8 +80,9 @@ def _losses(table: Recipe) -> Facts:
 
 
 def _own(table: Recipe) -> Facts:
-    """Likewise of changes and actors, where there are any."""
+    """Likewise of changes, actors and kinds of text, where there are any."""
     paths = {*table.models.student.changes, *(it.actor for it in table.models.fixed if it.actor)}
+    paths |= {table.data.kind} if table.data.kind else set()
     return {"own": {path: own.source_sha256(path) for path in sorted(paths)}} if paths else {}
 
 

@@ -17,6 +17,7 @@ import limbeck
 from limbeck.errors import Interrupted, UserError
 
 MINE = '''
+from limbeck.assemble.kinds import RunningText
 from limbeck.distil.actors import START, Actor
 from limbeck.models.changes import Change
 
@@ -69,6 +70,38 @@ def no_class():
     ...
 
 
+class Turned:
+    """A feed whose rows stand the other way round."""
+
+    def __init__(self, feed):
+        self.feed, self.batch_size, self.masks = feed, feed.batch_size, [feed.masks, "turned"]
+
+    def __len__(self):
+        return len(self.feed)
+
+    def lengths(self, step):
+        return self.feed.lengths(step)
+
+    def batch(self, step, rows=slice(None)):
+        return turned(self.feed.batch(step, rows))
+
+    def again(self, indices):
+        return turned(self.feed.again(indices))
+
+    def fixed(self, count, batch_size=None):
+        return map(turned, self.feed.fixed(count, batch_size))
+
+
+def turned(batch):
+    sides = ("input_ids", "labels", "select", "documents")
+    return batch | {name: batch[name].flip(1) for name in sides}
+
+
+class Backwards(RunningText):
+    def feed(self, plan, blocks, seed, part):
+        return Turned(super().feed(plan, blocks, seed, part))
+
+
 class Fails(Change):
     def __init__(self):
         raise RuntimeError("no")
@@ -79,6 +112,7 @@ class Fails(Change):
 def mine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("code")
     (folder / "things_of_mine.py").write_text(MINE)
+    (folder / "no_kind.py").write_text("class Text:\n    pass\n")
     monkeypatch.syspath_prepend(str(folder))
     yield str(folder / "things_of_mine.py")
     sys.modules.pop("things_of_mine", None)
@@ -105,7 +139,9 @@ def test_they_train_resume_and_are_in_the_manifest(
             limbeck.run(said(world, tmp_path / "run", *words), quiet=True)
     Path(mine).write_text(MINE + "\n")
     sys.modules.pop("things_of_mine", None)
-    with pytest.raises(UserError, match="the code of a change or an actor changed since this run began"):
+    with pytest.raises(
+        UserError, match="the code of a change, an actor or a kind of text changed since this run began"
+    ):
         limbeck.run(said(world, tmp_path / "run", *words), quiet=True)
     Path(mine).write_text(MINE)
     sys.modules.pop("things_of_mine", None)
@@ -147,3 +183,45 @@ def test_a_recipe_without_them_is_what_it_was(world: Path, tmp_path: Path) -> No
 
     assert "changes" not in dump(load(recipe(world, tmp_path))) and "actor" not in dump(load(recipe(world, tmp_path)))
     assert torch.get_num_threads() == 1
+
+
+def of_kind(world: Path, out: Path, kind: str | None, **more: Any) -> dict[str, Any]:
+    table = recipe(world, out, **more)
+    return table | {"data": table["data"] | ({"kind": kind} if kind else {})}
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_kind_of_text_trains_resumes_and_is_in_the_manifest(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = "things_of_mine:Backwards"
+    whole = limbeck.run(of_kind(world, tmp_path / "whole", kind), quiet=True)
+    assert (
+        whole.manifest["own"].keys() == {kind}
+        and "kind: things_of_mine:Backwards" in (whole.folder / "recipe.yaml").read_text()
+    )
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Interrupted):
+            limbeck.run(of_kind(world, tmp_path / "run", kind), quiet=True)
+    same_run(limbeck.run(of_kind(world, tmp_path / "run", kind), quiet=True), whole, checkpoints=False)
+    plain = limbeck.run(of_kind(world, tmp_path / "plain", None), quiet=True)
+    first, other = (run.evals[0]["label_loss"] for run in (whole, plain))
+    assert first != other, "the same text, read the other way round"
+    cached = limbeck.run(
+        of_kind(world, tmp_path / "cached", kind, cache={}, only=["multi"], data=static(world)), quiet=True
+    )
+    assert cached.manifest["status"] == "done"
+
+
+def static(world: Path) -> dict[str, Any]:
+    return recipe(world, world)["data"] | {"masking": {"mode": "static"}}
+
+
+def test_what_is_no_kind(world: Path, tmp_path: Path) -> None:
+    for kind, line in {
+        "no_kind:Text": r"data\.kind: no_kind:Text: there is no class Text of limbeck's TextKind",
+        "nowhere:Text": r"data\.kind: nowhere:Text: there is no module nowhere",
+    }.items():
+        with pytest.raises(UserError, match=line):
+            limbeck.check(of_kind(world, tmp_path / "run", kind))
