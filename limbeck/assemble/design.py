@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from limbeck.models.taps import Tapped
 from limbeck.recipe import models, recipe
 from limbeck.recipe.stages import stage_of
 from limbeck.recipe.words import LAYERED_TAPS
+
+_READ: dict[str, PreTrainedModel] = {}  # models without their weights, by their files and config
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,15 @@ def _on_meta(plan: Design, source: models.Source, config: PretrainedConfig, offl
     if stage_of(source.source):
         with torch.device("meta"):
             return students.build(config, seed=0)
-    return pretrained.model_of(source, torch.float32, offline=offline, config=config, bare=True, device_map="meta")
+    folder = Path(pretrained.place(source.source))
+    found = [(it.name, it.stat().st_size, it.stat().st_mtime_ns) for it in sorted(folder.glob("*"))]
+    key = str((folder, found, config.to_json_string(use_diff=False)))
+    if not found or key not in _READ:  # arms and stages ask for the same ones
+        model = pretrained.model_of(source, torch.float32, offline=offline, config=config, bare=True, device_map="meta")
+        if not found:
+            return model
+        _READ[key] = model
+    return _READ[key]
 
 
 def facts(plan: Design) -> dict[str, Any]:

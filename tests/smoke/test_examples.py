@@ -12,9 +12,8 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.parametrize(
-    ("name", "steps"), [pytest.param("bare_loop.py", 12, marks=pytest.mark.slow), ("own_loop.py", 6)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "steps"), [("bare_loop.py", 12), ("own_loop.py", 6)])
 def test_example(name: str, steps: int) -> None:
     command = [sys.executable, str(EXAMPLES / name), str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)

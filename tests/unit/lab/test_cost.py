@@ -109,6 +109,7 @@ def study(world: Path, tmp_path_factory: pytest.TempPathFactory) -> limbeck.Run:
         return limbeck.run(table | {"vary": {"models.student.layers": [1, 2]}}, quiet=True)
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_profile(study: limbeck.Run) -> None:
     for arm in study.arms.values():
         told = json.loads((arm.folder / "profile.json").read_text())

@@ -40,6 +40,7 @@ def copied(study: limbeck.Run, tmp_path: Path) -> Path:
     return shutil.copytree(study.folder, tmp_path / "study")
 
 
+@pytest.mark.slow
 def test_settings_under_the_names_of_the_study(study: limbeck.Run) -> None:
     run = joined.gather(study.folder)
     assert run.name == "tiny" and run.settings == NAMES
