@@ -56,7 +56,8 @@ def augmented(plan: Design, world: World, material: Material, tell: Callable[[st
 def feed_of(plan: Design, material: Material, seed: int, part: str = "train") -> Repeatable:
     """The batches of one seed."""
     kind, extra = kind_of(plan.recipe), plan.recipe.data.unlabelled
-    mine = kind.feed(plan, getattr(material.corpus, part), seed, part)
+    mine: Any = kind.feed(plan, getattr(material.corpus, part), seed, part)
     if extra is None or material.unlabelled is None or part != "train":
         return mine
-    return Mixed(mine, kind.feed(plan, material.unlabelled.train, derive_seed(seed, "unlabelled"), part), extra.share)
+    more: Any = kind.feed(plan, material.unlabelled.train, derive_seed(seed, "unlabelled"), part)
+    return Mixed(mine, more, extra.share)
