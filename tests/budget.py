@@ -8,7 +8,6 @@ FIRST = {
         "test_a_disk_that_takes_no_more": 1,
     },
     "faults/test_memory_faults.py": {"test_a_probe_that_runs_short_is_taken_again": 1},
-    "faults/test_clocks.py": {"test_in_a_run": 1},
     "faults/test_memory_of_evaluations.py": {"test_an_evaluation_is_the_same": 1},
     "unit/lab/test_verdicts.py": {"test_a_study_of_four_settings_makes_any_false_claim_in_one_of_twenty": 1},
     "unit/test_every_loss.py": {"test_all_losses_in_one_setting": 1},

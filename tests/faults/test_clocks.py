@@ -33,6 +33,7 @@ def durations_are_sound(run: limbeck.Run) -> None:
     assert reasons(run) and all(row["seconds"] >= 0 for row in reasons(run))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clock", CLOCKS)
 def test_in_a_run(clock: str, fork: Fork, undisturbed: limbeck.Run, tmp_path: Path) -> None:
     told = fork(tmp_path / "run", clock=CLOCKS[clock])

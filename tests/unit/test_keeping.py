@@ -219,6 +219,7 @@ def patient(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> limbeck.Ru
     )
 
 
+@pytest.mark.slow
 def test_patience_ends_a_student_and_leaves_the_others(patient: limbeck.Run, tasks: Path, tmp_path: Path) -> None:
     plain = limbeck.run(said(tasks, tmp_path / "plain"), quiet=True)
     ended = patient.manifest["ended"]

@@ -28,6 +28,7 @@ def gone(world: Path, tuned: limbeck.Run, out: Path, pad_to: str, parts: int) ->
     return limbeck.run(distilled(world, tuned, out, SETTINGS, data={"pad_to": pad_to}, train=how), quiet=True)
 
 
+@pytest.mark.slow
 def test_an_update_in_parts(world: Path, tuned: limbeck.Run, tmp_path: Path) -> None:  # noqa: F811
     """Rows of one length make parts of an update the update; padded to the longest of its part, a row is another one."""
     for pad_to, same in (("max_length", True), ("longest", False)):
