@@ -58,11 +58,15 @@ def tree() -> str:
 
 
 def picture() -> str:
-    """The floors as boxes, a line from every package to what it imports."""
+    """The floors as boxes, a line from every package to what it imports, unless a line through another package leads there."""
     known = [name for name in FLOOR if not name.startswith("__")]
     uses = {
         name: {part(it) for path in FILES if part(module(path)) == name for it in own(path)} - {name} for name in known
     }
+    below = {name: uses[name].union(*(uses[it] for it in uses[name] & uses.keys())) for name in known}
+    for _ in FLOORS:  # until nothing is added
+        below = {name: below[name].union(*(below[it] for it in below[name] & below.keys())) for name in known}
+    straight = {a: {b for b in uses[a] if not any(b in below[c] for c in uses[a] & below.keys())} for a in known}
     rows = [[name for name in names.split() if name in known] for names in reversed(FLOORS)]
     rows, spot = [row for row in rows if row], {}
     for y, row in enumerate(rows):
@@ -71,7 +75,7 @@ def picture() -> str:
     lines = [
         f'<line x1="{spot[a][0]:.0f}" y1="{spot[a][1] + BOX / 2:.0f}" x2="{spot[b][0]:.0f}" y2="{spot[b][1] - BOX / 2:.0f}"/>'
         for a in known
-        for b in sorted(uses[a] & spot.keys())
+        for b in sorted(straight[a] & spot.keys())
     ]
     boxes = [
         f'<rect x="{x - 60:.0f}" y="{y - BOX / 2:.0f}" width="120" height="{BOX}" rx="6"/>'
