@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ from benchmarks.shapes import Shape
 from limbeck.distil import schemes
 from limbeck.distil.reduce import Share
 from limbeck.distil.teachers import Frozen
+from limbeck.losses import topk_kl
 from limbeck.losses.sparse import TopK
 from limbeck.recipe.data import Masking
 from limbeck.system.processes import World
@@ -61,7 +63,11 @@ def training(turns: Iterator[None], shape: Shape, cached: bool) -> None:
         top_k = min(TOP_K, shape.vocabulary // 4)
         answers = Cached(teacher, shelf_of(Path(folder), teacher, shape, top_k), shape.length) if cached else teacher
         how: dict[str, Any] = {"chunk": shape.chunk_of(shape.precision), "autocast": autocast_of(shape)}
-        cast = schemes.offline(learner, {"teacher": answers}, sides.terms(shape)[:1])
+        terms = sides.terms(shape)[:1]
+        if cached:  # as a recipe has it: over what is kept
+            terms = [replace(term, loss=partial(topk_kl, k=top_k)) for term in terms]
+        cast = schemes.offline(learner, {"teacher": answers}, terms)
+        cast = schemes.unmeasured(cast) if cached else cast
         still, feed = schemes.together([cast], world=World(device=torch.device(shape.device)), **how), feed_of(shape)
         for step, _ in enumerate(turns):
             batch = {name: tensor.to(shape.device) for name, tensor in feed.batch(step).items()}
@@ -69,7 +75,7 @@ def training(turns: Iterator[None], shape: Shape, cached: bool) -> None:
 
 
 def epoch(shape: Shape, rounds: int) -> Row:
-    """`cache_epoch`: epochs/s from the cache over epochs/s with the live teacher, same losses (logits only)."""
+    """`cache_epoch`: epochs/s from the cache over epochs/s with the live teacher: forward KL, from the cache over what is kept."""
     runners = {name: partial(training, shape=shape, cached=name == "cached") for name in ("live", "cached")}
     laps = race(runners, shape.device, rounds)
     detail = {name: lap.detail() for name, lap in laps.items()}
