@@ -131,11 +131,9 @@ class Learner(Actor):
         slots = self.optimizer.state_dict()["state"].items()
         return self._own() | {f"optimizer.{n}.{slot}": tensor for n, held in slots for slot, tensor in held.items()}
 
-    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes a state of the same recipe back, in place."""
-        for name, tensor in self._own().items():
-            tensor.copy_(tensors[name])
+        take(self._own(), tensors)
         slots: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
@@ -194,6 +192,13 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of a model as a state names them, tied ones once."""
     tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.named_parameters()}
     return tensors | {f"buffer.{name}": tensor for name, tensor in model.named_buffers()}
+
+
+@torch.no_grad()
+def take(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copies a state into the tensors of its names, in place."""
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
 
 
 def _kept(aids: nn.ModuleDict) -> dict[str, Tensor]:

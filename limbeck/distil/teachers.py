@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from limbeck.batch import Batch
 from limbeck.distil.actors import START, Actor, Moment
-from limbeck.distil.learner import Learner, weights
+from limbeck.distil.learner import Learner, take, weights
 from limbeck.losses.sparse import dense
 from limbeck.losses.tensors import wide
 from limbeck.models.changes import Change, facts_of
@@ -211,8 +211,6 @@ class Ema(Actor):
         """Its weights."""
         return weights(self.model)
 
-    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes its weights back, in place."""
-        for name, tensor in self.state().items():
-            tensor.copy_(tensors[name])
+        take(self.state(), tensors)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.distil.learner import Learner, weights
+from limbeck.distil.learner import Learner, take, weights
 from limbeck.recipe.words import MEASURES
 from limbeck.training.loop import RunState
 
@@ -35,11 +35,9 @@ class Best:
         """The weights held."""
         return weights(self.model)
 
-    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Holds these."""
-        for name, tensor in self.state().items():
-            tensor.copy_(tensors[name])
+        take(self.state(), tensors)
 
     def size(self) -> int:
         """Bytes of the weights held."""
