@@ -425,7 +425,7 @@ from limbeck.assemble.text import augmented, read_text
 from limbeck.text.augment import copies
 from limbeck.recipe.load import load
 from limbeck.system.processes import World
-copies.SHARD, count, write = 4, 0, copies.Shelf._write
+copies.SHARD, count, write = 4, 0, copies.CandidateShelf._write
 def late(self, folder, **given):
     global count
     count += 1
@@ -433,7 +433,7 @@ def late(self, folder, **given):
     if count == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return done
-copies.Shelf._write = late
+copies.CandidateShelf._write = late
 plan = design.design(load(json.loads(sys.argv[1])))
 augmented(plan, World(), read_text(plan, print), print)
 """
