@@ -23,7 +23,7 @@ from limbeck.training import checkpoint
 Fork = Callable[..., dict[str, Any]]
 PHASES = {  # a function that is called there, and at which call
     "tokenising": ("limbeck.text.blocks:CorpusPart.add", 5),
-    "opening the text": ("limbeck.assemble.text:text", 1),
+    "opening the text": ("limbeck.running.stages:read_text", 1),
     "writing the cache": ("limbeck.teacher_cache.shards:checks", 2),
     "reading the teacher": ("limbeck.assemble.actors:ActorMaker.teachers", 1),
     "beginning": ("limbeck.system.files:write_json", 1),
