@@ -31,7 +31,7 @@ class Change(Protocol):
     )
 
     def shaped(self, config: PretrainedConfig) -> PretrainedConfig:
-        """The config by which the model is made."""
+        """The config by which a teacher is made; the shape of a student is the recipe's."""
         return config
 
     def apply(self, model: PreTrainedModel) -> None:

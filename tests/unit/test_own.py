@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from kernel import recipe
 from runfiles import same_run, stop_after
 from transformers import AutoModelForMaskedLM
@@ -182,7 +181,6 @@ def test_a_recipe_without_them_is_what_it_was(world: Path, tmp_path: Path) -> No
     from limbeck.recipe.load import load
 
     assert "changes" not in dump(load(recipe(world, tmp_path))) and "actor" not in dump(load(recipe(world, tmp_path)))
-    assert torch.get_num_threads() == 1
 
 
 def of_kind(world: Path, out: Path, kind: str | None, **more: Any) -> dict[str, Any]:
