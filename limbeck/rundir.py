@@ -22,6 +22,7 @@ STUDY = "study.json"  # of a study of several arms
 DOCUMENTS = "evals"  # evals/step-000200.parquet
 CHECKPOINTS = "checkpoints"
 STUDENTS = "students"
+TEXT = "text.jsonl"  # of a stage that writes one
 FIGURES = "figures"
 ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~?/|[A-Za-z]:\\)[^\s,;\"'`)\]}]+")  # a path that tells folders of a machine
 VALUE = re.compile(  # a path that is all of a value in YAML

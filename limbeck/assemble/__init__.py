@@ -17,4 +17,5 @@
 | `teacher_caches` | The teacher cache of a study: which answers it needs, and the teachers that read them. |
 | `terms` | From a term of a recipe to a term of a lesson: its loss, its taps layer by layer, the modules in between. |
 | `text` | From the words of a recipe to text and feeds. |
+| `text_writers` | Writers of texts: what a stage with `write` does in place of training. |
 """

@@ -24,7 +24,8 @@ from limbeck.models.changes import Change, Dropout
 from limbeck.models.int8 import Int8
 from limbeck.models.taps import Tapped
 from limbeck.recipe import models, recipe, settings
-from limbeck.recipe.stages import folder_of, stage_of, student_of
+from limbeck.recipe.stage_texts import stage_of
+from limbeck.recipe.stages import folder_of, student_of
 from limbeck.system import seeds
 from limbeck.system.precision import DTYPES
 from limbeck.system.processes import World

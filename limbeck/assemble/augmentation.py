@@ -14,7 +14,7 @@ from limbeck.models import pretrained, students
 from limbeck.models.flops import count
 from limbeck.recipe import models
 from limbeck.recipe.data import Augment
-from limbeck.recipe.stages import stage_of
+from limbeck.recipe.stage_texts import stage_of
 from limbeck.system.files import json_sha256
 from limbeck.system.precision import DTYPES
 from limbeck.system.processes import World

@@ -128,7 +128,7 @@ def of_study(plan: design.Design, load: Load | None = None) -> StudyCost:
         own[name] = setting.peers * (3 * learn + follow)
         read[name] = _price() if table.cache else _read(plan, teachers, terms, spoken)  # a cached teacher does not run
     prices = {name: own[name] + read[name] for name in own}
-    shared = max(float(each @ update) for each in read.values())
+    shared = max((float(each @ update) for each in read.values()), default=0.0)
     learnt = sum(float(each @ update) for each in own.values())
     trained = _trained(plan, student)
     return StudyCost(

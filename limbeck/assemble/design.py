@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck import families
-from limbeck.assemble import bare, own, tasks, terms
+from limbeck.assemble import bare, own, tasks, terms, text_writers
 from limbeck.assemble.checks import can_be_cached, fits, has_targets, same_words, sees_enough
 from limbeck.distil import lessons, projections
 from limbeck.distil.still import chunk_of
@@ -23,7 +23,8 @@ from limbeck.families import family
 from limbeck.models import inherit, int8, layer_maps, pretrained, students
 from limbeck.models.taps import Tapped
 from limbeck.recipe import models, recipe
-from limbeck.recipe.stages import stage_of
+from limbeck.recipe.data import Data
+from limbeck.recipe.stage_texts import missing, placed, stage_of
 from limbeck.recipe.words import LAYERED_TAPS
 
 _READ: dict[str, PreTrainedModel] = {}  # models without their weights, by their files and config
@@ -52,6 +53,16 @@ class Design:
         """The shape of the fixed teacher of each role."""
         named = {name: self.teachers[name] for name in self.recipe.models.teachers}
         return {"teacher": self.teacher, **named} if self.teacher else {}
+
+    @property
+    def data(self) -> Data:
+        """The table `data`, in which folders stand for the texts of stages."""
+        return placed(self.recipe.data, {name: plan.recipe for name, plan in self.earlier.items()})
+
+    @property
+    def unwritten(self) -> list[str]:
+        """The stages whose texts it reads and that have not written them yet."""
+        return missing(self.recipe.data, {name: plan.recipe for name, plan in self.earlier.items()})
 
     @property
     def columns(self) -> int | None:
@@ -149,6 +160,7 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
         int8.require()
     sees_enough(table)
     own.require(table.models)
+    text_writers.writer_of(table)
     can_be_cached(table, bool(plan.teachers), plan.causal)
     bare.require_states_alone(table, shapes, origin, plan.terms)
     masks = not plan.causal and table.data.task is None and table.data.masking.mode != "none"
@@ -175,7 +187,8 @@ def chain(tables: Sequence[recipe.Recipe], offline: bool = False) -> dict[str, D
     """The designs of stages that follow one another, by their names."""
     plans: dict[str, Design] = {}
     for table in tables:
-        plans[table.stage] = design(table, offline, dict(plans))
+        with naming(table, len(tables) > 1):
+            plans[table.stage] = design(table, offline, dict(plans))
     return plans
 
 

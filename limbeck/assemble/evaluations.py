@@ -32,7 +32,7 @@ def reasons(study: Study, tell: Callable[[str], None]) -> Reasons | None:
     kind, heldout = kind_of(plan.recipe), material.corpus.heldout
     if not (many := kind.explained(plan.recipe, heldout)):
         return None
-    feed = feed_of(plan, Material(material.corpus, None), 0, "heldout")
+    feed = feed_of(plan, Material(material.corpus), 0, "heldout")
     batches = [to_device(b, study.world.device) for b in feed.fixed(many, batch_size=16)]
     counts = _occurrences(material.corpus.train.tokens, plan.student.vocab_size) if kind.one_length else None
     return Reasons(
@@ -92,7 +92,7 @@ def evaluation(study: Study, tell: Callable[[str], None]) -> Evaluation:
     kind = kind_of(plan.recipe)
     many = kind.measured(plan.recipe, material.corpus.heldout)
     for split, part in (("train", "train"), ("test", "heldout")):
-        feed = feed_of(plan, Material(material.corpus, None), 0, part)
+        feed = feed_of(plan, Material(material.corpus), 0, part)
         batches[split] = [to_device(b, world.device) for b in feed.fixed(many, batch_size=16)]
     return Evaluation(
         study.measures,

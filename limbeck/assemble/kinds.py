@@ -84,7 +84,7 @@ class RunningText(TextKind):
 
     def prepare(self, plan: Design, tell: Tell) -> TextSources:
         """Tokens of the documents, packed."""
-        return prepare(plan.recipe.data, plan.teacher_tokenizer, plan.student_tokenizer, tell=tell)
+        return prepare(plan.data, plan.teacher_tokenizer, plan.student_tokenizer, tell=tell)
 
     def copied(self, plan: Design, world: World, corpus: TextSources, tell: Tell) -> TextSources:
         """The text as it is."""
@@ -140,8 +140,8 @@ class Rows(RunningText):
 
     def prepare(self, plan: Design, tell: Tell) -> TextSources:
         """Tokens and labels of the rows."""
-        data, tokenizers = plan.recipe.data, (plan.teacher_tokenizer, plan.student_tokenizer)
-        return prepare_task(data, *tokenizers, tell=tell, classes=plan.classes or None)
+        tokenizers = (plan.teacher_tokenizer, plan.student_tokenizer)
+        return prepare_task(plan.data, *tokenizers, tell=tell, classes=plan.classes or None)
 
     def copied(self, plan: Design, world: World, corpus: TextSources, tell: Tell) -> TextSources:
         """With the copies of its rows that the recipe asks for, of which every process makes a share."""

@@ -97,7 +97,7 @@ def _company(plan: Design, world: World, material: Material, tell: Callable[[str
     """Who makes the actors; with text on which the effect of a quantisation is measured."""
     sample = None
     if plan.recipe.train.teacher_precision == "int8":
-        heldout = feed_of(plan, Material(material.corpus, None), 0, "heldout")
+        heldout = feed_of(plan, Material(material.corpus), 0, "heldout")
         sample = to_device(next(iter(heldout.fixed(SAMPLE, SAMPLE))), world.device)
     return ActorMaker(plan, world, sample, tell)
 

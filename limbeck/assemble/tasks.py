@@ -11,7 +11,7 @@ from limbeck.distil import lessons
 from limbeck.errors import UserError
 from limbeck.losses import LOSSES
 from limbeck.models import pretrained
-from limbeck.recipe import recipe
+from limbeck.recipe import recipe, stage_texts
 from limbeck.recipe.data import Data, Task
 from limbeck.recipe.words import MEASURED_BY_TEACHER
 from limbeck.text.heldout import each
@@ -47,6 +47,10 @@ def give(
         known = _known(task, list(teachers.values()))
         if known is None and offline and any(one.corpus.startswith("hub:") for one in each(data)):
             raise pretrained.NotDownloaded(f"{data.corpus}: its rows name the classes; name them in data.task.classes")
+        if known is None and stage_texts.named(data):
+            raise UserError(
+                "data.task.classes: missing; name them, since the rows of a stage that writes are not there yet"
+            )
         classes = known or prepare_task(data, teacher_tokenizer, student_tokenizer, tell=_silent).classes
     student.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
     student.id2label = dict(enumerate(classes))

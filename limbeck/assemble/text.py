@@ -2,50 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from limbeck.assemble import augmentation, tasks
 from limbeck.assemble.design import Design
 from limbeck.assemble.kinds import TextSources, kind_of
+from limbeck.errors import UserError
 from limbeck.system.processes import World
 from limbeck.system.seeds import derive_seed
 from limbeck.text.feed import Repeatable
 from limbeck.text.heldout import beside
-from limbeck.text.mixed_feed import Mixed
+from limbeck.text.mixed_feed import Beside, Mixed
 
 
 @dataclass(frozen=True)
 class Material:
-    """What is read: the corpus, and text beside it whose labels are not used."""
+    """What is read: the corpus, and the texts beside it."""
 
     corpus: TextSources
-    unlabelled: TextSources | None
+    others: Mapping[str, TextSources] = field(default_factory=dict)  # by their places in the table `data`
 
     @property
     def blocks(self) -> int:
         """How many blocks, or rows, there are to train on."""
-        return len(self.corpus.train) + (len(self.unlabelled.train) if self.unlabelled else 0)
+        return sum(len(each.train) for each in (self.corpus, *self.others.values()))
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the manifest says of it."""
-        return self.corpus.facts | ({"unlabelled": self.unlabelled.facts} if self.unlabelled else {})
+        found: dict[str, Any] = dict(self.corpus.facts)
+        for place, other in self.others.items():
+            table, _, name = place.partition(".")
+            found[table] = found.get(table, {}) | {name: other.facts} if name else other.facts
+        return found
 
 
 def read_text(plan: Design, tell: Callable[[str], None]) -> Material:
-    """The tokenised corpus, and the unlabelled one beside it, from the cache or made now."""
-    data = plan.recipe.data
+    """The tokenised corpus, and those beside it, from the cache or made now."""
+    data = plan.data
+    for name in plan.unwritten:
+        raise UserError(
+            f"${name}: the stage {name} has not written its text yet; run the recipe, which has it written first"
+        )
     if data.task and data.task.augment:
         augmentation.masked_model(plan)
-    corpus = kind_of(plan.recipe).prepare(plan, tell)
+    corpus = _called(kind_of(plan.recipe).prepare(plan, tell), plan.recipe.data.corpus)
     tasks.labelled(plan.recipe, plan.terms, corpus.facts.get("labelled", 0))
     tasks.measurable(plan.recipe, corpus.facts.get("heldout_labelled", 0))
-    if data.unlabelled is None:
-        return Material(corpus, None)
-    more = plan.recipe.model_copy(update={"data": beside(data, plan.classes)})
-    return Material(corpus, kind_of(more).prepare(plan.with_recipe(more), tell))
+    others = {}
+    for place, other in data.others.items():
+        more = plan.recipe.model_copy(update={"data": beside(data, other, plan.classes)})
+        others[place] = _called(
+            kind_of(more).prepare(plan.with_recipe(more), tell), plan.recipe.data.others[place].corpus
+        )
+    return Material(corpus, others)
+
+
+def _called(corpus: TextSources, said: str) -> TextSources:
+    """A corpus that the manifest calls as the recipe does: of the text of a stage its name, not its file."""
+    return replace(corpus, facts=corpus.facts | {"corpus": said})
 
 
 def augmented(plan: Design, world: World, material: Material, tell: Callable[[str], None]) -> Material:
@@ -55,9 +72,12 @@ def augmented(plan: Design, world: World, material: Material, tell: Callable[[st
 
 def feed_of(plan: Design, material: Material, seed: int, part: str = "train") -> Repeatable:
     """The batches of one seed."""
-    kind, extra = kind_of(plan.recipe), plan.recipe.data.unlabelled
+    kind = kind_of(plan.recipe)
     mine: Any = kind.feed(plan, getattr(material.corpus, part), seed, part)
-    if extra is None or material.unlabelled is None or part != "train":
+    if part != "train" or not material.others:
         return mine
-    more: Any = kind.feed(plan, material.unlabelled.train, derive_seed(seed, "unlabelled"), part)
-    return Mixed(mine, more, extra.share)
+    others: dict[str, Any] = {}
+    for place, said in plan.data.others.items():
+        more: Any = kind.feed(plan, material.others[place].train, derive_seed(seed, place), part)
+        others[f"data.{place}"] = Beside(more, said.share, said.labels)
+    return Mixed(mine, others)

@@ -12,6 +12,7 @@
 | `plain_yaml` | YAML of plain values: texts, numbers, lists and tables, and no more of them than a recipe can have. |
 | `recipe` | Recipes: strict, torch-free types of everything that a run is a function of, and how a file becomes one. |
 | `settings` | Settings and their terms: the part of a recipe that says who learns what from whom. No torch. |
+| `stage_texts` | Texts that a stage writes: `$NAME` in place of a corpus is the text of the stage NAME, several are joined by ` + ` as corpora are. |
 | `stages` | Staged recipes: a list of stages, each a recipe over what all share, and what a later one takes from an earlier one. |
 | `train` | The part of a recipe that says how students are trained, and what is kept of the teachers' answers. No torch. |
 | `words` | What the words of a recipe may be, known without torch. |

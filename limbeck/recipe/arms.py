@@ -22,6 +22,7 @@ from limbeck.recipe import explain, load, stages
 from limbeck.recipe.fields import Positive, Strict
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.settings import Setting
+from limbeck.recipe.stage_texts import stage_of
 from limbeck.recipe.words import LOSS_WORDS
 
 FOLDER = "arms"
@@ -125,7 +126,7 @@ class Asked:
         _one_process(found, self.where)
         if self.words.equal == "seconds":
             for place, source in (pair for arm in found for pair in stages.placed_sources(arm.last)):
-                if stages.stage_of(source.source):
+                if stage_of(source.source):
                     raise UserError(
                         f"{self.where}: equal: seconds are measured before anything trains, and {place} is the student of a "
                         "stage; say equal: flops"

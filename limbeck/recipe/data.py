@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from limbeck.recipe.fields import Own, Place, Positive, Share, Strict, TextField, wrong
+from limbeck.recipe.fields import Name, Own, Place, Positive, Share, Strict, TextField, wrong
 
 Column = TextField | Annotated[int, Field(ge=0)]
 
@@ -85,6 +85,21 @@ class Unlabelled(Strict):
     corpus: Place = Field(description="as data.corpus")
     share: Share = Field(description="of the rows of every batch")
 
+    @property
+    def labels(self) -> bool:
+        """Whether its labels are learnt from."""
+        return False
+
+
+class Mixture(Strict):
+    """Another text of a mixture."""
+
+    corpus: Place = Field(description="as data.corpus")
+    share: Share = Field(description="of the rows of every batch")
+    labels: bool = Field(
+        default=True, description="whether its labels are learnt from; false: only teachers speak there"
+    )
+
 
 class Sampled(Strict):
     """Some of the positions, drawn at random: of dynamic masking anew in every epoch, else for every block once.
@@ -105,6 +120,11 @@ class Data(Strict):
     heldout: Share | Place = Field(default=0.02, description="share of the documents, or a corpus of its own")
     task: Task | None = Field(default=None, description="rows with a class or a score, in place of running text")
     unlabelled: Unlabelled | None = Field(default=None, description="a share of every batch that has no labels")
+    mixture: dict[Name, Mixture] = Field(
+        default={},
+        exclude_if=lambda value: not value,
+        description="name -> another corpus, with its share of the rows of every batch; the rest is of data.corpus, on which alone the run is measured",
+    )
     fold: Literal["test", "validation"] = Field(
         default="test",
         description="validation: hold out other documents, as many, and leave those of the test out of all (for tuning)",
@@ -147,6 +167,12 @@ class Data(Strict):
         description="how the text is read: the import path of a kind of text of one's own, package.module:name",
     )
     cache: Place | None = Field(default=None, description="folder of the token cache; ~/.cache/limbeck when left out")
+
+    @property
+    def others(self) -> dict[str, Unlabelled | Mixture]:
+        """The texts beside the corpus, by their places in the table."""
+        first = {"unlabelled": self.unlabelled} if self.unlabelled else {}
+        return first | {f"mixture.{name}": it for name, it in self.mixture.items()}
 
     @model_validator(mode="after")
     def _masked_positions(self) -> Data:

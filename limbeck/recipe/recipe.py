@@ -18,6 +18,7 @@ from limbeck.errors import nearest
 from limbeck.recipe.data import Data
 from limbeck.recipe.fields import (
     Name,
+    Own,
     Place,
     Strict,
     listed,
@@ -40,7 +41,12 @@ class Recipe(Strict):
     models: Models = Field(default=Models(), description="who teaches and who learns")
     data: Data = Field(default=Data(), description="the text, and how it becomes batches")
     settings: Annotated[dict[Name, Setting], Field(min_length=1)] = Field(
-        description="name -> a way of distilling; each becomes one student for each seed"
+        default={}, description="name -> a way of distilling; each becomes one student for each seed"
+    )
+    write: Own | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="of a stage that writes a text in place of training: the import path of a `TextWriter`, package.module:name",
     )
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(seed_list), Field(min_length=1)
@@ -60,6 +66,10 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Recipe:
+        if not self.settings and self.write is None:
+            raise wrong("settings", "missing; set it")
+        if self.settings and self.write is not None:
+            raise wrong("write", "a stage trains settings or writes a text; make two stages of it")
         if len(set(self.seeds)) < len(self.seeds):
             raise wrong("seeds", f"one seed stands twice: {list(self.seeds)}; give each once")
         if self.cache is not None and self.models.noisy:

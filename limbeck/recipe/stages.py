@@ -8,7 +8,8 @@
 
 A stage's words stand over the shared ones, table by table; its settings, its layer map and the models that it names replace
 theirs. `$hints`, or `$previous`, is the student that the stage trained with the same seed (or with its only seed): of the setting
-of the same name, or of its only setting; `$hints/NAME` names one. Of peers it is the first.
+of the same name, or of its only setting; `$hints/NAME` names one. Of peers it is the first. A stage with `write` trains nothing and
+writes a text, which a later one reads as the corpus `$NAME`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from typing import Any
 
 from limbeck import rundir
 from limbeck.errors import UserError, nearest
-from limbeck.recipe import load
+from limbeck.recipe import load, stage_texts
 from limbeck.recipe.models import Source
 from limbeck.recipe.recipe import Recipe
+from limbeck.recipe.stage_texts import JOINED, stage_of
 
 PREVIOUS = "$previous"
 SHARED = ("name", "question", "out")  # words of the whole
+TRAINS = ("settings", "only", "cache", "report_to")  # words of a stage that trains
 OF_A_PROCESS = ("device", "threads", "deterministic")  # words of train that one process cannot change
 REPLACED = ("settings", "from_layers")  # tables whose words are names: a stage's stands in place of the shared one
-MERGED = ("Data", "Masking", "Models", "Student", "Task", "Train", "Unlabelled")  # the other tables
+MERGED = ("Data", "Masking", "Mixture", "Models", "Student", "Task", "Train", "Unlabelled")  # the other tables
 FOLDER = "stages"
 
 _OF_LIST = re.compile(r"stages(?=[.\[=])")
@@ -63,6 +66,8 @@ def of_table(where: str, table: dict[str, Any], overrides: Sequence[str] = ()) -
 
 def alone(one: Recipe, where: str = "recipe") -> Recipe:
     """The recipe, which is no stage and refers to none."""
+    if one.write:
+        raise UserError(f"{where}: write: nothing trains on this text; make it a stage of a recipe with `stages`")
     refers(one, (), where)
     return one
 
@@ -79,6 +84,8 @@ def _staged(where: str, table: dict[str, Any], overrides: Sequence[str]) -> list
     for number, own in enumerate(listed):
         found.append(_stage(where, shared, own, found, everywhere, mine[number]))
     _one_process(found, where)
+    if found[-1].write:
+        raise UserError(f"{where}: stages[{len(found) - 1}].write: nothing trains on this text; add a stage that does")
     root = Path(found[-1].run_dir)
     inner = [one.model_copy(update={"out": str(root / FOLDER / one.stage)}) for one in found[:-1]]
     return [*inner, found[-1]]
@@ -106,11 +113,15 @@ def _stage(
     for word in (*own, *(re.split(r"[.\[=]", override)[0] for override in mine)):
         if word in (*SHARED, "stages"):
             raise UserError(f"{place}.{word}: belongs to the whole; put it above the stages")
+    if "write" in own:  # it trains none of those that all share
+        shared = {word: value for word, value in shared.items() if word not in TRAINS}
+        everywhere = [each for each in everywhere if re.split(r"[.\[=]", each)[0] not in TRAINS]
     merged = {"stage": f"stage-{len(before) + 1}"} | _over(shared, own)
     try:
         for override in (*(each for each in everywhere if not _into_null(own, each)), *mine):
             merged = load.overridden(merged, override)
-        merged["models"] = _named(merged.get("models", {}), before[-1].stage if before else None)
+        for word in ("models", "data"):
+            merged[word] = _named(merged.get(word, {}), before[-1].stage if before else None)
         one = load.validated("", merged)
     except UserError as error:
         said = str(error).removeprefix(": ")
@@ -159,11 +170,16 @@ def _named(value: Any, previous: str | None) -> Any:
         return {word: _named(each, previous) for word, each in value.items()}
     if isinstance(value, list):
         return [_named(each, previous) for each in value]
-    if not isinstance(value, str) or value.partition("/")[0] != PREVIOUS:
+    parts = value.split(JOINED) if isinstance(value, str) else []
+    if not any(map(_is_previous, parts)):
         return value
     if previous is None:
-        raise UserError(f"{PREVIOUS}, but no stage is before this one; name a model")
-    return value.replace(PREVIOUS, f"${previous}", 1)
+        raise UserError(f"{PREVIOUS}, but no stage is before this one; name a model or a corpus")
+    return JOINED.join(f"${previous}{part[len(PREVIOUS) :]}" if _is_previous(part) else part for part in parts)
+
+
+def _is_previous(part: str) -> bool:
+    return part.partition("/")[0] == PREVIOUS
 
 
 def _one_process(found: Sequence[Recipe], where: str) -> None:
@@ -189,7 +205,8 @@ def placed_sources(one: Recipe) -> list[tuple[str, Source]]:
 
 
 def refers(one: Recipe, before: Sequence[Recipe], where: str) -> None:
-    """Whether every stage that a recipe names has trained what it takes from it."""
+    """Whether every stage that a recipe names has trained or written what it takes from it."""
+    stage_texts.refers(one, before, where)
     earlier = {stage.stage: stage for stage in before}
     for place, source in placed_sources(one):
         said, name = source.source, stage_of(source.source)
@@ -199,16 +216,13 @@ def refers(one: Recipe, before: Sequence[Recipe], where: str) -> None:
             raise UserError(f"{where}: {place}: '{said}' is the student of a stage, and none is before; name a model")
         if name not in earlier:
             raise UserError(f"{where}: {place}: '{said}': no stage before is named so; {nearest(name, earlier)}")
+        if earlier[name].write:
+            raise UserError(f"{where}: {place}: '{said}': this stage writes a text and trains nobody; name another")
         if source.revision:
             raise UserError(f"{where}: {place}: '{said}' has no revisions; leave @{source.revision} out")
         for setting in one.chosen:
             for seed in one.seeds:
                 student_of(earlier[name], said, setting, seed, f"{where}: {place}")
-
-
-def stage_of(source: str) -> str | None:
-    """`hints` of `$hints` and of `$hints/NAME`; None for what is no student of a stage."""
-    return source.partition("/")[0].removeprefix("$") if source.startswith("$") else None
 
 
 def student_of(earlier: Recipe, source: str, setting: str, seed: int, where: str = "models") -> str:

@@ -11,5 +11,6 @@
 | `profile` | What the models of a study cost when they answer: profile.json. |
 | `session` | One run in its directory: what is written when. The loop itself is `engine.fit`. |
 | `stages` | One recipe, or its stages one after another: what is done is left alone, what is not is trained. |
+| `text_stage` | A stage that writes a text: one file of JSON lines in its run directory, whole or not at all. |
 | `trackers` | Trackers beside metrics.jsonl, through Accelerate's: the same numbers for TensorBoard or trackio, where a recipe asks for them. |
 """

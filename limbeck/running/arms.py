@@ -196,7 +196,7 @@ def require(words: StudyWords, plan: design.Design, world: World, whole: bool) -
         UserError: it does not.
     """
     names = list(plan.recipe.chosen)
-    size = len(names) if whole else words.together or 1
+    size = len(names) or 1 if whole else words.together or 1
     for start in range(0, len(names), size):
         disk_space.fits(_of(plan, names[start : start + size]), world)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from limbeck.recipe import stages
 from limbeck.recipe.identity import FREE, identity
 from limbeck.recipe.plain_yaml import of_run
 from limbeck.recipe.recipe import Recipe
+from limbeck.recipe.stage_texts import placed
 from limbeck.running.manifest import Facts, now
 from limbeck.system import files
 from limbeck.system.files import path_of
@@ -23,6 +24,7 @@ HARMFUL = {
     "the text": ("data", "sha256"),
     "the held-out text": ("data", "heldout_sha256"),
     "the unlabelled text": ("data", "unlabelled", "sha256"),
+    "a text of the mixture": ("data", "mixture"),
     "the tokenizer": ("data", "tokenizer_sha256"),
     "the teacher": ("teacher", "sha256"),
     "another teacher": ("teachers",),
@@ -95,13 +97,15 @@ def compared(
     return found
 
 
-def finished(folder: Path, table: Recipe) -> list[str]:
+def finished(folder: Path, table: Recipe, before: Mapping[str, Recipe]) -> list[str]:
     """What a run that is done was made of and finds no more, in the words of `changes`, with the reason where it is gone.
 
-    No model is built and the Hub is not asked: weights are held together as files.
+    No model is built and the Hub is not asked: weights are held together as files. `before` are the stages before it.
     """
     began, found = files.read_json(folder / rundir.MANIFEST), []
-    texts = unchanged.changed(table.data, began["data"])
+    if table.write and not files.is_same(folder / rundir.TEXT, began["written"]):
+        found.append("the text that it wrote")
+    texts = {} if table.write else unchanged.changed(placed(table.data, before), began["data"])
     for what, path in HARMFUL.items():
         if path[0] == "data" and path[1] in texts:
             found.append(f"{what} ({why})" if (why := texts[path[1]]) else what)
@@ -234,6 +238,8 @@ def _short(value: Any) -> str:
 def _at(facts: Facts, path: tuple[str, ...]) -> Any:
     if path == ("initial",):
         return {name: student["initial_sha256"] for name, student in facts["students"].items()}
+    if path == ("data", "mixture"):
+        return {name: text["sha256"] for name, text in facts["data"].get("mixture", {}).items()}
     if path == ("teachers",):
         return [teacher["sha256"] for teacher in facts.get("teachers", [])]
     value: Any = facts

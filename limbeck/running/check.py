@@ -12,16 +12,16 @@ from limbeck.assemble import actors, augmentation, costs, design, tasks, teacher
 from limbeck.assemble.kinds import kind_of
 from limbeck.assemble.text import feed_of, read_text
 from limbeck.models import pretrained
-from limbeck.recipe import stages
+from limbeck.recipe import stage_texts, stages
 from limbeck.recipe.arms import Arm, StudyWords
 from limbeck.recipe.models import EnsembleWords
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.settings import Setting, TermWords
+from limbeck.recipe.stage_texts import parts
 from limbeck.recipe.words import LAYERED_TAPS, LOSS_WORDS
 from limbeck.system import precision
 from limbeck.system.processes import World
 from limbeck.text.corpora import find_files
-from limbeck.text.heldout import each
 from limbeck.text.readers import unasked
 from limbeck.text.tokenise import Encoder
 
@@ -92,9 +92,18 @@ def _stage(
     plans[table.stage] = plan
     require(plan)
     Encoder(plan.teacher_tokenizer, plan.student_tokenizer)
-    text, load = ([], None) if away else _text(plan)
+    if table.write:
+        return [*_models(plan, inherited), "", *_aligned([("writes a text", table.write), ("ok", "")])]
+    text, load = ([], None) if away else _unwritten(plan) if plan.unwritten else _text(plan)
     body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan, world, load)]
     return [*body, *(_downloads(away) if away else _aligned([*text, ("ok", "")]))]
+
+
+def _unwritten(plan: design.Design) -> tuple[list[Row], None]:
+    """What is said of a text that a stage will write."""
+    return [
+        ("text", f"{plan.recipe.data.corpus}, which is not written yet: {', '.join(plan.unwritten)} writes it")
+    ], None
 
 
 def _far_models(table: Recipe) -> dict[str, str | None]:
@@ -103,7 +112,7 @@ def _far_models(table: Recipe) -> dict[str, str | None]:
     Raises:
         UserError: the Hub has no such model, or must not be asked.
     """
-    said = [source for _, source in stages.placed_sources(table) if stages.stage_of(source.source) is None]
+    said = [source for _, source in stages.placed_sources(table) if stage_texts.stage_of(source.source) is None]
     found: dict[str, str | None] = {}
     for source in said:
         try:
@@ -115,8 +124,9 @@ def _far_models(table: Recipe) -> dict[str, str | None]:
 
 def _far_corpora(table: Recipe) -> dict[str, str | None]:
     """The corpora that are on the Hub, as `_far_models`; those on this disk are looked for."""
-    specs = [one.corpus for one in each(table.data)]
-    specs += [table.data.heldout] if isinstance(table.data.heldout, str) else []
+    joined = [table.data.corpus, *(other.corpus for other in table.data.others.values())]
+    joined += [table.data.heldout] if isinstance(table.data.heldout, str) else []
+    specs = [part for spec in joined for part in parts(spec) if not part.startswith("$")]  # those wait for their stages
     for spec in specs:
         find_files(spec)
     return {spec: unasked(spec) for spec in specs if spec.startswith("hub:")}
@@ -142,8 +152,9 @@ def _text(plan: design.Design) -> tuple[list[Row], costs.Load]:
         rows.append(("classes", tasks.listed(plan.classes)))
     if plan.recipe.data.task and (how := plan.recipe.data.task.augment):
         rows.append(("augmented", f"up to {how.copies} copies of each row, made when the run begins"))
-    if more := facts.get("unlabelled"):
-        rows.append(("unlabelled", f"{more['corpus']}: {more['documents']:,} {noun}, {more['tokens']:,} tokens"))
+    others = {"unlabelled": it} if (it := facts.get("unlabelled")) else {}
+    for name, more in (others | {f"with {name}": it for name, it in facts.get("mixture", {}).items()}).items():
+        rows.append((name, f"{more['corpus']}: {more['documents']:,} {noun}, {more['tokens']:,} tokens"))
     return [*rows, *(("" if i else "note", note) for i, note in enumerate(facts["notes"]))], load
 
 

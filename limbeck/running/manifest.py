@@ -17,6 +17,7 @@ from limbeck.recipe import stages
 from limbeck.recipe.identity import identity
 from limbeck.recipe.recipe import Recipe
 from limbeck.system import environment, files
+from limbeck.system.processes import World
 
 Facts = dict[str, Any]
 
@@ -32,31 +33,15 @@ def show(folder: Path, baselines: Sequence[str]) -> bool:
 
 def of(study: Study, flops: Mapping[str, float]) -> Facts:
     """The manifest of a study that has not trained yet; `flops` are those of a mean update of each setting."""
-    table, (first, *others) = study.design.recipe, _teachers(study) or [None]
+    plan, (first, *others) = study.design, _teachers(study) or [None]
     return {
-        "name": table.name,
-        "question": table.question,
-        "stage": table.stage,
-        "earlier": {
-            name: {"folder": plan.recipe.run_dir, "recipe_sha256": identity(plan.recipe)}
-            for name, plan in study.design.earlier.items()
-        },
-        "recipe_sha256": identity(table),
-        "command": shlex.join(["limbeck", *sys.argv[1:]]),
-        "limbeck": (versions := environment.versions())["limbeck"],
-        "versions": versions,
-        "machine": environment.machine(),
-        "precision": table.train.precision,
-        "processes": study.world.size,
-        "device": str(study.world.device),
+        **_begins(plan, study.world),
         "teacher": first,
         "teachers": others,
-        "weights": pretrained.files_of(source.source for _, source in stages.placed_sources(table)),
         "data": study.material.facts,
-        "layers": design.facts(study.design),
-        "losses": _losses(table),
-        **_own(table),
-        "kept_by": table.measure,
+        "layers": design.facts(plan),
+        "losses": _losses(plan.recipe),
+        "kept_by": plan.recipe.measure,
         "students": {
             learner.name: {
                 "initial_sha256": fingerprint.digest(learner.model.named_parameters()),
@@ -66,6 +51,35 @@ def of(study: Study, flops: Mapping[str, float]) -> Facts:
             }
             for learner in study.learners
         },
+    }
+
+
+def of_text(plan: design.Design, world: World) -> Facts:
+    """The manifest of a stage that has not written its text yet."""
+    return {**_begins(plan, world), "students": {}}
+
+
+def _begins(plan: design.Design, world: World) -> Facts:
+    """What every stage has: its recipe, its place among others, the machine."""
+    table = plan.recipe
+    return {
+        "name": table.name,
+        "question": table.question,
+        "stage": table.stage,
+        "earlier": {
+            name: {"folder": plan.recipe.run_dir, "recipe_sha256": identity(plan.recipe)}
+            for name, plan in plan.earlier.items()
+        },
+        "recipe_sha256": identity(table),
+        "command": shlex.join(["limbeck", *sys.argv[1:]]),
+        "limbeck": (versions := environment.versions())["limbeck"],
+        "versions": versions,
+        "machine": environment.machine(),
+        "precision": table.train.precision,
+        "processes": world.size,
+        "device": str(world.device),
+        "weights": pretrained.files_of(source.source for _, source in stages.placed_sources(table)),
+        **_own(table),
         "status": "running",
         "started": now(),
         "finished": None,
@@ -80,9 +94,9 @@ def _losses(table: Recipe) -> Facts:
 
 
 def _own(table: Recipe) -> Facts:
-    """Likewise of changes, actors and kinds of text, where there are any."""
+    """Likewise of changes, actors, kinds and writers of text, where there are any."""
     paths = {*table.models.student.changes, *(it.actor for it in table.models.fixed if it.actor)}
-    paths |= {table.data.kind} if table.data.kind else set()
+    paths |= {path for path in (table.data.kind, table.write) if path}
     return {"own": {path: own.source_sha256(path) for path in sorted(paths)}} if paths else {}
 
 

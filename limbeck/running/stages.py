@@ -19,7 +19,7 @@ from limbeck.lab.page import report
 from limbeck.recipe import identity
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.stages import FOLDER, taken
-from limbeck.running import changes, disk_space, manifest, trackers
+from limbeck.running import changes, disk_space, manifest, text_stage, trackers
 from limbeck.running.session import Session
 from limbeck.system import environment, files, locks
 from limbeck.system.processes import World
@@ -87,9 +87,10 @@ def train(
         with doing("reading configurations and tokenizers"):
             plans, note = plans_of(tables, world), _once(tell)
         missing = [plan for plan, over in zip(plans.values(), done, strict=True) if not over]
-        for plan in missing if not force else ():
+        trains = [plan for plan in missing if not plan.recipe.write]
+        for plan in trains if not force else ():
             disk_space.fits(plan, world)
-        texts = {plan.recipe.stage: text(plan, world, note) for plan in missing}
+        texts = {plan.recipe.stage: text(plan, world, note) for plan in trains if not plan.unwritten}
     for number, plan in enumerate(plans.values()):
         if done[number]:
             tell(f"{plan.recipe.run_dir}: the stage {plan.recipe.stage} is done")
@@ -99,7 +100,11 @@ def train(
             tell(f"stage {number + 1} of {len(tables)}: {plan.recipe.stage}")
         said = identity.text(tables[: number + 1])
         with alone(Path(plan.recipe.run_dir), world):
-            _train(plan, world, texts.pop(plan.recipe.stage), tell, said, baselines, force)
+            if plan.recipe.write:
+                text_stage.write(plan, world, said, tell)
+                continue
+            material = texts.pop(plan.recipe.stage) if plan.recipe.stage in texts else text(plan, world, note)
+            _train(plan, world, material, tell, said, baselines, force)
 
 
 def _require_whole(folder: Path) -> None:
@@ -162,7 +167,7 @@ def plans_of(tables: Sequence[Recipe], world: World, offline: bool = False) -> d
             plan = design.design(table, offline, dict(plans))
             divides(table, world)
             design.weights_fit(plan, offline)
-        for one in each(table.data):
+        for one in each(plan.data) if not plan.unwritten else ():
             find_files(one.corpus)
         plans[table.stage] = plan
     return plans
@@ -235,8 +240,11 @@ def same(tables: Sequence[Recipe], done: Sequence[bool], force: bool, tell: Tell
     Raises:
         UserError: something is another, or gone, and nobody said `force`.
     """
-    for folder, table in [(Path(table.run_dir), table) for table, over in zip(tables, done, strict=True) if over]:
-        if (found := changes.finished(folder, table)) and not force:
+    for number, table in enumerate(tables):
+        if not done[number]:
+            continue
+        folder, before = Path(table.run_dir), {earlier.stage: earlier for earlier in tables[:number]}
+        if (found := changes.finished(folder, table, before)) and not force:
             raise changes.other_facts(folder, found)
         for what in found:
             tell(f"{folder}: {what} changed since this run began; what stands there is of before")

@@ -10,7 +10,7 @@
 | `heldout` | Which documents, or rows, are held out: by a hash of each, so that no text is on both sides. |
 | `labels` | Labels of a task: what stands in a file becomes the number of a class, or a score. |
 | `masking` | BERT's masking of the input (Devlin et al., 2018, section 3.1) as a pure function of random numbers. |
-| `mixed_feed` | Batches that hold a fixed share of rows without labels, spread evenly among the labelled ones. |
+| `mixed_feed` | Batches that hold fixed shares of rows of other texts, spread evenly among those of the first one. |
 | `order` | Random numbers and orders as pure functions of (seed, purpose), found without drawing any earlier ones. |
 | `readers` | Readers of one file, or of one data set of the Hub, document by document or row by row. |
 | `row_feed` | Batches of task rows as pure functions of (seed, step), padded to their longest row, or to a length. |

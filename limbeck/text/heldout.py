@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from limbeck.recipe.data import Data
+from limbeck.recipe.data import Data, Mixture, Unlabelled
+from limbeck.recipe.stage_texts import parts
 from limbeck.text.corpora import Split, find_files, read_documents, read_rows
 from limbeck.text.readers import (
     Document,
@@ -87,16 +88,16 @@ def _digest(text: str) -> bytes:
 Read = Callable[[str, Split, int | None], Iterator[tuple[str, T]]]  # (corpus, split, max_bytes) -> (name, item)
 
 
-def beside(data: Data, classes: Sequence[str] = ()) -> Data:
-    """The unlabelled text beside a corpus as a table of its own."""
-    assert data.unlabelled is not None
-    task = data.task and data.task.model_copy(update={"label": None, "classes": tuple(classes) or None})
+def beside(data: Data, other: Unlabelled | Mixture, classes: Sequence[str] = ()) -> Data:
+    """Another text beside a corpus as a table of its own."""
+    bare = {} if other.labels else {"label": None}
+    task = data.task and data.task.model_copy(update=bare | {"classes": tuple(classes) or None})
     apart = {source[0] for one in each(data) if (source := heldout_source(one))}
     heldout = apart.pop() if len(apart) == 1 else data.heldout  # what the corpus holds out is not read here either
-    words = {"corpus": data.unlabelled.corpus, "heldout": heldout, "task": task, "unlabelled": None, "max_bytes": None}
-    return data.model_copy(update=words)
+    alone = {"unlabelled": None, "mixture": {}, "max_bytes": None}
+    return data.model_copy(update={"corpus": other.corpus, "heldout": heldout, "task": task, **alone})
 
 
 def each(data: Data) -> list[Data]:
     """One `Data` for every corpus that `data.corpus` joins by ` + `."""
-    return [data.model_copy(update={"corpus": spec.strip()}) for spec in data.corpus.split(" + ")]
+    return [data.model_copy(update={"corpus": spec}) for spec in parts(data.corpus)]

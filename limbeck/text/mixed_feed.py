@@ -1,9 +1,10 @@
-"""Batches that hold a fixed share of rows without labels, spread evenly among the labelled ones."""
+"""Batches that hold fixed shares of rows of other texts, spread evenly among those of the first one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any, Generic, TypeVar
 
@@ -23,110 +24,135 @@ FILL = {"labels": IGNORED, "documents": -1}  # beyond the end of a row; zeros el
 CLOSE = 1e-9  # how near to a whole number of rows the share must bring a batch
 
 
-class Mixed(Generic[Source]):
-    """Two feeds of one kind as one: `share` of every batch is text of which no label is used.
+@dataclass(frozen=True)
+class Beside(Generic[Source]):
+    """A text that is mixed into every batch of another one."""
 
-    The rows of either kind are those of a feed of its own with that many rows a batch, in its order; row i is
-    unlabelled where floor((i + 1) * share) > floor(i * share), so that micro-batches hold both kinds in proportion.
-    Unlabelled rows have the labels -100, and are numbered (`blocks`, `documents`) after the labelled ones.
-    Evaluations (`sample`, `fixed`) read labelled text only.
+    feed: Source  # its own batch size has no meaning
+    share: float  # of the rows of a batch, between 0 and 1
+    labels: bool = True  # whether its labels are learnt from
+
+
+class Mixed(Generic[Source]):
+    """Several feeds of one kind as one: a fixed share of every batch is of each.
+
+    The rows of each text are those of a feed of its own with that many rows a batch, in its order. Of n rows that are left,
+    row i is of the next text where floor((i + 1) * share) > floor(i * share), so that micro-batches hold all texts in
+    proportion. Rows without labels have the labels -100. Rows are numbered (`blocks`, `documents`) text by text.
+    Evaluations (`sample`, `fixed`) read the first text only.
 
     Args:
-        labelled: its batch size is that of the mixture.
-        unlabelled: another feed of the same kind; its own batch size has no meaning.
-        share: of the rows of a batch, between 0 and 1.
+        main: its batch size is that of the mixture.
+        others: the texts beside it, by the places in a recipe at which their shares stand.
 
     Raises:
-        UserError: the share is no whole number of rows, or leaves no row of one kind.
+        UserError: a share is no whole number of rows, or none is left for the first text.
     """
 
-    def __init__(self, labelled: Source, unlabelled: Source, share: float) -> None:
-        size = labelled.batch_size
-        count = _whole(share, size)
-        self.labelled, self.batch_size = labelled, size
-        self._with, self._without = _of_size(labelled, size - count), _of_size(unlabelled, count)
-        before = np.arange(size + 1) * count // size  # unlabelled rows above each row
-        self._bare = before[1:] > before[:-1]
-        self._places = np.where(self._bare, before[:-1], np.arange(size) - before[:-1])  # among the rows of its kind
+    def __init__(self, main: Source, others: Mapping[str, Beside[Source]]) -> None:
+        size = main.batch_size
+        counts = [_whole(place, other.share, size) for place, other in others.items()]
+        if sum(counts) >= size:
+            raise UserError(f"{', '.join(others)}: their shares leave no row of a batch to data.corpus; lower one")
+        feeds = [main, *(other.feed for other in others.values())]
+        self.main, self.batch_size = main, size
+        self._feeds = [_of_size(it, rows) for it, rows in zip(feeds, [size - sum(counts), *counts], strict=True)]
+        self._labels = [True, *(other.labels for other in others.values())]
+        self._blocks = np.cumsum([0, *(len(feed) for feed in feeds)])  # the number of each text's first block
+        self._documents = np.cumsum([0, *(len(feed.blocks.documents) for feed in feeds)])
+        self._whose = _spread(counts, size)  # the text of each row
+        self._places = self._of_each([np.arange(feed.batch_size) for feed in self._feeds])  # among the rows of its text
 
     def indices(self, step: int) -> np.ndarray:
-        """The blocks of the whole batch `step`, unlabelled ones numbered after the labelled: int64 [batch_size]."""
-        indices = np.empty(self.batch_size, np.int64)
-        indices[~self._bare] = self._with.indices(step)
-        indices[self._bare] = self._without.indices(step) + len(self.labelled.blocks)
-        return indices
+        """The blocks of the whole batch `step`, numbered text by text: int64 [batch_size]."""
+        return self._of_each(
+            [feed.indices(step) + first for feed, first in zip(self._feeds, self._blocks, strict=False)]
+        )
 
     def lengths(self, step: int) -> np.ndarray:
         """The tokens of every row of the whole batch `step`: int64 [batch_size]."""
-        lengths = np.empty(self.batch_size, np.int64)
-        lengths[~self._bare], lengths[self._bare] = self._with.lengths(step), self._without.lengths(step)
-        return lengths
+        return self._of_each([feed.lengths(step) for feed in self._feeds])
+
+    def _of_each(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """The values of each text's rows at their places in the batch."""
+        whole = np.empty(self.batch_size, np.int64)
+        for number, mine in enumerate(values):
+            whole[self._whose == number] = mine
+        return whole
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Batch `step` (from 0), or only the given rows of it: as in the whole, but for padding."""
-        chosen = np.arange(self.batch_size)[rows]
-        bare, places = self._bare[chosen], self._places[chosen]
-        parts: list[tuple[np.ndarray, Batch]] = []
-        if not bare.all() or not len(bare):
-            parts.append((~bare, _rows(self._with, step, places[~bare])))
-        if bare.any():
-            parts.append((bare, self._after(_rows(self._without, step, places[bare]))))
-        return self._whole(parts)
+        whose, places = self._whose[rows], self._places[rows]
+        if not len(whose):
+            return self.main.batch(step, slice(0, 0))
+        return self._whole(whose, lambda number, mine: _rows(self._feeds[number], step, places[mine]))
 
-    def _whole(self, parts: list[tuple[np.ndarray, Batch]]) -> Batch:
-        pad_id = self.labelled.pad_id if isinstance(self.labelled, TaskFeed) else 0
+    def _whole(self, whose: np.ndarray, read: Callable[[int, np.ndarray], Batch]) -> Batch:
+        """The rows of each text, read where they are, as one batch."""
+        parts = []
+        for number in np.unique(whose):
+            mine = whose == number
+            parts.append((mine, self._numbered(number, read(number, mine))))
+        pad_id = self.main.pad_id if isinstance(self.main, TaskFeed) else 0
         fill = FILL | {"input_ids": pad_id}
         return {
             name: _joined([(where, part[name]) for where, part in parts], fill.get(name, 0)) for name in parts[0][1]
         }
 
     def __len__(self) -> int:
-        return len(self._with) + len(self._without)
+        return int(self._blocks[-1])
 
     @property
     def masks(self) -> Any:
         """What a row that is the same in every epoch is a function of, beside its block."""
-        return [self._with.masks, self._without.masks]
+        return [feed.masks for feed in self._feeds]
 
     def again(self, indices: np.ndarray) -> Batch:
         """The given blocks as every epoch reads them."""
-        bare = indices >= len(self._with)
-        kinds = (
-            (~bare, self._with.again),
-            (bare, lambda rows: self._after(self._without.again(rows - len(self._with)))),
-        )
-        return self._whole([(where, read(indices[where])) for where, read in kinds if where.any()])
+        whose = np.searchsorted(self._blocks, indices, side="right") - 1
+        return self._whole(whose, lambda number, mine: self._feeds[number].again(indices[mine] - self._blocks[number]))
 
     def sample(self, indices: np.ndarray) -> Batch:
-        """The given blocks of the labelled text, for an evaluation."""
-        return self.labelled.sample(indices)
+        """The given blocks of the first text, for an evaluation."""
+        return self.main.sample(indices)
 
     def fixed(self, count: int, batch_size: int | None = None) -> Iterator[Batch]:
-        """`count` blocks (at most all) spread evenly over the labelled text, `batch_size` rows at a time."""
-        return self.labelled.fixed(count, batch_size)
+        """`count` blocks (at most all) spread evenly over the first text, `batch_size` rows at a time."""
+        return self.main.fixed(count, batch_size)
 
-    def _after(self, batch: Batch) -> Batch:
-        """A batch without labels, numbered after the labelled text."""
-        blocks, documents = self.labelled.blocks, batch["documents"]
+    def _numbered(self, number: int, batch: Batch) -> Batch:
+        """Rows of a text, numbered after those before it, with labels where they are learnt from."""
+        labels, documents = batch["labels"], batch["documents"]
         return batch | {
-            "labels": torch.full_like(batch["labels"], IGNORED),
-            "documents": torch.where(documents < 0, documents, documents + len(blocks.documents)),
-            "blocks": batch["blocks"] + len(blocks),
+            "labels": labels if self._labels[number] else torch.full_like(labels, IGNORED),
+            "documents": torch.where(documents < 0, documents, documents + int(self._documents[number])),
+            "blocks": batch["blocks"] + int(self._blocks[number]),
         }
 
 
-def _whole(share: float, size: int) -> int:
-    """The unlabelled rows of a batch."""
+def _whole(place: str, share: float, size: int) -> int:
+    """The rows of a batch that a share is."""
     rows = share * size
     count = round(rows)
     if abs(rows - count) <= CLOSE and 0 < count < size:
         return count
     if size < 2:
-        raise UserError(f"train.batch_size ({size}) has no room for both kinds of rows of data.unlabelled; raise it")
+        raise UserError(f"train.batch_size ({size}) has no room for the rows of {place} beside others; raise it")
     nearest = sorted({min(max(whole, 1), size - 1) for whole in (floor(rows), ceil(rows))})
     shares = " or ".join(str(whole / size) for whole in nearest)
-    what = f"data.unlabelled.share ({share}) of train.batch_size ({size}) makes {rows:g} rows without labels"
-    raise UserError(f"{what}, and must be a whole number of them beside labelled ones; set the share to {shares}")
+    what = f"{place}.share ({share}) of train.batch_size ({size}) makes {rows:g} rows"
+    raise UserError(f"{what}, and must be a whole number of them beside others; set the share to {shares}")
+
+
+def _spread(counts: Sequence[int], size: int) -> np.ndarray:
+    """Which text each row of a batch is of: so many of each but the first, evenly among the rows that are left: int64 [size]."""
+    whose, left = np.zeros(size, np.int64), np.arange(size)
+    for number, count in enumerate(counts, start=1):
+        before = np.arange(len(left) + 1) * count // len(left)
+        mine = before[1:] > before[:-1]
+        whose[left[mine]] = number
+        left = left[~mine]
+    return whose
 
 
 def _of_size(feed: Source, size: int) -> Source:

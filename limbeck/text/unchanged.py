@@ -19,14 +19,16 @@ KEYS = {"train": "sha256", "heldout": "heldout_sha256"}  # what the facts of a t
 
 
 def changed(data: Data, facts: Mapping[str, Any]) -> dict[str, str]:
-    """What of a text is not what its facts say: `sha256`, `heldout_sha256` or `unlabelled` -> why, empty where it reads well.
+    """What of a text is not what its facts say: `sha256`, `heldout_sha256`, `unlabelled`, `mixture` -> why, empty where it reads well.
 
     Files and versions that are the same are not read again. Copies of rows are never made again: a task with `augment` has
     changed where its files have.
     """
     found = _changed(data, facts)
-    if data.unlabelled and _changed(beside(data), facts["unlabelled"]).keys() & {"sha256"}:
-        found["unlabelled"] = ""
+    for place, other in data.others.items():
+        table, _, name = place.partition(".")
+        if _changed(beside(data, other), facts[table][name] if name else facts[table]).keys() & {"sha256"}:
+            found[table] = ""
     return found
 
 

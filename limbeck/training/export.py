@@ -70,6 +70,7 @@ def model_card(
         f"- data: {_text(data, noun)}",
         *_weights(manifest, numbers),
         *([f"- unlabelled: {_text(data['unlabelled'], noun)}"] if data.get("unlabelled") else []),
+        *(f"- mixed with {name}: {_text(other, noun)}" for name, other in data.get("mixture", {}).items()),
         *([f"- classes: {', '.join(map(str, data['classes']))}"] if data.get("classes") else []),
     ]
     table = "\n".join("| " + " | ".join(line) + " |" for line in _table(numbers))

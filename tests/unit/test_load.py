@@ -29,7 +29,7 @@ FILES: list[tuple[bytes, str]] = [
     (b"name: !!python/object/apply:os.system [ls]", "not YAML: line 1, column 7"),
     (b"name: a\nname: b", "line 2, column 1: 'name' stands twice"),
     (b"train:\n  lr: 1\n  lr: 2", "line 3, column 3: 'lr' stands twice"),
-    (b"1: 2\n", "[1]: is no word of a recipe; words are text (and 1 more)"),
+    (b"1: 2\n", "[1]: is no word of a recipe; words are text"),
     # what newcomers do to a file
     (b"name: x\nmodels\n  teacher: embedded\n", "line 3, column 10: a ':' is missing here or on the line before"),
     (b"name: x\nmodels:\n\tteacher: embedded\n", "line 3, column 1: a tab; indent with spaces"),

@@ -13,7 +13,7 @@ import yaml
 from kernel import SPECIALS, WORDS, answer, lay_out, recipe
 
 from limbeck.errors import UserError
-from limbeck.recipe import arms, stages
+from limbeck.recipe import arms, stage_texts, stages
 from limbeck.recipe.identity import text
 from limbeck.recipe.load import built_in
 from limbeck.recipe.recipe import Recipe
@@ -100,7 +100,7 @@ def test_whose_student_is_meant() -> None:
     assert stages.student_of(one, "$x/b", "a", 0) == "b-seed0"
     assert stages.student_of(single, "$x", "a", 1) == "b-seed5", "its only setting, its only seed"
     assert stages.student_of(peers, "$x", "b", 1) == "b-seed1"
-    assert [stages.stage_of(said) for said in ("$x", "$x/b", "x/b", "")] == ["x", "x", None, None]
+    assert [stage_texts.stage_of(said) for said in ("$x", "$x/b", "x/b", "")] == ["x", "x", None, None]
 
 
 def test_overrides_stand_over_the_file_and_those_of_one_stage_over_all() -> None:

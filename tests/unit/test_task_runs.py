@@ -304,7 +304,7 @@ def test_half_of_every_batch_has_no_label(world: Path, tuned: limbeck.Run, tmp_p
     said["data"]["unlabelled"] = {"corpus": str(more), "share": 0.5}
     study = study_of(said)
     feed, text = study.feeds[0], study.material
-    assert isinstance(feed, Mixed) and text.unlabelled is not None
+    assert isinstance(feed, Mixed) and text.others
     for step in range(12):
         found = feed.batch(step)
         here = found["labels"] == -100
@@ -354,9 +354,9 @@ def test_what_is_held_out_is_not_read_without_labels_either(world: Path, tuned: 
     said = distilled(world, tuned, tmp_path / "run", {"a": SETTINGS["soft"]})
     said["data"]["unlabelled"] = {"corpus": str(more), "share": 0.5}
     text = study_of(said).material
-    assert text.unlabelled is not None and len(text.unlabelled.train) == 20
+    assert text.others and len(text.others["unlabelled"].train) == 20
     tests = {tuple(row) for row in map(list, text.corpus.heldout.rows(range(HELD)))}
-    assert not tests & {tuple(row) for row in map(list, text.unlabelled.train.rows(range(20)))}
+    assert not tests & {tuple(row) for row in map(list, text.others["unlabelled"].train.rows(range(20)))}
 
 
 def test_a_transfer_set_without_labels_is_measured_on_rows_that_have_some(
@@ -433,7 +433,7 @@ MISTAKES = [
     (["data.positions=masked"], "data.positions: rows of a task are not masked; leave the word out"),
     (["data.masking.mode=static"], "data.masking: rows of a task are not masked; leave the word out"),
     (["data.masking.probability=0.3"], "data.masking: rows of a task are not masked; leave the word out"),
-    (["data.unlabelled.share=0.3"], "makes 2.4 rows without labels, and must be a whole number of them"),
+    (["data.unlabelled.share=0.3"], "makes 2.4 rows, and must be a whole number of them beside others"),
     (["data.unlabelled.corpus=nope.tsv"], "nope.tsv: no such file or folder; name"),
     (["data.task=null"], "a classifier of rows, and the data are running text; set data.task, or take a language model"),
     (["settings.soft.terms.0.loss=squared_error", "settings.soft.terms.0.temperature=null"], "unknown word for the loss"),

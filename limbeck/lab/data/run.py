@@ -123,7 +123,7 @@ def read(folder: str | Path) -> RunData:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run directory; give the folder that `limbeck run` wrote")
     notes: list[str] = []
-    manifest = _manifest(folder)
+    manifest = manifest_of(folder)
     rows = _last_stage(_jsonl(_need(folder, METRICS), notes), notes)
     if not rows:
         raise UserError(f"{folder / METRICS}: no training step yet; let the run take its first steps")
@@ -160,7 +160,8 @@ def _need(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a run directory; raises UserError where there is none, or a damaged one."""
     path = _need(folder, MANIFEST)
     try:
         manifest = parsed(path.read_bytes())

@@ -22,7 +22,7 @@ def lines(run: RunData) -> Lines:
         ("students", _students(run.manifest.get("students") or {})),
         (names.of(run).train, _amount(run.data, "", noun) + _measured(run, "train")),
         (names.of(run).heldout, _amount(run.data, "heldout_", noun) + _measured(run, "test")),
-        ("unlabelled " + names.of(run).text, _unlabelled(run, noun)),
+        *_others(run, noun),
         ("classes", ", ".join(map(str, run.data.get("classes") or []))),
     ]
     return [(what, said) for what, said in found if said]
@@ -75,12 +75,20 @@ def _measured(run: RunData, split: str) -> str:
     return f"; evaluations measure {part[0]:,} of the {'rows' if run.task else 'tokens'}"
 
 
-def _unlabelled(run: RunData, noun: str) -> str:
-    data = run.data.get("unlabelled")
-    if not data:
-        return ""
-    share = ((_recipe(run).get("data") or {}).get("unlabelled") or {}).get("share")
-    amount = _amount({**data, "labelled": None}, "", noun)
+def _others(run: RunData, noun: str) -> Lines:
+    """The texts beside the corpus, with their shares of a batch."""
+    table = _recipe(run).get("data") or {}
+    found = [(f"unlabelled {names.of(run).text}", run.data.get("unlabelled"), table.get("unlabelled"))]
+    mixture = table.get("mixture") or {}
+    found += [(f"mixed with {name}", facts, mixture.get(name)) for name, facts in run.data.get("mixture", {}).items()]
+    return [(what, _other(facts, said or {}, noun)) for what, facts, said in found if facts]
+
+
+def _other(facts: Facts, said: Facts, noun: str) -> str:
+    """docs: 173 documents, 1,036 tokens; 25 % of every batch; labels are not used."""
+    labels = said.get("labels", False)
+    amount = _amount(facts if labels else {**facts, "labelled": None}, "", noun)
+    share = said.get("share")
     return amount + (f"; {100 * share:g} % of every batch" if isinstance(share, int | float) else "")
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from limbeck.errors import UserError
-from limbeck.lab.data.run import RunData, read
+from limbeck.lab.data.run import RunData, manifest_of, read
 from limbeck.lab.numbers import count
 from limbeck.lab.page.results import rows
 from limbeck.recipe.stages import FOLDER
@@ -43,6 +43,8 @@ def _line(run: RunData, name: str, places: list[str]) -> Earlier:
         return Earlier(name, None, "its run directory is not there any more")
     linked = f"{quote(place)}/{REPORT}" if (run.folder / place / REPORT).is_file() else None
     try:
+        if written := manifest_of(run.folder / place).get("written"):
+            return Earlier(name, linked, f"wrote {count(written['rows'], 'row')}")
         return Earlier(name, linked, _reached(rows(read(run.folder / place))))
     except UserError:
         return Earlier(name, linked, "its numbers cannot be read")
