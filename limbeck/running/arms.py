@@ -19,6 +19,7 @@ from limbeck.assemble.kinds import kind_of
 from limbeck.assemble.study import build_study
 from limbeck.assemble.text import feed_of
 from limbeck.errors import UserError
+from limbeck.lab.data.evaluated import last_rows, loss_of
 from limbeck.recipe import identity
 from limbeck.recipe.arms import FOLDER, TUNING, Arm, Asked, StudyWords, placed_all, restricted
 from limbeck.running import changes, disk_space, stages
@@ -129,12 +130,11 @@ def _losses(folder: Path) -> dict[str, float]:
     """
     failed = files.read_json(folder / rundir.MANIFEST).get("failed", {})
     rows = [row for row in files.read_lines(folder / rundir.EVALS)[0] if row["split"] == "test"]
-    last = [row for row in rows if row["step"] == max(row["step"] for row in rows)]
-    values: dict[str, list[float]] = {}
     lost = {row["setting"] for row in rows if row["learner"] in failed}
-    for row in (row for row in last if row["setting"] not in lost):
-        loss = row["label_loss"] if row["logit_loss"] is None else row["logit_loss"]
-        values.setdefault(row["setting"], []).append(float("inf") if loss is None else loss)
+    values: dict[str, list[float]] = {}
+    for row in last_rows(row for row in rows if row["setting"] not in lost):
+        loss = loss_of(row)
+        values.setdefault(row["setting"], []).append(math.inf if loss is None else loss)
     return {name: sum(each) / len(each) for name, each in values.items()}
 
 

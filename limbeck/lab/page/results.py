@@ -11,6 +11,7 @@ import numpy as np
 
 from limbeck.errors import printable
 from limbeck.lab.data.curves import flat
+from limbeck.lab.data.evaluated import last_step
 from limbeck.lab.data.run import RunData
 from limbeck.lab.names import NamedMeasure, RunNames, compared, measured, of
 from limbeck.lab.numbers import Spread, count, duration, flops, number, percent, whole
@@ -192,9 +193,8 @@ def _budget(run: RunData, measure: str, by: str) -> float | None:
 def _common_step(run: RunData, learners: list[tuple[str, int]]) -> int:
     """The last step at which all these learners were evaluated; the last step of all without evaluations."""
     lines = run.evals.get("test") or run.evals.get("train") or run.metrics
-    done = [{row["step"] for row in lines.get(key, [])} for key in learners]
-    common = set.intersection(*done)
-    return max(common) if common else max(run.metrics[key][-1]["step"] for key in learners)
+    step = last_step([row["step"] for row in lines.get(key, [])] for key in learners)
+    return max(run.metrics[key][-1]["step"] for key in learners) if step is None else step
 
 
 def _at(steps: np.ndarray, values: np.ndarray, step: int) -> float | None:
