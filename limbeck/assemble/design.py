@@ -22,7 +22,7 @@ from limbeck.errors import UserError
 from limbeck.families import family
 from limbeck.models import inherit, int8, layer_maps, pretrained, students
 from limbeck.models.taps import Tapped
-from limbeck.recipe import models, recipe
+from limbeck.recipe import actor_names, models, recipe
 from limbeck.recipe.stages import stage_of
 from limbeck.recipe.words import LAYERED_TAPS
 
@@ -181,9 +181,7 @@ def chain(tables: Sequence[recipe.Recipe], offline: bool = False) -> dict[str, D
 
 def named_sources(said: models.Models) -> dict[str, models.Source]:
     """Every pretrained model that a recipe names: `teacher`, or `teacher-1` and so on of an ensemble, then the others."""
-    members = said.members
-    names = ["teacher"] if len(members) == 1 else [f"teacher-{number}" for number, _ in enumerate(members, start=1)]
-    return {**dict(zip(names, members, strict=True)), **said.teachers}
+    return {**dict(zip(actor_names.members(len(said.members)), said.members, strict=True)), **said.teachers}
 
 
 @dataclass(frozen=True)

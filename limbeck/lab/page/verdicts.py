@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from limbeck.lab.data.joined import together
 from limbeck.lab.data.run import RunData
 from limbeck.lab.names import compared, of
 from limbeck.lab.numbers import count, number
@@ -59,14 +60,11 @@ def _compares(run: RunData, name: str) -> bool:
 def rows_of(run: RunData) -> list[dict[str, Any]]:
     """The evaluations on held-out text, each of the last stage of its run, which may have another name than that of the next;
     peers, which stand one by one elsewhere, under their setting again."""
-    found = []
-    for (label, _), lines in run.evals.get("test", {}).items():
-        for row in lines:
-            suffix = row["learner"].removeprefix(f"{row['setting']}-seed{row['seed']}")
-            one, rest = row["setting"] + suffix, label.removeprefix(row["setting"] + suffix)
-            setting = row["setting"] + rest if label.startswith(one) else label.removesuffix(suffix)
-            found.append({**row, **(row.get("metrics") or {}), "setting": setting, "split": "test", "stage": None})
-    return found
+    return [
+        {**row, **(row.get("metrics") or {}), "setting": together(label, row), "split": "test", "stage": None}
+        for (label, _), lines in run.evals.get("test", {}).items()
+        for row in lines
+    ]
 
 
 def _judged(run: RunData, outcome: Outcome, main: bool) -> Judged:
