@@ -10,6 +10,7 @@ from typing import Any
 
 from limbeck import rundir
 from limbeck.assemble import design
+from limbeck.assemble.model_files import ModelFiles
 from limbeck.errors import Failed, UserError
 from limbeck.lab.page import report
 from limbeck.models import pretrained
@@ -138,28 +139,31 @@ def _train(asked: arms.Asked, compared: list[arms.Arm], world: World, tell: Call
         trials, key = asked.trials(), studies.key(asked.words, compared)
         if trials or len(compared) > 1:
             studies.free(folder, key)
-        if trials or len(compared) > 1 or asked.words.resolves:
-            _hold_together([*compared, *(arm for _, arm in trials)], asked.words, folder, world, force=force)
-    for number, (_, arm) in enumerate(trials, start=1):
-        tell(f"trial {number} of {len(trials)}: {arm.name}")
+        planned = [studies.Planned(arm) for arm in (*compared, *(arm for _, arm in trials))]
+        if len(planned) > 1 or asked.words.resolves:
+            planned = _hold_together(planned, asked.words, folder, world, ModelFiles(), force)
+    planned, tried = planned[: len(compared)], planned[len(compared) :]
+    for number, (arm, plans) in enumerate(tried, start=1):
+        tell(f"trial {number} of {len(tried)}: {arm.name}")
         with suppress(Failed):  # the worst of all
-            chain.train(arm.tables, world, tell, force=force)
+            chain.train(arm.tables, world, tell, force=force, plans=plans)
     facts: dict[str, Any] = {"precision": asked.precision}
     failed: list[str] = []
     with at_once(), progress.doing("counting what the settings cost"):
         if trials:
-            compared, facts["tuned"] = studies.tuned(asked, trials)
-        compared = studies.resolved(asked.words, compared, folder, world, tell, key, facts)
-    for number, arm in enumerate(compared, start=1):
-        if len(compared) > 1:
-            tell(f"arm {number} of {len(compared)}: {', '.join(arm.shown.values())}")
+            best, facts["tuned"] = studies.tuned(asked, trials)
+            planned = [studies.Planned(arm) for arm in best]
+        planned = studies.resolved(asked.words, planned, folder, world, tell, key, facts)
+    for number, (arm, plans) in enumerate(planned, start=1):
+        if len(planned) > 1:
+            tell(f"arm {number} of {len(planned)}: {', '.join(arm.shown.values())}")
         try:
-            chain.train(arm.tables, world, tell, asked.words.shown, force)
+            chain.train(arm.tables, world, tell, asked.words.shown, force, plans)
         except Failed as failure:
             failed += failure.lines
-    if (len(compared) > 1 or trials) and world.is_main:
+    if (len(planned) > 1 or trials) and world.is_main:
         with at_once():
-            tell(f"{folder}: {len(compared)} arms are done; the report of all is {report.write(folder)}")
+            tell(f"{folder}: {len(planned)} arms are done; the report of all is {report.write(folder)}")
     if failed:
         raise Failed(failed)
 
@@ -188,19 +192,23 @@ def _arithmetic(asked: arms.Asked, world: World) -> list[str]:
 
 
 def _hold_together(
-    several: Sequence[arms.Arm],
+    several: Sequence[studies.Planned],
     words: arms.StudyWords,
     folder: Path,
     world: World,
-    offline: bool = False,
+    files: ModelFiles,
     force: bool = False,
-) -> None:
-    """Whether all arms of a study can be run, asked before the first one trains; what has begun was asked then."""
-    for arm in several if not (folder / rundir.STUDY).is_file() else ():
-        with suppress(*([pretrained.NotDownloaded] if offline else [])):
-            for plan in chain.plans_of(arm.tables, world, offline).values():
-                if not force:
-                    studies.require(words, plan, world, whole=plan.recipe.stage != arm.last.stage)
+) -> list[studies.Planned]:
+    """All arms of a study with their designs, asked before the first one trains whether they can be run; what has begun was
+    asked then."""
+    found = list(several)
+    for number, (arm, _) in enumerate(several) if not (folder / rundir.STUDY).is_file() else ():
+        with suppress(*([pretrained.NotDownloaded] if files.offline else [])):
+            plans = chain.plans_of(arm.tables, world, files)
+            for plan in plans.values() if not force else ():
+                studies.require(words, plan, world, whole=plan.recipe.stage != arm.last.stage)
+            found[number] = studies.Planned(arm, plans)
+    return found
 
 
 def cache(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> dict[Path, int]:
@@ -240,17 +248,18 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
     for table in first.tables:
         trackers.require(table.report_to)
         chain.divides(table, world)
+    local = ModelFiles(offline=True)
     if trials or len(compared) > 1:
-        others = [*compared[1:], *(arm for _, arm in trials)]
+        others = [studies.Planned(arm) for arm in (*compared[1:], *(arm for _, arm in trials))]
         studies.free(folder, studies.key(asked.words, compared))
-        _hold_together(others, asked.words, folder, world, offline=True)
+        _hold_together(others, asked.words, folder, world, local)
 
     def require(plan: design.Design) -> None:
         begun = (Path(plan.recipe.run_dir) / rundir.MANIFEST).is_file()  # and stays as it is
         if not done[[table.stage for table in first.tables].index(plan.recipe.stage)]:
             studies.require(asked.words, plan, world, whole=begun or plan.recipe.stage != first.last.stage)
 
-    found = preview.lines(first.tables, world, require)
+    found = preview.lines(first.tables, world, require, local)
     if asked.words.asks:
         found += ["", *preview.study(asked.words, compared, len(trials))]
     return found
