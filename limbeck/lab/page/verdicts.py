@@ -9,7 +9,7 @@ from limbeck.lab.data.joined import together
 from limbeck.lab.data.run import RunData
 from limbeck.lab.names import compared, of
 from limbeck.lab.numbers import count, number
-from limbeck.lab.statistics import documents as inner
+from limbeck.lab.statistics import documents
 from limbeck.lab.statistics.outcomes import Outcome, of_run
 from limbeck.lab.statistics.verdicts import Verdict
 from limbeck.recipe.words import MEASURED_BY_TEACHER
@@ -76,14 +76,14 @@ def _judged(run: RunData, outcome: Outcome, main: bool) -> Judged:
     if len(outcome.verdicts) > MOST:
         remark += f" The first {MOST} of {len(outcome.verdicts)} pairs are shown; tables/verdicts.csv has all."
     name = names.get(outcome.measure.name, outcome.measure.name)
-    documents = inner.of_settings(run.folder, outcome.step, outcome.measure.name)
-    return Judged(f"{name}, {said.test}", main, [_line(it, documents) for it in shown], remark)
+    told = documents.of_settings(run.folder, outcome.step, outcome.measure.name)
+    return Judged(f"{name}, {said.test}", main, [_line(it, told) for it in shown], remark)
 
 
-def _line(verdict: Verdict, documents: Mapping[str, inner.Documents]) -> list[str]:
+def _line(verdict: Verdict, told: Mapping[str, documents.Documents]) -> list[str]:
     found = verdict.comparison
-    pair = [documents[name] for name in (verdict.first, verdict.second) if documents.get(name)]
-    within = inner.inner_variance(*pair).error if len(pair) == 2 else None
+    pair = [told[name] for name in (verdict.first, verdict.second) if told.get(name)]
+    within = documents.inner_variance(*pair).error if len(pair) == 2 else None
     low, high = found.interval or (None, None)
     return [
         verdict.second,
