@@ -28,7 +28,7 @@ class Mixed(Generic[Source]):
 
     The rows of either kind are those of a feed of its own with that many rows a batch, in its order; row i is
     unlabelled where floor((i + 1) * share) > floor(i * share), so that micro-batches hold both kinds in proportion.
-    Unlabelled rows have the labels -100, and are numbered (`blocks`, `documents`) after the labelled ones.
+    Unlabelled rows have the labels `IGNORED`, and are numbered (`blocks`, `documents`) after the labelled ones.
     Evaluations (`sample`, `fixed`) read labelled text only.
 
     Args:
