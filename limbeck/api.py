@@ -10,15 +10,15 @@ from typing import Any
 
 from limbeck import rundir
 from limbeck.assemble import design
+from limbeck.assemble.model_files import ModelFiles
 from limbeck.errors import Failed, UserError
 from limbeck.lab.page import report
 from limbeck.models import pretrained
-from limbeck.recipe import arms, stages
+from limbeck.recipe import arms as recipe_arms
+from limbeck.recipe import stages as recipe_stages
 from limbeck.recipe.recipe import Recipe
-from limbeck.running import arms as studies
-from limbeck.running import check as preview
-from limbeck.running import stages as chain
-from limbeck.running import trackers
+from limbeck.running import arms, stages, trackers
+from limbeck.running import check as running_check
 from limbeck.system import environment, files, precision, progress
 from limbeck.system.processes import World
 from limbeck.system.signals import at_once, interruptible
@@ -104,12 +104,12 @@ def run(
     if resume and not _has_begun(asked, compared):
         raise UserError(f"{folder}: nothing has begun there that could go on; leave --resume out, or set out=DIR")
     alone = compared == [first] and not asked.words.resolves and not (folder / rundir.STUDY).is_file()
-    if alone and chain.are_done(first.tables, force)[-1]:
-        chain.train(first.tables, World(), tell, asked.words.shown, force)  # says so
+    if alone and stages.are_done(first.tables, force)[-1]:
+        stages.train(first.tables, World(), tell, asked.words.shown, force)  # says so
         return Run(folder)
     with progress.shown(quiet), interruptible():
         with at_once():
-            chain.prepare_libraries(first.last)
+            stages.prepare_libraries(first.last)
             world = World.join(first.last.train.device)
             asked = _settled(asked, world)
             compared = asked.arms()
@@ -117,13 +117,13 @@ def run(
                 tell(line)
             for arm in compared:
                 for table in arm.tables:
-                    chain.divides(table, world)
-        with chain.alone(folder, world):
+                    stages.divides(table, world)
+        with stages.alone(folder, world):
             _train(asked, compared, world, tell if world.is_main else (lambda line: None), force)
     return Run(folder)
 
 
-def _has_begun(asked: arms.Asked, compared: Sequence[arms.Arm]) -> bool:
+def _has_begun(asked: recipe_arms.Asked, compared: Sequence[recipe_arms.Arm]) -> bool:
     """Whether any part of what is asked for has a directory with something in it."""
     several = [*compared, *(arm for _, arm in asked.trials())]
     places = [Path(table.run_dir) for arm in several for table in arm.tables]
@@ -131,52 +131,57 @@ def _has_begun(asked: arms.Asked, compared: Sequence[arms.Arm]) -> bool:
     return study.is_file() or any((place / rundir.MANIFEST).is_file() for place in places)
 
 
-def _train(asked: arms.Asked, compared: list[arms.Arm], world: World, tell: Callable[[str], None], force: bool) -> None:
+def _train(
+    asked: recipe_arms.Asked, compared: list[recipe_arms.Arm], world: World, tell: Callable[[str], None], force: bool
+) -> None:
     """All arms of what was asked for, one after another."""
     folder = Path(compared[0].last.run_dir)
     with at_once():
-        trials, key = asked.trials(), studies.key(asked.words, compared)
+        trials, key = asked.trials(), arms.key(asked.words, compared)
         if trials or len(compared) > 1:
-            studies.free(folder, key)
-        if trials or len(compared) > 1 or asked.words.resolves:
-            _hold_together([*compared, *(arm for _, arm in trials)], asked.words, folder, world, force=force)
-    for number, (_, arm) in enumerate(trials, start=1):
-        tell(f"trial {number} of {len(trials)}: {arm.name}")
+            arms.free(folder, key)
+        planned = [arms.Planned(arm) for arm in (*compared, *(arm for _, arm in trials))]
+        if len(planned) > 1 or asked.words.resolves:
+            planned = _hold_together(planned, asked.words, folder, world, ModelFiles(), force)
+    planned, tried = planned[: len(compared)], planned[len(compared) :]
+    for number, (arm, plans) in enumerate(tried, start=1):
+        tell(f"trial {number} of {len(tried)}: {arm.name}")
         with suppress(Failed):  # the worst of all
-            chain.train(arm.tables, world, tell, force=force)
+            stages.train(arm.tables, world, tell, force=force, plans=plans)
     facts: dict[str, Any] = {"precision": asked.precision}
     failed: list[str] = []
     with at_once(), progress.doing("counting what the settings cost"):
         if trials:
-            compared, facts["tuned"] = studies.tuned(asked, trials)
-        compared = studies.resolved(asked.words, compared, folder, world, tell, key, facts)
-    for number, arm in enumerate(compared, start=1):
-        if len(compared) > 1:
-            tell(f"arm {number} of {len(compared)}: {', '.join(arm.shown.values())}")
+            best, facts["tuned"] = arms.tuned(asked, trials)
+            planned = [arms.Planned(arm) for arm in best]
+        planned = arms.resolved(asked.words, planned, folder, world, tell, key, facts)
+    for number, (arm, plans) in enumerate(planned, start=1):
+        if len(planned) > 1:
+            tell(f"arm {number} of {len(planned)}: {', '.join(arm.shown.values())}")
         try:
-            chain.train(arm.tables, world, tell, asked.words.shown, force)
+            stages.train(arm.tables, world, tell, asked.words.shown, force, plans)
         except Failed as failure:
             failed += failure.lines
-    if (len(compared) > 1 or trials) and world.is_main:
+    if (len(planned) > 1 or trials) and world.is_main:
         with at_once():
-            tell(f"{folder}: {len(compared)} arms are done; the report of all is {report.write(folder)}")
+            tell(f"{folder}: {len(planned)} arms are done; the report of all is {report.write(folder)}")
     if failed:
         raise Failed(failed)
 
 
-def _asked(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]) -> arms.Asked:
+def _asked(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]) -> recipe_arms.Asked:
     """What a recipe asks for; what has begun keeps the precision that it has."""
-    plain = stages.alone(recipe).model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
-    asked = arms.asked(plain, overrides)
-    return replace(asked, precision=studies.precision(asked))
+    plain = recipe_stages.alone(recipe).model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
+    asked = recipe_arms.asked(plain, overrides)
+    return replace(asked, precision=arms.precision(asked))
 
 
-def _settled(asked: arms.Asked, world: World) -> arms.Asked:
+def _settled(asked: recipe_arms.Asked, world: World) -> recipe_arms.Asked:
     """What was asked, with what `train.precision: auto` becomes on this device, unless it has begun with another one."""
     return replace(asked, precision=asked.precision or precision.fastest(world.device))
 
 
-def _arithmetic(asked: arms.Asked, world: World) -> list[str]:
+def _arithmetic(asked: recipe_arms.Asked, world: World) -> list[str]:
     """How a run multiplies, in a line; and in another one what makes that slow."""
     said = {table.train.precision for arm in replace(asked, precision=None).arms() for table in arm.tables}
     assert asked.precision is not None
@@ -188,19 +193,23 @@ def _arithmetic(asked: arms.Asked, world: World) -> list[str]:
 
 
 def _hold_together(
-    several: Sequence[arms.Arm],
-    words: arms.StudyWords,
+    several: Sequence[arms.Planned],
+    words: recipe_arms.StudyWords,
     folder: Path,
     world: World,
-    offline: bool = False,
+    files: ModelFiles,
     force: bool = False,
-) -> None:
-    """Whether all arms of a study can be run, asked before the first one trains; what has begun was asked then."""
-    for arm in several if not (folder / rundir.STUDY).is_file() else ():
-        with suppress(*([pretrained.NotDownloaded] if offline else [])):
-            for plan in chain.plans_of(arm.tables, world, offline).values():
-                if not force:
-                    studies.require(words, plan, world, whole=plan.recipe.stage != arm.last.stage)
+) -> list[arms.Planned]:
+    """All arms of a study with their designs, asked before the first one trains whether they can be run; what has begun was
+    asked then."""
+    found = list(several)
+    for number, (arm, _) in enumerate(several) if not (folder / rundir.STUDY).is_file() else ():
+        with suppress(*([pretrained.NotDownloaded] if files.offline else [])):
+            plans = stages.plans_of(arm.tables, world, files)
+            for plan in plans.values() if not force else ():
+                arms.require(words, plan, world, whole=plan.recipe.stage != arm.last.stage)
+            found[number] = arms.Planned(arm, plans)
+    return found
 
 
 def cache(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> dict[Path, int]:
@@ -214,11 +223,11 @@ def cache(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
     """
     asked = _asked(recipe, overrides)
     last = asked.arms()[0].last
-    chain.prepare_libraries(last)
+    stages.prepare_libraries(last)
     world, found = World.join(last.train.device), {}
     tell = progress.tell if world.is_main else (lambda line: None)
     for arm in _settled(asked, world).arms():
-        found |= chain.answers(arm.tables, world, tell)
+        found |= stages.answers(arm.tables, world, tell)
     return found
 
 
@@ -235,22 +244,23 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
     first, folder, trials = compared[0], Path(compared[0].last.run_dir), asked.trials()
     done = [False] * len(first.tables)
     if len(compared) == 1 and not asked.words.resolves and not (folder / rundir.STUDY).is_file():
-        done = chain.are_done(first.tables)
-        chain.same(first.tables, done, False, progress.tell)
+        done = stages.are_done(first.tables)
+        stages.same(first.tables, done, False, progress.tell)
     for table in first.tables:
         trackers.require(table.report_to)
-        chain.divides(table, world)
+        stages.divides(table, world)
+    local = ModelFiles(offline=True)
     if trials or len(compared) > 1:
-        others = [*compared[1:], *(arm for _, arm in trials)]
-        studies.free(folder, studies.key(asked.words, compared))
-        _hold_together(others, asked.words, folder, world, offline=True)
+        others = [arms.Planned(arm) for arm in (*compared[1:], *(arm for _, arm in trials))]
+        arms.free(folder, arms.key(asked.words, compared))
+        _hold_together(others, asked.words, folder, world, local)
 
     def require(plan: design.Design) -> None:
         begun = (Path(plan.recipe.run_dir) / rundir.MANIFEST).is_file()  # and stays as it is
         if not done[[table.stage for table in first.tables].index(plan.recipe.stage)]:
-            studies.require(asked.words, plan, world, whole=begun or plan.recipe.stage != first.last.stage)
+            arms.require(asked.words, plan, world, whole=begun or plan.recipe.stage != first.last.stage)
 
-    found = preview.lines(first.tables, world, require)
+    found = running_check.lines(first.tables, world, require, local)
     if asked.words.asks:
-        found += ["", *preview.study(asked.words, compared, len(trials))]
+        found += ["", *running_check.study(asked.words, compared, len(trials))]
     return found

@@ -133,11 +133,11 @@ def report(
     ] = None,
 ) -> None:
     """Draw a run's figures and page anew, or several runs on one page."""
-    from limbeck.lab.page import report as lab
+    from limbeck.lab.page import report as page_report
     from limbeck.lab.terminal import results
 
-    run = lab.gathered(runs, against)
-    page = lab.page(run)
+    run = page_report.gathered(runs, against)
+    page = page_report.page(run)
     print(f"{results.text(run)}\nreport: {page}")
     if csv:
         from limbeck.lab.page import tables
@@ -241,18 +241,18 @@ def trim(
     ] = None,
 ) -> None:
     """Give a model a smaller vocabulary. Its most frequent pieces stay, with their rows of its weights."""
-    from limbeck.tools import trim as trimming
+    from limbeck.tools import trim as tools_trim
 
-    print("\n".join(trimming.trim(model, out, vocabulary, corpus, field or ["text"]).lines()))
+    print("\n".join(tools_trim.trim(model, out, vocabulary, corpus, field or ["text"]).lines()))
 
 
 @app.command()
 def watch(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
     """Show a run while it goes on: its curves in the terminal."""
-    from limbeck.lab.terminal import watch as lab
+    from limbeck.lab.terminal import watch as terminal_watch
     from limbeck.system.files import path_of
 
-    lab.watch(path_of(run))
+    terminal_watch.watch(path_of(run))
 
 
 @app.command()

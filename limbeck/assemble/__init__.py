@@ -10,6 +10,7 @@
 | `design` | What is known of a study before any weight is read: shapes, tokenizers, terms; whether all of it fits together. |
 | `evaluations` | What a run is measured on: fixed blocks, or rows, of both splits, and those on which reasons are looked for. |
 | `kinds` | Kinds of text: running text, rows of a task, or one's own. A kind is a value that says how a text is read and measured. |
+| `model_files` | What the files of pretrained models say without their weights, read once for all designs of a command. |
 | `own` | What is one's own, named in a recipe by its import path `package.module:name`: losses, changes, actors, kinds of text. |
 | `own_losses` | A loss of one's own, named in a recipe by its import path: `{loss: my_package.losses:my_loss, tap: hidden}`. |
 | `study` | A study from a design: its text, its batches, and for every seed a still. |

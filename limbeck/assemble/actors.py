@@ -23,7 +23,7 @@ from limbeck.models import inherit, pretrained, students
 from limbeck.models.changes import Change, Dropout
 from limbeck.models.int8 import Int8
 from limbeck.models.taps import Tapped
-from limbeck.recipe import models, recipe, settings
+from limbeck.recipe import actor_names, models, recipe, settings
 from limbeck.recipe.stage_texts import stage_of
 from limbeck.recipe.stages import folder_of, student_of
 from limbeck.system import seeds
@@ -53,13 +53,14 @@ class ActorMaker:
         how = self.said.teacher
         key = " ".join(member.name for member in members)
         if key not in self._ensembles:
-            name = "teacher" if not any("@" in member.name for member in members) else f"teacher@{len(self._ensembles)}"
+            several = any(actor_names.role_and_student(member.name)[1] for member in members)
+            name = actor_names.from_stage("teacher", str(len(self._ensembles))) if several else "teacher"
             self._ensembles[key] = Ensemble(name, members, how.average, how.weights)
         return {"teacher": self._ensembles[key], **made}
 
     def _teacher(self, role: str, source: models.Source, setting: str, seed: int) -> Actor:
         trained = self._trained(source, setting, seed)
-        name = f"{role}@{trained.name}" if trained else role
+        name = actor_names.from_stage(role, trained.name) if trained else role
         if name not in self._fixed:
             where = models.Source(source=str(trained)) if trained else source
             config = pretrained.config_of(where) if trained else self.plan.teachers[role]
@@ -163,7 +164,7 @@ class ActorMaker:
         if setting.peers > 1:
             return schemes.mutual(peers, teachers, terms, setting.alternate)
         if setting.ema is not None:
-            average = Ema(f"{peers[0].name}-ema", peers[0], read_of("ema", terms), setting.ema)
+            average = Ema(actor_names.average(peers[0].name), peers[0], read_of("ema", terms), setting.ema)
             return schemes.averaged(peers[0], average, teachers, terms)
         return schemes.offline(peers[0], teachers, terms)
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,18 +15,17 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from limbeck import families
 from limbeck.assemble import bare, own, tasks, terms, text_writers
 from limbeck.assemble.checks import can_be_cached, fits, has_targets, same_words, sees_enough
+from limbeck.assemble.model_files import ModelFiles
 from limbeck.distil import lessons, projections
 from limbeck.distil.still import chunk_of
 from limbeck.errors import UserError
 from limbeck.families import family
 from limbeck.models import inherit, int8, layer_maps, pretrained, students
 from limbeck.models.taps import Tapped
-from limbeck.recipe import models, recipe
+from limbeck.recipe import actor_names, models, recipe, stage_texts
 from limbeck.recipe.data import Data
-from limbeck.recipe.stage_texts import missing, placed, stage_of
+from limbeck.recipe.stage_texts import stage_of
 from limbeck.recipe.words import LAYERED_TAPS
-
-_READ: dict[str, PreTrainedModel] = {}  # models without their weights, by their files and config
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,12 @@ class Design:
     @property
     def data(self) -> Data:
         """The table `data`, in which folders stand for the texts of stages."""
-        return placed(self.recipe.data, {name: plan.recipe for name, plan in self.earlier.items()})
+        return stage_texts.placed(self.recipe.data, {name: plan.recipe for name, plan in self.earlier.items()})
 
     @property
     def unwritten(self) -> list[str]:
         """The stages whose texts it reads and that have not written them yet."""
-        return missing(self.recipe.data, {name: plan.recipe for name, plan in self.earlier.items()})
+        return stage_texts.missing(self.recipe.data, {name: plan.recipe for name, plan in self.earlier.items()})
 
     @property
     def columns(self) -> int | None:
@@ -121,18 +119,24 @@ class Design:
         return torch.bfloat16 if self.recipe.train.precision == "bf16" else None
 
 
-def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, Design] | None = None) -> Design:
+Plans = dict[str, Design]  # the stages of a recipe, by their names
+
+
+def design(
+    table: recipe.Recipe, files: ModelFiles | None = None, earlier: Mapping[str, Design] | None = None
+) -> Design:
     """Reads configurations and tokenizers and matches the parts of teacher and student.
 
     Args:
         table: the recipe.
-        offline: do not ask the Hub.
+        files: what several designs read.
         earlier: the stages before, by their names, whose students it may name.
 
     Raises:
         UserError: something is missing, or does not fit.
     """
-    library, said = _Library(offline, earlier or {}), table.models.student
+    files = files or ModelFiles()
+    library, said = _Library(files, earlier or {}), table.models.student
     shapes = {name: library.config(source) for name, source in named_sources(table.models).items()}
     teacher = next(iter(shapes.values()), None)
     origin = library.config(said.origin) if said.origin else teacher if said.init == "teacher" else None
@@ -144,7 +148,7 @@ def design(table: recipe.Recipe, offline: bool = False, earlier: Mapping[str, De
     if mine is None:
         raise UserError("models.student.tokenizer: missing; without a teacher the student needs a tokenizer")
     student = students.shape(said, origin or teacher, **_facts(mine))
-    tasks.give(table.data, student, shapes, theirs or mine, mine, offline)
+    tasks.give(table.data, student, shapes, theirs or mine, mine, files.offline)
     for config in shapes.values():
         if family(config.model_type).causal != family(student.model_type).causal:
             raise UserError(
@@ -183,36 +187,42 @@ def naming(table: recipe.Recipe, several: bool) -> Iterator[None]:
         raise UserError(f"stage {table.stage}: {error}" if several else str(error)) from error
 
 
-def chain(tables: Sequence[recipe.Recipe], offline: bool = False) -> dict[str, Design]:
-    """The designs of stages that follow one another, by their names."""
-    plans: dict[str, Design] = {}
+def chain(tables: Sequence[recipe.Recipe], files: ModelFiles | None = None) -> Plans:
+    """The designs of stages that follow one another. Errors are those of `design`, with the name of the stage."""
+    plans: Plans = {}
     for table in tables:
         with naming(table, len(tables) > 1):
-            plans[table.stage] = design(table, offline, dict(plans))
+            plans[table.stage] = design(table, files, dict(plans))
     return plans
+
+
+def placed(plans: Plans, tables: Sequence[recipe.Recipe]) -> Plans:
+    """The designs of the same stages in other folders, of fewer settings, for other numbers of updates: nothing is read."""
+    found: Plans = {}
+    for table in tables:
+        found[table.stage] = replace(plans[table.stage].with_recipe(table), earlier=dict(found))
+    return found
 
 
 def named_sources(said: models.Models) -> dict[str, models.Source]:
     """Every pretrained model that a recipe names: `teacher`, or `teacher-1` and so on of an ensemble, then the others."""
-    members = said.members
-    names = ["teacher"] if len(members) == 1 else [f"teacher-{number}" for number, _ in enumerate(members, start=1)]
-    return {**dict(zip(names, members, strict=True)), **said.teachers}
+    return {**dict(zip(actor_names.members(len(said.members)), said.members, strict=True)), **said.teachers}
 
 
 @dataclass(frozen=True)
 class _Library:
     """Shapes and tokenizers of what a recipe names: models on disk or on the Hub, students of earlier stages."""
 
-    offline: bool
+    files: ModelFiles
     earlier: Mapping[str, Design]
 
     def config(self, source: models.Source) -> PretrainedConfig:
         stage = stage_of(source.source)
-        return copy.deepcopy(self.earlier[stage].student) if stage else pretrained.config_of(source, self.offline)
+        return copy.deepcopy(self.earlier[stage].student) if stage else self.files.config(source)
 
     def tokenizer(self, source: models.Source) -> PreTrainedTokenizerBase:
         stage = stage_of(source.source)
-        return self.earlier[stage].student_tokenizer if stage else pretrained.tokenizer_of(source, self.offline)
+        return self.earlier[stage].student_tokenizer if stage else self.files.tokenizer(source)
 
 
 def _one_tokenizer(said: models.Models, library: _Library) -> PreTrainedTokenizerBase | None:
@@ -232,7 +242,7 @@ def _facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     return {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
 
 
-def weights_fit(plan: Design, offline: bool = False) -> list[str]:
+def weights_fit(plan: Design, files: ModelFiles) -> list[str]:
     """Compares names and shapes of the teachers' weights with their configs, and with the student that begins as one.
 
     Returns:
@@ -242,31 +252,23 @@ def weights_fit(plan: Design, offline: bool = False) -> list[str]:
         UserError: they do not fit. Said before the corpus is tokenised, which can take hours.
     """
     wanted, said = plan.recipe.models.student, named_sources(plan.recipe.models)
-    found = {name: _on_meta(plan, source, plan.teachers[name], offline) for name, source in said.items()}
+    found = {name: _on_meta(source, plan.teachers[name], files) for name, source in said.items()}
     if plan.origin is None:
         return []
     first = next(iter(found.values()), None)
-    origin = _on_meta(plan, wanted.origin, plan.origin, offline) if wanted.origin else first
+    origin = _on_meta(wanted.origin, plan.origin, files) if wanted.origin else first
     assert origin is not None
     with torch.device("meta"):
         student = students.build(plan.student, seed=0)
     return inherit.inherit(student, origin, wanted.from_layers)
 
 
-def _on_meta(plan: Design, source: models.Source, config: PretrainedConfig, offline: bool) -> PreTrainedModel:
+def _on_meta(source: models.Source, config: PretrainedConfig, files: ModelFiles) -> PreTrainedModel:
     """A model without its weights, whose names and shapes are those on disk or those that a stage will train."""
-    if stage_of(source.source):
-        with torch.device("meta"):
-            return students.build(config, seed=0)
-    folder = Path(pretrained.place(source.source))
-    found = [(it.name, it.stat().st_size, it.stat().st_mtime_ns) for it in sorted(folder.glob("*"))]
-    key = str((folder, found, config.to_json_string(use_diff=False)))
-    if not found or key not in _READ:  # arms and stages ask for the same ones
-        model = pretrained.model_of(source, torch.float32, offline=offline, config=config, bare=True, device_map="meta")
-        if not found:
-            return model
-        _READ[key] = model
-    return _READ[key]
+    if not stage_of(source.source):
+        return files.without_weights(source, config)
+    with torch.device("meta"):
+        return students.build(config, seed=0)
 
 
 def facts(plan: Design) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from limbeck.batch import IGNORED, TEXT, Batch
 from limbeck.distil.projections import Make
 from limbeck.distil.reduce import Counts, share_of_mean
 from limbeck.distil.schedules import Schedule, constant
-from limbeck.losses import Loss, attention_kl, attention_mse, attention_scores_mse, forward_kl, logit_mse
+from limbeck.losses import Loss
 from limbeck.losses.blockwise import blockwise
+from limbeck.losses.facts import common_loss_of, facts_of
 from limbeck.losses.sparse import TopK
 from limbeck.models.taps import Readout
 
 LARGE = 1 << 25  # numbers of an attention map beyond which it is made in blocks of queries: fp32, 128 MiB
-BY_QUERY = (attention_scores_mse, attention_mse, attention_kl)  # losses that look at each query for itself
 
 Taps = str | tuple[str, ...]
 Seen = Tensor | tuple["Seen", ...]
@@ -83,7 +83,7 @@ class Term:
     def _of(
         self, pair: Pair, student: Readout, teacher: Readout, aids: nn.ModuleDict, batch: Batch, kept: Tensor | None
     ) -> Tensor:
-        if self.loss in BY_QUERY:
+        if facts_of(self.loss).by_query:
             return self._of_maps(pair, student, teacher, _mask(pair, student, teacher, kept))
         mine = _look(student, pair.student, pair.bridge, aids)
         theirs = _look(teacher, pair.teacher, pair.lens, aids, constant=True)
@@ -155,13 +155,8 @@ def _share(values: Tensor, kept: Tensor | None, counts: Counts) -> Tensor:
     return share_of_mean(values, None, counts.batches)
 
 
-def common_loss_of(columns: int) -> Loss:
-    """The logit loss that all settings share: forward KL at temperature 1; of a score, which is no distribution, the square."""
-    return forward_kl if columns > 1 else logit_mse
-
-
 def common_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """`common_loss_of` these logits, of these logits."""
+    """The logit loss that all settings share, of these logits."""
     return common_loss_of(student.shape[-1])(student=student, teacher=teacher)
 
 

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from limbeck.batch import Batch, Views
 from limbeck.distil.actors import Actor, Moment, Student
-from limbeck.distil.lessons import Lesson, Term, Voice, common_loss_of, learning, logits_of, portions, voices
+from limbeck.distil.lessons import Lesson, Term, Voice, learning, logits_of, portions, voices
 from limbeck.distil.reduce import Counts, Share
 from limbeck.distil.result import StepResult, names_of
 from limbeck.losses import Loss
+from limbeck.losses.facts import common_loss_of
 from limbeck.losses.sparse import TopK
 from limbeck.models.taps import Readout
 from limbeck.system.out_of_memory import Short, tried

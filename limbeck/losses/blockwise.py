@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.losses import forward_kl
+from limbeck.losses.facts import facts_of
 from limbeck.losses.sparse import TopK
-from limbeck.losses.tensors import allowed, both, same
+from limbeck.losses.tensors import same
 
 BLOCK = 1 << 19  # numbers of a side that are looked at together on a CPU: fp32, 2 MiB
 
@@ -70,9 +70,8 @@ def _on_the_spot(
     loss: Callable[..., Tensor], student: Tensor, others: Mapping[str, Tensor | TopK | None], out: Tensor
 ) -> Tensor:
     """The values of some rows; their slopes go to `out`."""
-    plain, given = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
-    if plain in WRITTEN_OUT:
-        values = WRITTEN_OUT[plain](student, others["teacher"], out, **given)
+    if by_hand := facts_of(loss).by_hand:
+        values = by_hand(student, others["teacher"], out, **(loss.keywords if isinstance(loss, partial) else {}))
         if bool(values.isfinite().all()):
             return values
     with torch.enable_grad():
@@ -81,27 +80,3 @@ def _on_the_spot(
         (slope,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True, materialize_grads=True)
     out.copy_(slope)
     return values.detach()
-
-
-def _forward_kl(student: Tensor, teacher: Tensor, out: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(p_t || p_s) and T (p_s - p_t), with one exponential a logit where the plain way takes two.
-
-    With the largest of each side taken off, z = z / T - max z / T: KL = sum_v p_t (z_t - z_s) + log(max p_t / max p_s), and
-    numbers of unlike size never cancel. Not finite where a column is -inf. `out` holds the difference before the slope.
-    """
-    allowed("positive", temperature=temperature)
-    s, t = both(None, student, teacher)
-    if temperature != 1:
-        s, t = s / temperature, t / temperature
-    mine = s - s.amax(-1, keepdim=True)
-    apart = out if out.dtype == t.dtype else torch.empty_like(t)
-    torch.sub(t, t.amax(-1, keepdim=True), out=apart).sub_(mine)
-    p_t = t.softmax(-1)
-    values = torch.linalg.vecdot(p_t, apart)
-    p_s = torch.softmax(s, -1, out=mine)
-    values += (p_t.amax(-1) / p_s.amax(-1)).log()
-    torch.sub(p_s, p_t, out=out) if temperature == 1 else torch.mul(p_s.sub_(p_t), temperature, out=out)
-    return values * temperature**2
-
-
-WRITTEN_OUT: dict[Callable[..., Tensor], Callable[..., Tensor]] = {forward_kl: _forward_kl}  # by hand, for speed

@@ -26,6 +26,7 @@ from limbeck.distil.still import Still
 from limbeck.losses import cross_entropy, squared_error
 from limbeck.losses.sparse import dense
 from limbeck.measure import metrics
+from limbeck.measure.fixed import measured
 from limbeck.measure.shares import joined, own
 from limbeck.system.out_of_memory import Parts, say
 from limbeck.system.processes import World
@@ -173,7 +174,7 @@ class Evaluation:
         theirs = Sums()
         for batch in self._cut(batches):
             device = batch["input_ids"].device
-            where = _asked(batch).flatten().nonzero().squeeze(1)
+            where = measured(batch).flatten().nonzero().squeeze(1)
             labels = batch["labels"].flatten()[where]
             documents = batch["documents"].flatten()[where].cpu().numpy()
             with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
@@ -211,8 +212,8 @@ class Evaluation:
         """What all processes have found."""
         if self.world.size == 1:
             return sums
-        every = torch.cat([batch["documents"][_asked(batch)].flatten() for batch in batches]).unique().tolist()
-        counts = [[int(_asked(run).sum()) for run in cut(batch, self.world.size)] for batch in batches]
+        every = torch.cat([batch["documents"][measured(batch)].flatten() for batch in batches]).unique().tolist()
+        counts = [[int(measured(run).sum()) for run in cut(batch, self.world.size)] for batch in batches]
         for one, tap in {id(it): (it, tap) for (_, tap), it in sums.items()}.values():
             table = torch.tensor(np.array([one.of[document] for document in every]).reshape(-1, len(SUMS)))
             rows = self.world.add(table).numpy()
@@ -252,11 +253,6 @@ class Evaluation:
             still.gradients([{TEXT: part} for part in self._cut([batch])], {TEXT: Counts.of([batch])}, step=0)
             self.world.sum_gradients(learner.parameters)
             return [self.world.norm(gradients(layer)).item() for layer in learner.layers]
-
-
-def _asked(batch: Batch) -> Tensor:
-    """The tokens, or rows, that are measured: those that are selected and belong to a document."""
-    return batch["select"] & (batch["documents"] >= 0)
 
 
 def _values(student: Tensor, teacher: Tensor | None, labels: Tensor) -> np.ndarray:

@@ -36,6 +36,11 @@ class Fixed:
             first = last
 
 
+def measured(batch: Batch) -> Tensor:
+    """The tokens, or rows, that are measured: those that are selected and belong to a document."""
+    return batch["select"] & (batch["documents"] >= 0)
+
+
 def of_documents(batch: Batch) -> Tensor:
     """Where attended tokens are that belong to a document: bool `[B, T]`; of a row of a task all attended ones."""
     mask, documents = batch["attention_mask"].bool(), batch["documents"]

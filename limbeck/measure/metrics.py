@@ -18,7 +18,7 @@ def scores(kind: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float
     Args:
         kind: classification or regression.
         logits: `[n, C]`; of a regression the scores `[n, 1]`.
-        labels: class numbers or scores `[n]`, -100 where there is none: such rows are left out.
+        labels: class numbers or scores `[n]`, `IGNORED` where there is none: such rows are left out.
 
     Returns:
         `accuracy`, `f1` (of class 1 where there are two classes, else the mean over those that stand among labels or answers)

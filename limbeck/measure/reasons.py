@@ -27,7 +27,7 @@ from limbeck.losses import cross_entropy, squared_error, symmetric_kl
 from limbeck.losses.sparse import dense
 from limbeck.losses.tensors import wide
 from limbeck.measure.evaluation import Teacher, evaluating
-from limbeck.measure.fixed import PLACES, Fixed, of_documents, place, predicted, spread
+from limbeck.measure.fixed import PLACES, Fixed, measured, of_documents, place, predicted, spread
 from limbeck.measure.quantities import Layer, Numbers, binned, calibration, cka_grid, frequency_edges, plain
 from limbeck.measure.shares import joined
 from limbeck.models.taps import Tapped
@@ -93,7 +93,7 @@ class Reasons:
         self.fixed = [
             Fixed(batch, where, batch["labels"].flatten()[where], states)
             for batch, states in zip(batches, spread([of_documents(batch) for batch in batches], tokens), strict=True)
-            for where in [(batch["select"] & (batch["documents"] >= 0)).flatten().nonzero().squeeze(1)]
+            for where in [measured(batch).flatten().nonzero().squeeze(1)]
         ]
         text = batches[0]["select"].dim() == 2
         self.labelled = np.concatenate([_array(one.labels != IGNORED) for one in self.fixed]).astype(bool)

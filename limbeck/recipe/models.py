@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,6 +17,7 @@ from pydantic import (
 
 from limbeck.errors import UserError
 from limbeck.families import FAMILIES
+from limbeck.recipe import actor_names
 from limbeck.recipe.fields import (
     Depth,
     LayerMap,
@@ -175,7 +175,7 @@ class Models(Strict):
     @classmethod
     def _names_are_free(cls, teachers: dict[str, Source]) -> dict[str, Source]:
         for name in teachers:
-            if name in RESERVED or re.fullmatch(r"teacher-\d+|.+-seed\d+.*", name):  # members of an ensemble, students
+            if name in RESERVED or actor_names.TAKEN.fullmatch(name):
                 raise wrong(name, f"{name} has a meaning of its own; give this teacher another name")
         return teachers
 

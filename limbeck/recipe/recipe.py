@@ -5,7 +5,6 @@ Precedence: defaults < YAML < command line (`key=value`). An unknown word stops 
 
 from __future__ import annotations
 
-from string import ascii_lowercase
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -15,6 +14,7 @@ from pydantic import (
 )
 
 from limbeck.errors import nearest
+from limbeck.recipe import actor_names
 from limbeck.recipe.data import Data
 from limbeck.recipe.fields import (
     Name,
@@ -155,8 +155,7 @@ class Recipe(Strict):
 
     def learner(self, setting: str, seed: int, number: int = 0) -> str:
         """What the n-th student of a setting and a seed is called."""
-        peer = f"-{ascii_lowercase[number]}" if self.settings[setting].peers > 1 else ""
-        return f"{setting}-seed{seed}{peer}"
+        return actor_names.learner(setting, seed, number if self.settings[setting].peers > 1 else None)
 
     @property
     def run_dir(self) -> str:

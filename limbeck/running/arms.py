@@ -11,14 +11,16 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from limbeck import rundir
 from limbeck.assemble import costs, design
 from limbeck.assemble.kinds import kind_of
+from limbeck.assemble.model_files import ModelFiles
 from limbeck.assemble.study import build_study
 from limbeck.assemble.text import feed_of
 from limbeck.errors import UserError
+from limbeck.lab.data.evaluated import last_rows, loss_of
 from limbeck.recipe import identity
 from limbeck.recipe.arms import FOLDER, TUNING, Arm, Asked, StudyWords, placed_all, restricted
 from limbeck.running import changes, disk_space, stages
@@ -34,18 +36,25 @@ OWN = (FOLDER, TUNING, locks.FILE)  # what a study puts into its folder before s
 Tell = Callable[[str], None]
 
 
+class Planned(NamedTuple):
+    """An arm, and the designs of its stages where they were made."""
+
+    arm: Arm
+    plans: design.Plans | None = None
+
+
 def resolved(
     words: StudyWords,
-    arms: list[Arm],
+    arms: list[Planned],
     folder: Path,
     world: World,
     tell: Tell,
     key: str,
     facts: dict[str, Any] | None = None,
-) -> list[Arm]:
+) -> list[Planned]:
     """The arms as they are run: equal in cost where that is asked for, in groups that the memory holds.
 
-    `key` is that of what was asked for, `facts` what study.json says beside the arms.
+    `key` is that of what was asked for, `facts` what study.json says beside the arms. Parts of an arm have its designs.
 
     Raises:
         UserError: the folder holds another study, or something else.
@@ -53,10 +62,12 @@ def resolved(
     if len(arms) == 1 and not words.resolves and (folder / rundir.MANIFEST).is_file():
         return arms  # it has begun as one run
     known = _read(folder, key)
+    arms = arms if known else _planned(arms, world)
     parts = known["parts"] if known else _parts(words, arms, world, tell)
-    found = [restricted(arms[part["arm"]], part["settings"], steps=part["steps"]) for part in parts]
+    whole = [arms[part["arm"]] for part in parts]
+    found = [restricted(it.arm, part["settings"], steps=part["steps"]) for it, part in zip(whole, parts, strict=True)]
     if len(parts) == len(arms) and all(part["whole"] for part in parts):
-        found = arms
+        found = [it.arm for it in arms]
     tuned = "tuned" in (facts or {})
     several = len(found) > 1 or tuned
     found = placed_all(found, folder, always=tuned)
@@ -66,7 +77,13 @@ def resolved(
     if several and world.is_main:
         _write(folder, key, parts, found, facts or {})
     world.wait()
-    return found
+    return [Planned(arm, it.plans) for arm, it in zip(found, whole, strict=True)]
+
+
+def _planned(arms: Sequence[Planned], world: World) -> list[Planned]:
+    """The arms with their designs; those that are missing are made."""
+    read = ModelFiles()
+    return [Planned(arm, plans or stages.plans_of(arm.tables, world, read)) for arm, plans in arms]
 
 
 def precision(asked: Asked) -> str | None:
@@ -129,12 +146,11 @@ def _losses(folder: Path) -> dict[str, float]:
     """
     failed = files.read_json(folder / rundir.MANIFEST).get("failed", {})
     rows = [row for row in files.read_lines(folder / rundir.EVALS)[0] if row["split"] == "test"]
-    last = [row for row in rows if row["step"] == max(row["step"] for row in rows)]
-    values: dict[str, list[float]] = {}
     lost = {row["setting"] for row in rows if row["learner"] in failed}
-    for row in (row for row in last if row["setting"] not in lost):
-        loss = row["label_loss"] if row["logit_loss"] is None else row["logit_loss"]
-        values.setdefault(row["setting"], []).append(float("inf") if loss is None else loss)
+    values: dict[str, list[float]] = {}
+    for row in last_rows(row for row in rows if row["setting"] not in lost):
+        loss = loss_of(row)
+        values.setdefault(row["setting"], []).append(math.inf if loss is None else loss)
     return {name: sum(each) / len(each) for name, each in values.items()}
 
 
@@ -158,12 +174,13 @@ def _read(folder: Path, key: str) -> dict[str, Any] | None:
     return told
 
 
-def _parts(words: StudyWords, arms: Sequence[Arm], world: World, tell: Tell) -> list[dict[str, Any]]:
+def _parts(words: StudyWords, arms: Sequence[Planned], world: World, tell: Tell) -> list[dict[str, Any]]:
     """Every arm in parts: its settings, one by one or in groups, and the updates of each."""
     parts: list[dict[str, Any]] = []
     one: float | None = None  # what an update of the first setting of the first arm costs
-    for number, arm in enumerate(arms):
-        plan, names, steps = design.chain(arm.tables)[arm.last.stage], list(arm.last.chosen), arm.last.train.steps
+    for number, (arm, plans) in enumerate(arms):
+        assert plans is not None
+        plan, names, steps = plans[arm.last.stage], list(arm.last.chosen), arm.last.train.steps
         if words.equal:
             price = (_seconds if words.equal == "seconds" else _flops)(plan, world, tell)
             one = one or price[names[0]]

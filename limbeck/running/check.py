@@ -10,6 +10,7 @@ import torch
 
 from limbeck.assemble import actors, augmentation, costs, design, tasks, teacher_caches, terms
 from limbeck.assemble.kinds import kind_of
+from limbeck.assemble.model_files import ModelFiles
 from limbeck.assemble.text import feed_of, read_text
 from limbeck.models import pretrained
 from limbeck.recipe import stage_texts, stages
@@ -31,13 +32,16 @@ TIMES = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 SIZES = {"TiB": 2.0**40, "GiB": 2.0**30, "MiB": 2.0**20}
 
 
-def lines(tables: Sequence[Recipe], world: World, require: Callable[[design.Design], None]) -> list[str]:
+def lines(
+    tables: Sequence[Recipe], world: World, require: Callable[[design.Design], None], files: ModelFiles
+) -> list[str]:
     """The study on a page, or on one for each stage. The Hub is only asked whether it has a name; what is on this disk is read and
     held together.
 
     Args:
         tables: the recipes of the stages.
         require: raises where the machine does not hold a stage; asked before its text is read.
+        files: what several designs read, without asking the Hub.
 
     Raises:
         UserError: what a run would stop with.
@@ -54,7 +58,7 @@ def lines(tables: Sequence[Recipe], world: World, require: Callable[[design.Desi
             else title,
             "",
         ]
-        found += _stage(table, plans, len(tables) > 1, world, require)
+        found += _stage(table, plans, len(tables) > 1, world, require, files)
         if table.stage not in plans:  # not downloaded: nothing can be known of what follows, but whether the Hub has it
             for later in tables[number + 1 :]:
                 _far_models(later)
@@ -76,17 +80,18 @@ def study(words: StudyWords, arms: Sequence[Arm], trials: int) -> list[str]:
 
 def _stage(
     table: Recipe,
-    plans: dict[str, design.Design],
+    plans: design.Plans,
     several: bool,
     world: World,
     require: Callable[[design.Design], None],
+    files: ModelFiles,
 ) -> list[str]:
     """One stage on a page; its design is put to those before it."""
     away = _far_corpora(table)
     try:
         with design.naming(table, several):
-            plan = design.design(table, offline=True, earlier=dict(plans))
-            inherited = design.weights_fit(plan, offline=True)
+            plan = design.design(table, files, dict(plans))
+            inherited = design.weights_fit(plan, files)
     except pretrained.NotDownloaded as notice:
         return [*_settings(table, None), "", *_downloads({**notice.far, **_far_models(table), **away})]
     plans[table.stage] = plan

@@ -13,7 +13,7 @@ from limbeck import rundir
 from limbeck.assemble import design, own
 from limbeck.assemble.study import Study
 from limbeck.models import fingerprint, pretrained
-from limbeck.recipe import stages
+from limbeck.recipe import actor_names, stages
 from limbeck.recipe.identity import identity
 from limbeck.recipe.recipe import Recipe
 from limbeck.system import environment, files
@@ -105,7 +105,7 @@ def _teachers(study: Study) -> list[Facts]:
     roles = {actor.name: actor for teachers in study.teachers.values() for actor in teachers.values()}
     said = design.named_sources(study.design.recipe.models)
     return [
-        {"name": one.name, "source": said[one.name.partition("@")[0]].source, **one.facts()}
+        {"name": one.name, "source": said[actor_names.role_and_student(one.name)[0]].source, **one.facts()}
         for actor in roles.values()
         for one in actor.members()
     ]

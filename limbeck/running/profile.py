@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from limbeck.assemble.study import Study
 from limbeck.measure.evaluation import evaluating
 from limbeck.measure.profile import Facts, measure
+from limbeck.recipe import actor_names
 
 BATCHES, ROUNDS = (1, 32), 10  # of a study
 
@@ -31,7 +32,8 @@ def of_study(made: Study, seconds: float, turn: Callable[[str], None] = lambda w
             if inside is None:  # no model, or not here
                 continue
             model = inside.model
-            kinds.setdefault(f"{name.partition('@')[0]} {_shape(model)}", (name, model, {}))
+            role, _ = actor_names.role_and_student(name)
+            kinds.setdefault(f"{role} {_shape(model)}", (name, model, {}))
 
     def around() -> AbstractContextManager[Any]:
         return torch.autocast(made.world.device.type, dtype=plan.autocast, enabled=plan.autocast is not None)

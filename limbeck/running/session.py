@@ -16,6 +16,7 @@ from limbeck.assemble import costs, evaluations
 from limbeck.assemble.study import Study, first_stages
 from limbeck.distil.learner import Learner
 from limbeck.errors import Failed, Interrupted, UserError
+from limbeck.lab.data.evaluated import last_rows
 from limbeck.lab.page import report
 from limbeck.measure.evaluation import document_rows
 from limbeck.recipe import identity
@@ -305,7 +306,8 @@ class Session:
         self.study.world.wait()
 
     def _export(self, facts: dict[str, Any], done: Done) -> None:
-        last = [row for row in files.read_lines(self.folder / rundir.EVALS)[0] if row["step"] == self.how.steps]
+        left, told = {learner.name for learner in self._left}, files.read_lines(self.folder / rundir.EVALS)[0]
+        last = last_rows(row for row in told if row["learner"] in left)
         for number, learner in enumerate(self._left):
             done(number, len(self._left))
             rows = [row for row in last if row["learner"] == learner.name]

@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from limbeck import rundir
 from limbeck.assemble import design
+from limbeck.assemble.model_files import ModelFiles
 from limbeck.assemble.study import build_study, write_answers
 from limbeck.assemble.text import Material, augmented, read_text
 from limbeck.errors import Failed, UserError
@@ -58,6 +59,7 @@ def train(
     tell: Tell,
     baselines: Sequence[str] = (),
     force: bool = False,
+    plans: design.Plans | None = None,
 ) -> None:
     """Trains every stage that is not done, in its own directory.
 
@@ -67,6 +69,7 @@ def train(
         tell: receives lines for the user.
         baselines: are shown beside the settings.
         force: a run of a changed recipe goes on all the same.
+        plans: the designs of these stages as `plans_of` made them, if in other folders; made here when left out.
 
     Raises:
         UserError: a stage cannot be run; said before the first one trains.
@@ -84,8 +87,7 @@ def train(
         _require_whole(folder)
         return
     with at_once():
-        with doing("reading configurations and tokenizers"):
-            plans, note = plans_of(tables, world), _once(tell)
+        plans, note = design.placed(plans, tables) if plans else plans_of(tables, world), _once(tell)
         missing = [plan for plan, over in zip(plans.values(), done, strict=True) if not over]
         trains = [plan for plan in missing if not plan.recipe.write]
         for plan in trains if not force else ():
@@ -154,22 +156,22 @@ def answers(tables: Sequence[Recipe], world: World, tell: Tell) -> dict[Path, in
     return found
 
 
-def plans_of(tables: Sequence[Recipe], world: World, offline: bool = False) -> dict[str, design.Design]:
-    """The designs of all stages, held together before the first one trains.
+def plans_of(tables: Sequence[Recipe], world: World, files: ModelFiles | None = None) -> design.Plans:
+    """The designs of all stages, held together before the first one trains; `files` are read once for several arms.
 
     Raises:
         UserError: they do not fit together, or what one of them needs is missing.
     """
-    plans: dict[str, design.Design] = {}
-    for table in tables:
-        trackers.require(table.report_to)
-        with design.naming(table, len(tables) > 1):
-            plan = design.design(table, offline, dict(plans))
-            divides(table, world)
-            design.weights_fit(plan, offline)
-        for one in each(plan.data) if not plan.unwritten else ():
-            find_files(one.corpus)
-        plans[table.stage] = plan
+    files = files or ModelFiles()
+    with doing("reading configurations and tokenizers"):
+        plans = design.chain(tables, files)
+        for plan in plans.values():
+            trackers.require(plan.recipe.report_to)
+            with design.naming(plan.recipe, len(tables) > 1):
+                divides(plan.recipe, world)
+                design.weights_fit(plan, files)
+            for one in each(plan.data) if not plan.unwritten else ():
+                find_files(one.corpus)
     return plans
 
 

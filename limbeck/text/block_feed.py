@@ -26,7 +26,7 @@ class Feed:
 
     - `input_ids` int64 [b, T],
     - `attention_mask` int64 [b, T]: ones, since packed blocks have no padding,
-    - `labels` int64 [b, T]: the next token (causal), or the token itself where it was chosen; -100 elsewhere,
+    - `labels` int64 [b, T]: the next token (causal), or the token itself where it was chosen; `IGNORED` elsewhere,
     - `select` bool [b, T]: the tokens whose logits a logit loss looks at,
     - `blocks` int64 [b]: the number of each row's block,
     - `documents` int32 [b, T]: the number of each token's document, -1 for tokens that packing added.

@@ -37,7 +37,7 @@ def mask_tokens(
         probability: share of the tokens that are chosen.
 
     Returns:
-        (inputs, labels), both of the shape and type of `ids`; labels are -100 where nothing was chosen.
+        (inputs, labels), both of the shape and type of `ids`; labels are `IGNORED` where nothing was chosen.
     """
     maskable = ~np.isin(ids, special_ids)
     chance = np.where(maskable, uniform[..., 0], 2.0)

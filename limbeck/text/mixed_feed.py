@@ -38,7 +38,7 @@ class Mixed(Generic[Source]):
 
     The rows of each text are those of a feed of its own with that many rows a batch, in its order. Of n rows that are left,
     row i is of the next text where floor((i + 1) * share) > floor(i * share), so that micro-batches hold all texts in
-    proportion. Rows without labels have the labels -100. Rows are numbered (`blocks`, `documents`) text by text.
+    proportion. Rows without labels have the labels `IGNORED`. Rows are numbered (`blocks`, `documents`) text by text.
     Evaluations (`sample`, `fixed`) read the first text only.
 
     Args:

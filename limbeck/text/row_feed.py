@@ -21,7 +21,7 @@ class TaskFeed:
     - `input_ids` int64 [b, T], padded on the right,
     - `attention_mask` int64 [b, T]: 1 for tokens, 0 for padding,
     - `token_type_ids` int64 [b, T], with `types` only: the segment of every token, 0 for padding,
-    - `labels` [b]: the number of the class, int64, or the score, float32; -100 where there is none,
+    - `labels` [b]: the number of the class, int64, or the score, float32; `IGNORED` where there is none,
     - `select` bool [b]: ones, for the logits of every row are looked at,
     - `blocks` int64 [b] and `documents` int32 [b]: the number of each row.
 

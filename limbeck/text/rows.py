@@ -43,7 +43,7 @@ class Rows:
         tokens: all rows one after the other [N], usually memory-mapped.
         types: the segment of every token [N].
         starts: where each row begins, ascending, int64 [rows].
-        labels: the number of the class, int64 [rows], or the score, float32 [rows]; -100 where there is none.
+        labels: the number of the class, int64 [rows], or the score, float32 [rows]; `IGNORED` where there is none.
         max_length: the most tokens of a row.
         special: of the tokenizer.
     """
@@ -80,7 +80,7 @@ class Rows:
         return [np.array(self.types[place], np.int64) for place in self._places(indices)]
 
     def labels(self, indices: Iterable[int] | np.ndarray) -> np.ndarray:
-        """The labels of the given rows: int64 or float32 [n], -100 where there is none."""
+        """The labels of the given rows: int64 or float32 [n], `IGNORED` where there is none."""
         return self._labels[self._checked(indices)]
 
     def _places(self, indices: Iterable[int] | np.ndarray) -> Iterator[slice]:

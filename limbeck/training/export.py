@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from limbeck import rundir
 from limbeck.distil.learner import Learner
 from limbeck.models import exits
+from limbeck.recipe import actor_names
 
 NAMES = {
     "accuracy": "accuracy",
@@ -116,19 +116,22 @@ def _teachers(manifest: dict[str, Any], setting: str, seed: int) -> list[str]:
     told = [teacher for teacher in (manifest["teacher"], *manifest.get("teachers", [])) if teacher]
     roles: dict[str, list[dict[str, Any]]] = {}
     for teacher in told:
-        roles.setdefault(str(teacher.get("name", "teacher")).partition("@")[0], []).append(teacher)
+        roles.setdefault(_role_and_student(teacher)[0], []).append(teacher)
     found = []
     for role, players in roles.items():
-        for wanted in (rf"{re.escape(setting)}-seed{seed}(-.*)?", rf".*-seed{seed}(-.*)?", ".*"):
-            mine = [it for it in players if re.fullmatch(wanted, str(it.get("name", "")).partition("@")[2])]
-            if mine:
-                found += [f"{role}: {_described(teacher)}" for teacher in mine]
-                break
+        known = [(actor_names.setting_and_seed(_role_and_student(it)[1]), it) for it in players]
+        mine = [it for who, it in known if who == (setting, seed)]
+        mine = mine or [it for who, it in known if who and who[1] == seed] or players
+        found += [f"{role}: {_described(teacher)}" for teacher in mine]
     return found or ["teacher: none: trained on labels alone"]
 
 
+def _role_and_student(teacher: dict[str, Any]) -> tuple[str, str]:
+    return actor_names.role_and_student(str(teacher.get("name", "teacher")))
+
+
 def _described(teacher: dict[str, Any]) -> str:
-    source, student = teacher["source"], str(teacher.get("name", "")).partition("@")[2]
+    source, student = teacher["source"], _role_and_student(teacher)[1]
     stage = source.removeprefix("$").partition("/")[0]
     who = f"`{student}` of the stage `{stage}`" if student and source.startswith("$") else f"`{source}`"
     return f"{who} ({teacher['parameters']:,} parameters, sha256 `{teacher['sha256'][:16]}`)"

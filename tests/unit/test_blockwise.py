@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import pytest
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from limbeck.losses import LOSSES, forward_kl
 from limbeck.losses import blockwise as module
-from limbeck.losses.blockwise import WRITTEN_OUT, blockwise
+from limbeck.losses.blockwise import blockwise
+from limbeck.losses.facts import FACTS, facts_of
 from limbeck.recipe.words import LOSS_WORDS
 
 V = 40
@@ -121,5 +122,14 @@ def test_nothing_is_kept_or_differentiated_where_nothing_is_asked() -> None:
     assert torch.equal(held[0], student) and torch.equal(held[1], others["teacher"])
 
 
-def test_every_loss_that_is_written_out_is_one_of_limbeck() -> None:
-    assert set(WRITTEN_OUT) <= set(LOSSES.values())
+def test_facts_are_of_limbecks_losses_alone() -> None:
+    """One's own that calls itself by a loss of limbeck is another: its slope is its own."""
+    assert set(FACTS) <= set(LOSSES.values())
+
+    @wraps(forward_kl)
+    def twice(*, student: Tensor, teacher: Tensor) -> Tensor:
+        return 2 * forward_kl(student=student, teacher=teacher)
+
+    assert facts_of(forward_kl).by_hand and not facts_of(twice).by_hand
+    student, others = given()
+    compare(twice, student, {"teacher": others["teacher"]})

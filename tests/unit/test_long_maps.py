@@ -13,6 +13,7 @@ from limbeck.distil.lessons import Pair, Term
 from limbeck.distil.reduce import Counts
 from limbeck.distil.schedules import constant
 from limbeck.losses import LOSSES
+from limbeck.losses.facts import facts_of
 from limbeck.models.taps import Tapped
 
 TAPS = {"attention_scores_mse": "scores", "attention_mse": "probs", "attention_kl": "scores"}
@@ -33,6 +34,10 @@ def learned(family: str, loss: str, padded: bool) -> tuple[torch.Tensor, dict[st
     value = term.of_readouts(mine(batch), answer, torch.nn.ModuleDict(), batch, Counts.of([batch]))
     value.backward()
     return value.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_every_loss_that_may_be_made_in_parts_is_here() -> None:
+    assert set(TAPS) == {name for name, loss in LOSSES.items() if facts_of(loss).by_query}
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from limbeck.lab.data.evaluated import last_rows
 from limbeck.rundir import EVALS, MANIFEST, METRICS
 from limbeck.system.files import read_json, read_lines
 
@@ -33,7 +34,7 @@ if __name__ == "__main__":
         metric = next(iter(rows[0]["metrics"]))
         for name in dict.fromkeys(row["setting"] for row in rows):
             mine = [row for row in rows if row["setting"] == name]
-            last = [row for row in mine if row["step"] == max(it["step"] for it in mine)]
+            last = last_rows(mine)
             scores = [100 * row["metrics"][metric] for row in last]
             theirs = (last[0]["teacher_metrics"] or {}).get(metric)
             each = ", ".join(f"{score:.1f}" for score in scores)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from limbeck.errors import UserError
-from limbeck.lab.data.run import Lines, RunData, read
+from limbeck.lab.data.run import Lines, Row, RunData, read
+from limbeck.recipe import actor_names
 from limbeck.rundir import MANIFEST, METRICS, RECIPE, STUDY
 from limbeck.system.files import path_of, read_json, read_lines
 
@@ -179,6 +180,14 @@ def called(label: str, shown: Mapping[str, str]) -> str:
     name, suffix = shown.get(setting, setting), label.removeprefix(setting)
     own, more = (setting, name.removeprefix(setting)) if name.startswith(setting) else (name, "")
     return own + suffix + more
+
+
+def together(label: str, row: Row) -> str:
+    """What tied learners are called together, one of which has this label and line: mutual of mutual-a, mutual lr=0.1."""
+    setting, suffix = row["setting"], actor_names.peer(row)
+    if label.startswith(setting + suffix):
+        return setting + label.removeprefix(setting + suffix)
+    return label.removesuffix(suffix)
 
 
 def _renamed(lines: Lines, shown: Mapping[str, str]) -> Lines:

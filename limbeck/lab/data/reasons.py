@@ -12,7 +12,7 @@ import numpy as np
 from limbeck.errors import UserError
 from limbeck.lab.data.joined import Joined, called
 from limbeck.lab.data.run import Row, RunData, parsed
-from limbeck.rundir import REASONS as FILE
+from limbeck.rundir import REASONS
 
 NEEDED = {"learner": ("step", "seed", "learner"), "pair": ("step", "seed", "learners")}
 
@@ -43,7 +43,7 @@ def of(run: RunData) -> ToldReasons | None:
     """
     if isinstance(run, Joined):
         return _of_parts(run)
-    path = run.folder / FILE
+    path = run.folder / REASONS
     if not path.is_file():
         return None
     rows, notes = _rows(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import UserError, printable
+from limbeck.recipe import actor_names
 from limbeck.rundir import EVALS, MANIFEST, METRICS, RECIPE
 from limbeck.system.files import path_of
 
@@ -21,9 +21,6 @@ OWN_TEACHERS = (
     "(its loss, agreement) does not compare across settings."
 )
 IDENTITY = {"step": int, "setting": str, "seed": int, "learner": str}  # what every line must carry
-
-# The teacher, or a member of an ensemble, that is a student of an earlier stage: teacher-1@logit-seed0
-MEASURE = re.compile(r"(?P<role>teacher(-\d+)?)@(?P<setting>.+?)-seed\d+(-.*)?")
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,9 @@ class RunData:
         """Whether all settings are measured against one teacher, or one of their seed; not each against its own."""
         told = [self.manifest.get("teacher"), *(self.manifest.get("teachers") or [])]
         names = [str(teacher["name"]) for teacher in told if teacher and teacher.get("name")]
-        found = {MEASURE.fullmatch(name) for name in names} - {None}
-        roles = {(match["role"], match["setting"]) for match in found if match}
+        played = [actor_names.role_and_student(name) for name in names]
+        known = [(role, actor_names.setting_and_seed(student)) for role, student in played]
+        roles = {(role, who[0]) for role, who in known if who and actor_names.is_of_measure(role)}
         return len(roles) == len({role for role, _ in roles})
 
     @property
@@ -224,8 +222,7 @@ def _by_learner(rows: list[Row]) -> Lines:
 
 def _label(row: Row) -> str:
     """The setting, and the learner's own name where a setting ties several: mutual-seed0-a -> mutual-a."""
-    setting, learner, stem = row["setting"], row["learner"], f"{row['setting']}-seed{row['seed']}"
-    return setting + learner.removeprefix(stem) if learner.startswith(stem + "-") else setting
+    return row["setting"] + actor_names.peer(row)
 
 
 def _without_failed(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from limbeck.lab import names
 from limbeck.lab.data.run import RunData
+from limbeck.recipe.words import MEASURES
 
 
 class Caption(NamedTuple):
@@ -23,12 +24,13 @@ CAPTIONS: dict[str, Caption] = {  # braces: words of the run
     "metric-test": Caption(
         "{metric} on {heldout}",
         "Line chart of {metric} on {heldout} against the step, one line per setting.",
-        LINES + "{never} Higher is better, 1 is the most. {dashed}",
+        LINES + "{never} {way[metric]} is better, 1 is the most. {dashed}",
     ),
     "metric-train": Caption(
         "{metric} on {train}",
         "Line chart of {metric} on {train} against the step, one line per setting.",
-        LINES + "Higher is better; the axes equal those of the figure before. A curve far above the one there means "
+        LINES
+        + "{way[metric]} is better; the axes equal those of the figure before. A curve far above the one there means "
         "that the student has memorised its training rows. {dashed}",
     ),
     "logit-loss-train": Caption(
@@ -48,22 +50,22 @@ CAPTIONS: dict[str, Caption] = {  # braces: words of the run
     "label-loss-train": Caption(
         "{label_loss} on {train}",
         "Line chart of the {label_loss} on {train} against the step, one line per setting.",
-        LINES + "Lower is better. {why}, so the labels of the {text} are the measure.",
+        LINES + "{way[label_loss]} is better. {why}, so the labels of the {text} are the measure.",
     ),
     "label-loss-test": Caption(
         "{label_loss} on {heldout}",
         "Line chart of the {label_loss} on {heldout} against the step, one line per setting.",
-        LINES + "Lower is better. {never} The axes equal those of the figure before.",
+        LINES + "{way[label_loss]} is better. {never} The axes equal those of the figure before.",
     ),
     "label-accuracy-train": Caption(
         "Label accuracy on {train}",
         "Line chart of the label accuracy on {train} against the step, one line per setting.",
-        LINES + "The share of the labels that the student puts first. Higher is better.",
+        LINES + "The share of the labels that the student puts first. {way[label_accuracy]} is better.",
     ),
     "label-accuracy-test": Caption(
         "Label accuracy on {heldout}",
         "Line chart of the label accuracy on {heldout} against the step, one line per setting.",
-        LINES + "The share of the labels that the student puts first. {never} Higher is better.",
+        LINES + "The share of the labels that the student puts first. {never} {way[label_accuracy]} is better.",
     ),
     "multi-loss-terms": Caption(
         "Components of the multi-loss",
@@ -112,5 +114,8 @@ def caption(name: str, run: RunData) -> Caption:
     fill["dashed"] = (
         "The dashed line is the teacher, the mean over the seeds where each has its own." if run.taught else ""
     )
+    better = {name: it.better for name, it in MEASURES.items()}
+    better |= {"metric": said.metrics[0].better} if said.metrics else {}
+    fill["way"] = {name: "Lower" if way < 0 else "Higher" for name, way in better.items()}
     parts = [part.format(**fill).strip() for part in CAPTIONS[name]]
     return Caption(parts[0][0].upper() + parts[0][1:], *parts[1:])

@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from limbeck import rundir
 from limbeck.lab import names
 from limbeck.lab.data.curves import Curve, over_seeds
 from limbeck.lab.data.reasons import Row, ToldReasons, calibrated, mean, stacked
 from limbeck.lab.figures import style
 from limbeck.lab.figures.chart import Chart, save
 from limbeck.lab.numbers import number
-from limbeck.rundir import FIGURES as FOLDER
 
 ROWS, COLUMNS = 8, 13  # of a grid the values of which can be read in its cells
 TEACHER = "teacher"
@@ -122,7 +122,7 @@ def draw(why: ToldReasons) -> list[Path]:
         for name, make in FIGURES.items():
             chart = make(why) if why.learners else None
             if chart is not None:
-                paths += save(chart, why.run.folder / FOLDER, name)
+                paths += save(chart, why.run.folder / rundir.FIGURES, name)
     return paths
 
 

@@ -11,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from limbeck import rundir
 from limbeck.lab import names
 from limbeck.lab.data.curves import Curve, binned, over_seeds, thin, window_for
 from limbeck.lab.data.run import RunData, read
@@ -18,7 +19,6 @@ from limbeck.lab.figures import style
 from limbeck.lab.figures.chart import Chart, save
 from limbeck.lab.figures.lines import evaluated, lines
 from limbeck.lab.numbers import percent, share
-from limbeck.rundir import FIGURES as FOLDER
 
 GRADIENT = "gradient norm (L2; loss per unit of weight)"
 UPDATE = "relative update |\u0394w| / |w| (dimensionless)"
@@ -160,7 +160,7 @@ def draw(folder: str | Path | RunData) -> list[Path]:
         for name, make in FIGURES.items():
             chart = make(run)
             if chart is not None:
-                paths += save(chart, run.folder / FOLDER, name)
+                paths += save(chart, run.folder / rundir.FIGURES, name)
     return paths
 
 

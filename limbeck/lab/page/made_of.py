@@ -8,6 +8,7 @@ from typing import Any
 from limbeck.lab import names
 from limbeck.lab.data.run import RunData
 from limbeck.lab.numbers import count
+from limbeck.recipe import actor_names
 from limbeck.recipe.plain_yaml import of_run
 
 Facts = dict[str, Any]
@@ -33,7 +34,7 @@ def _teachers(facts: Iterable[Facts | None]) -> Lines:
     found: dict[tuple[str, str, int | None], list[str]] = {}
     for teacher in facts:
         if teacher:
-            role, _, learner = str(teacher.get("name") or "teacher").partition("@")
+            role, learner = actor_names.role_and_student(str(teacher.get("name") or "teacher"))
             found.setdefault((role, str(teacher.get("source")), teacher.get("parameters")), []).append(learner)
     said = []
     for (role, source, parameters), learners in found.items():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from limbeck.lab import names as words
+from limbeck.lab import names
 from limbeck.lab.data.reasons import ToldReasons, mean
 from limbeck.lab.data.run import Row, RunData
 from limbeck.lab.figures.captions import LINES, Caption
@@ -74,8 +74,8 @@ def couples(why: ToldReasons) -> Table | None:
         return None
     pairs = [pair for pair in combinations(order, 2) if pair in found]
     lines = [[*pair, *_apart(found[pair])] for pair in pairs[:MOST]]
-    said = words.of(why.run)
-    names = ["setting", "and", "same answer", f"symmetric KL{said.of_unit}", "rise of the loss between them"]
+    said = names.of(why.run)
+    headings = ["setting", "and", "same answer", f"symmetric KL{said.of_unit}", "rise of the loss between them"]
     remark = (
         f"Same answer: the share of {'rows' if why.run.task else 'places'} at which both say the same. Rise: the loss on the "
         "straight line between the weights of the two rises by so much above its ends; about 0 means that both lie in "
@@ -83,13 +83,13 @@ def couples(why: ToldReasons) -> Table | None:
     )
     if len(pairs) > MOST:
         remark += f" The first {MOST} of {len(pairs)} pairs are shown."
-    measured = [i for i in range(len(names)) if i < 2 or any(line[i] != NONE for line in lines)]
-    return Table([names[i] for i in measured], [[line[i] for i in measured] for line in lines], remark)
+    measured = [i for i in range(len(headings)) if i < 2 or any(line[i] != NONE for line in lines)]
+    return Table([headings[i] for i in measured], [[line[i] for i in measured] for line in lines], remark)
 
 
 def caption(name: str, why: ToldReasons) -> Caption:
     """The words around one figure of reasons."""
-    loss = words.of(why.run).logit_loss
+    loss = names.of(why.run).logit_loss
     title, alt, reading = (part.replace("{logit_loss}", loss) for part in CAPTIONS[name])
     if name == "reasons-cka":
         alt, reading = f"{alt} {_highest(why)}", f"{reading} {_from_start(why)}".strip()

@@ -15,15 +15,15 @@ import jinja2
 from markupsafe import Markup
 
 from limbeck.errors import UserError, printable
-from limbeck.lab.data import reasons
+from limbeck.lab.data import reasons as data_reasons
 from limbeck.lab.data.joined import gather, several
 from limbeck.lab.data.run import RunData
-from limbeck.lab.figures import reasons as heat
+from limbeck.lab.figures import reasons as figures_reasons
 from limbeck.lab.figures import style, svg
 from limbeck.lab.figures.captions import Caption, caption
 from limbeck.lab.figures.training import draw
 from limbeck.lab.page import cost, exits, made_of, stages
-from limbeck.lab.page import reasons as explained
+from limbeck.lab.page import reasons as page_reasons
 from limbeck.lab.page.baselines import of_baselines
 from limbeck.lab.page.results import Column, best, cells, rows, title
 from limbeck.lab.page.summary import findings, question
@@ -61,7 +61,7 @@ def write(folder: str | Path) -> Path:
 def page(run: RunData) -> Path:
     """Draw the figures of what was gathered, and write report.html, whole or not at all; returns its path."""
     with doing("drawing the figures and writing the report"):
-        why = reasons.of(run)
+        why = data_reasons.of(run)
         if why is not None:
             run = replace(run, notes=(*run.notes, *why.notes))
         path = run.folder / REPORT
@@ -74,15 +74,15 @@ def figures(run: RunData) -> list[dict[str, Any]]:
     return [_shown(path, caption(path.stem, run)) for path in draw(run) if path.suffix == ".svg"]
 
 
-def section(why: reasons.ToldReasons) -> dict[str, Any]:
+def section(why: data_reasons.ToldReasons) -> dict[str, Any]:
     """Draw the figures of the section on reasons, and make its tables."""
-    pictures = [path for path in heat.draw(why) if path.suffix == ".svg"]
+    pictures = [path for path in figures_reasons.draw(why) if path.suffix == ".svg"]
     return {
-        "introduction": explained.introduction(why),
-        "figures": [_shown(path, explained.caption(path.stem, why)) for path in pictures],
+        "introduction": page_reasons.introduction(why),
+        "figures": [_shown(path, page_reasons.caption(path.stem, why)) for path in pictures],
         "tables": {
-            "Do the terms pull together?": explained.pulls(why.run),
-            "How far the settings went apart": explained.couples(why),
+            "Do the terms pull together?": page_reasons.pulls(why.run),
+            "How far the settings went apart": page_reasons.couples(why),
         },
     }
 

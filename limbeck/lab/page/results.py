@@ -11,10 +11,12 @@ import numpy as np
 
 from limbeck.errors import printable
 from limbeck.lab.data.curves import flat
+from limbeck.lab.data.evaluated import last_step
 from limbeck.lab.data.run import RunData
 from limbeck.lab.names import NamedMeasure, RunNames, compared, measured, of
 from limbeck.lab.numbers import Spread, count, duration, flops, number, percent, whole
 from limbeck.lab.page import exits
+from limbeck.recipe.words import MEASURED_BY_TEACHER, MEASURES
 
 LEAST_TEACHER = 0.1  # metric of a teacher of which a share is told
 TEACHERS_OWN = ("teacher_label_loss", "teacher_label_accuracy")
@@ -33,16 +35,15 @@ class Column(NamedTuple):
 def columns(row: dict[str, Any]) -> list[Column]:
     """What a table shows of runs such as this row's."""
     words, measure, unit = row["words"], row["measure"], row["words"].of_unit
-    lower, higher = (-1, +1) if row["one_teacher"] else (0, 0)  # what is measured against several does not compare
     here = f"{measure.name}, {words.test}"
     return [
         *(column for metric in words.metrics for column in _of_metric(metric, words)),
-        Column("test_logit_loss", f"{words.logit_loss}, {words.test}{unit}", number, lower),
-        Column("train_logit_loss", f"{words.logit_loss}, {words.train}{unit}", number, lower),
-        Column("agreement", f"top-1 agreement with the teacher, {words.test}", percent, higher),
-        Column("label_loss", f"{words.label_loss}, {words.test}{unit}", number, -1),
+        Column("test_logit_loss", f"{words.logit_loss}, {words.test}{unit}", number, _better(row, "logit_loss")),
+        Column("train_logit_loss", f"{words.logit_loss}, {words.train}{unit}", number, _better(row, "logit_loss")),
+        Column("agreement", f"top-1 agreement with the teacher, {words.test}", percent, _better(row, "agreement")),
+        Column("label_loss", f"{words.label_loss}, {words.test}{unit}", number, _better(row, "label_loss")),
         Column("teacher_label_loss", f"the teacher's {words.label_loss}", number, under=True),
-        *([] if words.metrics else _accuracies(words)),
+        *([] if words.metrics else _accuracies(row)),
         Column("measured", f"tokens measured, {words.test}", whole),
         Column(
             "equal_flops",
@@ -65,9 +66,14 @@ def columns(row: dict[str, Any]) -> list[Column]:
     ]
 
 
-def _accuracies(words: RunNames) -> list[Column]:
+def _better(row: dict[str, Any], name: str) -> int:
+    """Which way a measure is better; 0 where it does not compare, for not all settings have one teacher."""
+    return MEASURES[name].better if row["one_teacher"] or name not in MEASURED_BY_TEACHER else 0
+
+
+def _accuracies(row: dict[str, Any]) -> list[Column]:
     return [
-        Column("label_accuracy", f"label accuracy, {words.test}", percent, +1),
+        Column("label_accuracy", f"label accuracy, {row['words'].test}", percent, _better(row, "label_accuracy")),
         Column("teacher_label_accuracy", "the teacher's label accuracy", percent, under=True),
     ]
 
@@ -192,9 +198,8 @@ def _budget(run: RunData, measure: str, by: str) -> float | None:
 def _common_step(run: RunData, learners: list[tuple[str, int]]) -> int:
     """The last step at which all these learners were evaluated; the last step of all without evaluations."""
     lines = run.evals.get("test") or run.evals.get("train") or run.metrics
-    done = [{row["step"] for row in lines.get(key, [])} for key in learners]
-    common = set.intersection(*done)
-    return max(common) if common else max(run.metrics[key][-1]["step"] for key in learners)
+    step = last_step([row["step"] for row in lines.get(key, [])] for key in learners)
+    return max(run.metrics[key][-1]["step"] for key in learners) if step is None else step
 
 
 def _at(steps: np.ndarray, values: np.ndarray, step: int) -> float | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from limbeck.lab.data.joined import together
 from limbeck.lab.data.run import RunData
 from limbeck.lab.names import compared, of
 from limbeck.lab.numbers import count, number
-from limbeck.lab.statistics import documents as inner
+from limbeck.lab.statistics import documents
 from limbeck.lab.statistics.outcomes import Outcome, of_run
 from limbeck.lab.statistics.verdicts import Verdict
 from limbeck.recipe.words import MEASURED_BY_TEACHER
@@ -59,14 +60,11 @@ def _compares(run: RunData, name: str) -> bool:
 def rows_of(run: RunData) -> list[dict[str, Any]]:
     """The evaluations on held-out text, each of the last stage of its run, which may have another name than that of the next;
     peers, which stand one by one elsewhere, under their setting again."""
-    found = []
-    for (label, _), lines in run.evals.get("test", {}).items():
-        for row in lines:
-            suffix = row["learner"].removeprefix(f"{row['setting']}-seed{row['seed']}")
-            one, rest = row["setting"] + suffix, label.removeprefix(row["setting"] + suffix)
-            setting = row["setting"] + rest if label.startswith(one) else label.removesuffix(suffix)
-            found.append({**row, **(row.get("metrics") or {}), "setting": setting, "split": "test", "stage": None})
-    return found
+    return [
+        {**row, **(row.get("metrics") or {}), "setting": together(label, row), "split": "test", "stage": None}
+        for (label, _), lines in run.evals.get("test", {}).items()
+        for row in lines
+    ]
 
 
 def _judged(run: RunData, outcome: Outcome, main: bool) -> Judged:
@@ -78,14 +76,14 @@ def _judged(run: RunData, outcome: Outcome, main: bool) -> Judged:
     if len(outcome.verdicts) > MOST:
         remark += f" The first {MOST} of {len(outcome.verdicts)} pairs are shown; tables/verdicts.csv has all."
     name = names.get(outcome.measure.name, outcome.measure.name)
-    documents = inner.of_settings(run.folder, outcome.step, outcome.measure.name)
-    return Judged(f"{name}, {said.test}", main, [_line(it, documents) for it in shown], remark)
+    told = documents.of_settings(run.folder, outcome.step, outcome.measure.name)
+    return Judged(f"{name}, {said.test}", main, [_line(it, told) for it in shown], remark)
 
 
-def _line(verdict: Verdict, documents: Mapping[str, inner.Documents]) -> list[str]:
+def _line(verdict: Verdict, told: Mapping[str, documents.Documents]) -> list[str]:
     found = verdict.comparison
-    pair = [documents[name] for name in (verdict.first, verdict.second) if documents.get(name)]
-    within = inner.inner_variance(*pair).error if len(pair) == 2 else None
+    pair = [told[name] for name in (verdict.first, verdict.second) if told.get(name)]
+    within = documents.inner_variance(*pair).error if len(pair) == 2 else None
     low, high = found.interval or (None, None)
     return [
         verdict.second,

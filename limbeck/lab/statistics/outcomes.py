@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import UserError
+from limbeck.lab.data.evaluated import last_rows
 from limbeck.lab.statistics.verdicts import Verdict, verdicts
 from limbeck.recipe.words import MEASURES, Measure
 
@@ -51,32 +52,27 @@ def of_run(
     """
     stage = rows[-1].get("stage") if rows else None
     kept = [row for row in rows if row["split"] == split and row.get("stage") == stage]
-    learners: dict[tuple[str, int, str], dict[int, Mapping[str, Any]]] = defaultdict(dict)
-    for row in kept:
-        learners[row["setting"], row["seed"], row["learner"]][row["step"]] = row
-    if not learners:
+    if not kept:
         return []
-    common: dict[str, set[int]] = {}  # setting, or "" for all -> the steps at which all its learners were evaluated
-    for (setting, _, _), steps in learners.items():
-        group = setting if own_ends else ""
-        common[group] = common.get(group, set(steps)) & set(steps)
-    if not all(common.values()):
+    settings = dict.fromkeys(row["setting"] for row in kept)
+    groups = [[row for row in kept if row["setting"] == it] for it in settings] if own_ends else [kept]
+    ends = [last_rows(group) for group in groups]
+    if not all(ends):
         raise UserError("evals.jsonl: no step at which all learners were evaluated; run the recipe again to go on")
-    ends = {group: max(steps) for group, steps in common.items()}
-    last = [(it, seed, steps[ends[it if own_ends else ""]]) for (it, seed, _), steps in learners.items()]
-    step = max(ends.values())
+    last = [row for rows in ends for row in rows]
+    step = max(row["step"] for row in last)
     found = (
         _outcome(measure, step, _by_seed(last, measure.name), confidence, against) for measure in MEASURES.values()
     )
     return [outcome for outcome in found if outcome.values]
 
 
-def _by_seed(last: list[tuple[str, int, Mapping[str, Any]]], name: str) -> dict[str, dict[int, float]]:
+def _by_seed(last: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[int, float]]:
     """Setting -> seed -> mean over its learners; nan where one has none."""
     values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for setting, seed, row in last:
+    for row in last:
         value = row.get(name, (row.get("metrics") or {}).get(name))
-        values[setting][seed].append(math.nan if value is None else float(value))
+        values[row["setting"]][row["seed"]].append(math.nan if value is None else float(value))
     return {setting: {seed: float(np.mean(each)) for seed, each in seeds.items()} for setting, seeds in values.items()}
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.errors import UserError, printable
+from limbeck.lab.data.evaluated import loss_of
 from limbeck.recipe.arms import TUNING
 from limbeck.rundir import EVALS, MANIFEST, METRICS, STUDY
 from limbeck.system.files import read_json, read_lines
@@ -106,7 +107,7 @@ def _table(name: str, folder: Path) -> Table:
     for learner in dict.fromkeys(row["learner"] for row in (*metrics, *evals)):
         mine = [row for row in metrics if row["learner"] == learner]
         asked = [row for row in evals if row["learner"] == learner and row["split"] == "test"]
-        losses, heldout = [row["loss"] for row in mine], [_loss(row) for row in asked]
+        losses, heldout = [row["loss"] for row in mine], [loss_of(row) for row in asked]
         table.add_row(
             Text(printable(learner)),
             f"{mine[-1]['step']:,}" if mine else "0",
@@ -117,11 +118,6 @@ def _table(name: str, folder: Path) -> Table:
             Text(curve(heldout)),
         )
     return table
-
-
-def _loss(row: dict[str, Any]) -> float | None:
-    """The held-out loss of an evaluation: from the teacher, or where there is none of the labels."""
-    return row["label_loss"] if row["logit_loss"] is None else row["logit_loss"]
 
 
 def _number(values: Sequence[float | None]) -> str:
