@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from floors import FILES, FLOOR, ROOT, imports, module, own, part
+from floors import BENCHMARKS, FILES, FLOOR, ROOT, imports, module, own, part
 
 OF_LAB = {"errors", "rundir", "system", "recipe"}  # all that the lab knows
 FEEDS = {"order", "feed", "block_feed", "row_feed", "mixed_feed"}
@@ -33,6 +33,18 @@ def test_imports_go_down(path: Path) -> None:
 def test_there_is_no_circle() -> None:
     """Among modules; what is imported inside a function, when it is called, is no circle."""
     TopologicalSorter({module(path): own(path, everywhere=False) - {module(path)} for path in FILES}).prepare()
+
+
+def test_the_benchmarks_stand_above() -> None:
+    """They import any of limbeck, and nothing of it imports them."""
+    assert not [module(path) for path in FILES for name, _ in imports(path) if name.split(".")[0] == "benchmarks"]
+
+
+def test_the_benchmarks_have_no_circle() -> None:
+    """Nor one that an import inside a function would hide."""
+    uses = {module(path): own(path, package="benchmarks") for path in BENCHMARKS}
+    assert "benchmarks.sides" in uses["benchmarks.flops"]
+    TopologicalSorter(uses).prepare()
 
 
 def is_torch_free(path: Path) -> bool:
