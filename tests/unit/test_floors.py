@@ -1,4 +1,4 @@
-"""The floors: a package imports strictly from lower floors, and within a package there is no circle."""
+"""The floors: a package imports strictly from lower floors, within a package there is no circle, and nothing is long."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from floors import BENCHMARKS, FILES, FLOOR, ROOT, imports, module, own, part
 
 OF_LAB = {"errors", "rundir", "system", "recipe"}  # all that the lab knows
 FEEDS = {"order", "feed", "block_feed", "row_feed", "mixed_feed"}
+LINES, LINES_OF_FUNCTION = 330, 60  # at most
 TORCH_FREE = {
     "": {"errors", "families", "rundir", "cli", "__init__", "__main__"},
     "system": {"files", "store", "leftovers", "locks", "signals", "clock", "environment", "hub", "progress"},
@@ -45,6 +46,16 @@ def test_the_benchmarks_have_no_circle() -> None:
     uses = {module(path): own(path, package="benchmarks") for path in BENCHMARKS}
     assert "benchmarks.sides" in uses["benchmarks.flops"]
     TopologicalSorter(uses).prepare()
+
+
+@pytest.mark.parametrize("path", [*FILES, *BENCHMARKS], ids=module)
+def test_nothing_is_long(path: Path) -> None:
+    """Of files, and of functions with their docstrings."""
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno and node.end_lineno - node.lineno < LINES_OF_FUNCTION, node.name
 
 
 def is_torch_free(path: Path) -> bool:
