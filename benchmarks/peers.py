@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from benchmarks import sides
+from benchmarks.flops import flops, product, products
 from benchmarks.race import Lap, Step, beside, race, ratio
 from benchmarks.rows import Row, missing, row, unfit
-from benchmarks.shapes import Shape, flops
+from benchmarks.shapes import Shape
 
 SIZES = {"cpu": (1024, 1536, 2048), "cuda": (4096, 8192)}  # of the products that make the ceiling
 NAMES = ("textbrewer_fp32", "textbrewer_bf16", "loop_bf16", "memory", "ceiling", "shared", "overhead")
@@ -59,7 +60,7 @@ def _sides(names: Sequence[str], shape: Shape) -> dict[str, Step]:
     needed = {side for name in names for side in needs(name, shape)}
     chosen = {name: side for name, side in every.items() if name in needed}
     if "product" in needed:
-        chosen |= {f"product_{size}": partial(sides.product, shape=shape, size=size) for size in SIZES[shape.device]}
+        chosen |= {f"product_{size}": partial(product, shape=shape, size=size) for size in SIZES[shape.device]}
     return chosen
 
 
@@ -88,9 +89,7 @@ def _memory(shape: Shape, laps: Mapping[str, Lap]) -> Row:
 
 def _ceiling(shape: Shape, laps: Mapping[str, Lap]) -> Row:
     work, mine = flops(shape), f"limbeck_{shape.precision}"
-    rates = {
-        size: 2 * size**3 * sides.products(shape, size) / laps[f"product_{size}"].median for size in SIZES[shape.device]
-    }
+    rates = {size: 2 * size**3 * products(shape, size) / laps[f"product_{size}"].median for size in SIZES[shape.device]}
     best, rate = max(rates.values()), work.step / laps[mine].median
     said = {"flops_teacher": work.teacher, "flops_student": work.student, "flops_per_second": rate}
     rest = {"products": rates, mine: laps[mine].detail()}

@@ -1,4 +1,4 @@
-"""What is measured on: sizes of random models, one batch of random tokens, and the FLOPs of its plain mathematics."""
+"""What is measured on: sizes of random models, and one batch of random tokens."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
+from transformers import BertConfig, PreTrainedModel
 
 from limbeck.distil.still import chunk_of
 from limbeck.models import layer_maps, students
@@ -95,35 +94,3 @@ def batch(shape: Shape) -> dict[str, Tensor]:
         "documents": torch.zeros_like(ids, dtype=torch.int32),
     }
     return {name: tensor.to(shape.device) for name, tensor in made.items()}
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Of one step."""
-
-    teacher: int  # forward
-    student: int  # forward and backward, with the bridges
-
-    @property
-    def step(self) -> int:
-        """Of the whole step."""
-        return self.teacher + self.student
-
-
-def flops(shape: Shape) -> Flops:
-    """The FLOPs of the plain mathematics of one step, by torch's counter, on the meta device: nothing is computed."""
-    from benchmarks.sides import four_losses, linears
-
-    with torch.device("meta"):
-        teacher, student = (
-            BertForMaskedLM._from_config(config(size, shape), attn_implementation="eager")
-            for size in (shape.teacher, shape.student)
-        )
-        ids = torch.zeros(shape.rows, shape.length, dtype=torch.long)
-        bridges = linears(shape)
-        asked = {"input_ids": ids, "output_hidden_states": True, "output_attentions": True}
-        with FlopCounterMode(display=False) as first, torch.no_grad():
-            theirs = teacher(**asked)
-        with FlopCounterMode(display=False) as second:
-            four_losses(student(**asked), theirs, bridges, shape).backward()
-    return Flops(first.get_total_flops(), second.get_total_flops())

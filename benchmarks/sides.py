@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from benchmarks.shapes import Shape, batch, flops, model
+from benchmarks.shapes import Shape, batch, model
 from limbeck import rundir
 from limbeck.distil import projections, schemes
 from limbeck.distil.learner import Learner, Optimisation
@@ -35,7 +35,6 @@ from limbeck.training.loop import Course, Record, fit
 
 Turns = Iterator[None]
 RATE, CLIP = 1e-4, 1.0
-PRODUCT_FLOPS = {"cpu": 2e11, "cuda": 2e13}  # of one turn of `product`, at most
 
 
 # limbeck
@@ -107,7 +106,7 @@ class Repeated:
 
 
 def limbeck(turns: Turns, shape: Shape, precision: str | None = None, students: int = 1) -> None:
-    """limbeck's own loop: `engine.fit` with the hooks that every run has, and lines of metrics on the disk."""
+    """limbeck's own loop: `training.loop.fit` with the hooks that every run has, and lines of metrics on the disk."""
     prepare(shape)
     still = still_of(shape, precision or shape.precision, students)
     said = {"stage": "train", "seed": 0}
@@ -250,20 +249,3 @@ def textbrewer(turns: Turns, shape: Shape) -> None:
 
 def _adaptor(given: Any, outputs: Any) -> dict[str, Any]:
     return {"logits": outputs.logits, "hidden": outputs.hidden_states, "attention": outputs.attentions}
-
-
-# the machine
-
-
-def product(turns: Turns, shape: Shape, size: int) -> None:
-    """Square matrix products of one size."""
-    a, b = (torch.randn(size, size, device=shape.device).to(DTYPES[shape.precision]) for _ in range(2))
-    out, count = torch.empty_like(a), products(shape, size)
-    for _ in turns:
-        for _ in range(count):
-            torch.mm(a, b, out=out)
-
-
-def products(shape: Shape, size: int) -> int:
-    """How many products of a size make a turn: those of `PRODUCT_FLOPS`, or of an update where it has fewer."""
-    return max(1, round(min(PRODUCT_FLOPS[shape.device], flops(shape).step) / (2 * size**3)))

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from benchmarks import sides
+from benchmarks.flops import flops
 from benchmarks.race import race, ratio
 from benchmarks.rows import Row, row
-from benchmarks.shapes import Shape, flops
+from benchmarks.shapes import Shape
 
 SETTINGS = (1, 2, 4, 8)
 

@@ -25,6 +25,7 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 FILES = sorted(ROOT.rglob("*.py"))
+BENCHMARKS = sorted((ROOT.parent / "benchmarks").glob("*.py"))  # above all floors
 
 
 def module(path: Path) -> str:
@@ -32,7 +33,7 @@ def module(path: Path) -> str:
     return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {module(path) for path in FILES}
+MODULES = {module(path) for path in [*FILES, *BENCHMARKS]}
 
 
 def part(name: str) -> str:
@@ -58,9 +59,9 @@ def imports(path: Path, everywhere: bool = True) -> Iterator[tuple[str, bool]]:
                 yield alias.name, id(node) in typing_only
 
 
-def own(path: Path, everywhere: bool = True) -> set[str]:
-    """The modules of limbeck that a file imports."""
-    found = {name for name, _ in imports(path, everywhere) if name.startswith("limbeck.")}
+def own(path: Path, everywhere: bool = True, package: str = "limbeck") -> set[str]:
+    """The modules of a package that a file imports."""
+    found = {name for name, _ in imports(path, everywhere) if name.startswith(f"{package}.")}
     return {name if name in MODULES else name.rpartition(".")[0] for name in found}
 
 

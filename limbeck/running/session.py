@@ -1,8 +1,8 @@
-"""One run in its directory: what is written when. The loop itself is `engine.fit`."""
+"""One run in its directory: what is written when. The loop itself is `training.loop.fit`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -18,9 +18,8 @@ from limbeck.distil.learner import Learner
 from limbeck.errors import Failed, Interrupted, UserError
 from limbeck.lab.data.evaluated import last_rows
 from limbeck.lab.page import report
-from limbeck.measure.evaluation import document_rows
 from limbeck.recipe import identity
-from limbeck.running import changes, disk_space, hooks, manifest, profile
+from limbeck.running import changes, disk_space, hooks, manifest, profile, records
 from limbeck.running.trackers import Trackers
 from limbeck.system import clock, files
 from limbeck.system.progress import Done, doing
@@ -28,8 +27,6 @@ from limbeck.system.signals import at_once
 from limbeck.training import checkpoint, export
 from limbeck.training.best import Keeper
 from limbeck.training.loop import Course, Record, RunState, fit, untaken
-
-Evaluated = Mapping[tuple[str, str], dict[str, Any]]  # (learner, split) -> what was found
 
 PROFILING, PROFILED = 10.0, 0.02  # seconds, or the share of the run's time where that is more, for profile.json
 
@@ -238,27 +235,22 @@ class Session:
         if self.keeper:
             self.keeper.see(step, {name: said for (name, split), said in found.items() if split == "test"}, self.way)
         if self.keeper is None or step < self.how.steps:
-            self._write_evaluation(step, record, self._training, found)
+            self._write(step, record, self._training, found)
             return
         with self.keeper.worn(self._left):
-            self._write_evaluation(step, record, self._left, self._measured(step, self._left))
+            self._write(step, record, self._left, self._measured(step, self._left))
 
-    def _measured(self, step: int, learners: Sequence[Learner]) -> Evaluated:
+    def _measured(self, step: int, learners: Sequence[Learner]) -> records.Evaluated:
         what, noun = f"evaluation at step {step}" if step else "first evaluation", evaluations.noun(self.study)
         with doing(what, noun) as done:
             return self.evaluation(learners, done)
 
-    def _write_evaluation(
-        self, step: int, record: Record | None, learners: Sequence[Learner], evaluated: Evaluated
-    ) -> None:
-        rows, documents = [], []
-        for (learner, split), found in evaluated.items():
-            said = self._describe(learner)
-            who = {"setting": said["setting"], "seed": said["seed"], "learner": learner, "split": split}
-            documents += [who | row for row in document_rows(found.pop("documents"))]
-            ratios = record.norms[learner].update_ratios if record and learner in record.norms else None
-            kept = {"kept_step": self.way.best[learner]["step"]} if self.keeper and step == self.how.steps else {}
-            rows.append({"step": step, "stage": said["stage"], **who, **found, "update_ratio_layers": ratios, **kept})
+    def _write(self, step: int, record: Record | None, learners: Sequence[Learner], found: records.Evaluated) -> None:
+        """Writes what an evaluation found, and looks for reasons."""
+        last = step == self.how.steps
+        norms = record.norms if record else {}
+        kept = self.way.best if self.keeper and last else None
+        rows, documents = records.evaluation_rows(found, self._describe, step, norms, kept)
         if self.study.world.is_main:
             files.append_lines(self.folder / rundir.EVALS, rows)
             for tracker in self.trackers:
@@ -266,13 +258,9 @@ class Session:
             (self.folder / rundir.DOCUMENTS).mkdir(exist_ok=True)
             with files.replacing(self.folder / rundir.DOCUMENTS / f"{rundir.step_name(step)}.parquet") as place:
                 pq.write_table(pa.Table.from_pylist(documents), place)
-        self._look_for_reasons(step, learners)
-
-    def _look_for_reasons(self, step: int, who: Sequence[Learner]) -> None:
-        """Appends what the reasons found to reasons.jsonl; at the end also the way from student to student."""
         if self.reasons is not None:
             at = {"step": step, "stage": self.table.stage}
-            rows = evaluations.reason_rows(self.reasons, who, self._describe, at, last=step == self.how.steps)
+            rows = records.reason_rows(self.reasons, learners, self._describe, at, last)
             if self.study.world.is_main:
                 files.append_lines(self.folder / rundir.REASONS, rows)
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from kernel import share, views
 
-from benchmarks import growth, peers, race, rows, shapes, sides
+from benchmarks import flops, growth, peers, race, rows, shapes, sides
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -97,7 +97,7 @@ def test_flops_of_a_product_of_known_size() -> None:
         layer = 2 * (4 * size.hidden**2 + 2 * size.hidden * size.intermediate) + 4 * shape.length * size.hidden
         forward[who] = size.layers * layer + 2 * (size.hidden**2 + size.hidden * shape.vocabulary)
     bridge = 2 * shape.student.hidden * shape.teacher.hidden * (1 + len(shape.pairs))
-    counted = shapes.flops(shape)
+    counted = flops.flops(shape)
     assert counted.teacher == shape.tokens * forward["teacher"]
     assert counted.student == pytest.approx(3 * shape.tokens * (forward["student"] + bridge), rel=0.01)
 

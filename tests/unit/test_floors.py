@@ -1,4 +1,4 @@
-"""The floors: a package imports strictly from lower floors, and within a package there is no circle."""
+"""The floors: a package imports strictly from lower floors, within a package there is no circle, and nothing is long."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from floors import FILES, FLOOR, ROOT, imports, module, own, part
+from floors import BENCHMARKS, FILES, FLOOR, ROOT, imports, module, own, part
 
 OF_LAB = {"errors", "rundir", "system", "recipe"}  # all that the lab knows
 FEEDS = {"order", "feed", "block_feed", "row_feed", "mixed_feed"}
+LINES, LINES_OF_FUNCTION = 330, 60  # at most
 TORCH_FREE = {
     "": {"errors", "families", "rundir", "cli", "__init__", "__main__"},
     "system": {"files", "store", "leftovers", "locks", "signals", "clock", "environment", "hub", "progress"},
@@ -33,6 +34,28 @@ def test_imports_go_down(path: Path) -> None:
 def test_there_is_no_circle() -> None:
     """Among modules; what is imported inside a function, when it is called, is no circle."""
     TopologicalSorter({module(path): own(path, everywhere=False) - {module(path)} for path in FILES}).prepare()
+
+
+def test_the_benchmarks_stand_above() -> None:
+    """They import any of limbeck, and nothing of it imports them."""
+    assert not [module(path) for path in FILES for name, _ in imports(path) if name.split(".")[0] == "benchmarks"]
+
+
+def test_the_benchmarks_have_no_circle() -> None:
+    """Nor one that an import inside a function would hide."""
+    uses = {module(path): own(path, package="benchmarks") for path in BENCHMARKS}
+    assert "benchmarks.sides" in uses["benchmarks.flops"]
+    TopologicalSorter(uses).prepare()
+
+
+@pytest.mark.parametrize("path", [*FILES, *BENCHMARKS], ids=module)
+def test_nothing_is_long(path: Path) -> None:
+    """Of files, and of functions with their docstrings."""
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno and node.end_lineno - node.lineno < LINES_OF_FUNCTION, node.name
 
 
 def is_torch_free(path: Path) -> bool:
