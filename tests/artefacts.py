@@ -1,4 +1,4 @@
-"""What a state of limbeck leaves behind, for the tests of later ones: `tests/unit/test_artefacts.py` reads it.
+"""What a state of limbeck leaves behind, for the tests of later ones: `tests/house/test_artefacts.py` reads it.
 
 `PYTHONPATH=.:tests python -m artefacts` makes tests/artefacts.tar.gz anew. It belongs to a change of numbers, keys or formats that is meant, with a
 sentence in the CHANGELOG.

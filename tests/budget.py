@@ -10,9 +10,9 @@ FIRST = {
     "faults/test_memory_faults.py": {"test_a_probe_that_runs_short_is_taken_again": 1},
     "faults/test_memory_of_evaluations.py": {"test_an_evaluation_is_the_same": 1},
     "unit/lab/test_verdicts.py": {"test_a_study_of_four_settings_makes_any_false_claim_in_one_of_twenty": 1},
-    "unit/test_every_loss.py": {"test_all_losses_in_one_setting": 1},
-    "unit/test_flops.py": {"test_what_is_written_is_what_is_multiplied": 2},
-    "unit/test_teacher_cache.py": {
+    "runs/test_every_loss.py": {"test_all_losses_in_one_setting": 1},
+    "runs/test_flops.py": {"test_what_is_written_is_what_is_multiplied": 2},
+    "runs/test_teacher_cache.py": {
         "test_other_answers_are_other_caches": 1,
         "test_a_shard_from_elsewhere_is_refused": 1,
         "test_the_run_of_the_live_teacher": 2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from limbeck.distil.reduce import Counts, Share
 from limbeck.distil.schedules import Schedule, constant
 from limbeck.distil.still import Still
 from limbeck.distil.teachers import Frozen
-from limbeck.losses import attention_scores_mse, cross_entropy, forward_kl, mse
+from limbeck.losses import LOSSES, attention_scores_mse, cross_entropy, forward_kl, mse
+from limbeck.recipe import plain_yaml
 from limbeck.system import seeds
 
 VOCABULARY, TEACHER_WIDTH, STUDENT_WIDTH, HEADS = 60, 24, 16, 4
@@ -238,3 +240,8 @@ def with_dropout(plain: dict[str, Any], share: float) -> dict[str, Any]:
     """The recipe with dropout in its students."""
     student = plain["models"]["student"] | {"dropout": share}
     return plain | {"models": plain["models"] | {"student": student}}
+
+
+def fragment(loss: str) -> dict[str, Any]:
+    """The term at the end of a loss's docstring."""
+    return plain_yaml.parse((inspect.getdoc(LOSSES[loss]) or "").partition("\nRecipe:\n")[2])

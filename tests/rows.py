@@ -19,6 +19,7 @@ from limbeck.system import seeds
 
 HEAD_DROPOUTS = ("classifier_dropout", "seq_classif_dropout")
 CLASSES = ("bad", "good", "middling")
+FAMILIES = ("bert", "distilbert", "roberta", "gpt2", "llama", "modernbert")  # that classify
 
 
 # models
@@ -152,6 +153,22 @@ def small(name: str = "bert", layers: int = 1, classes: int | None = None, seed:
         return kind.from_config(made, attn_implementation="sdpa")
 
 
+def opinions(count: int, first: int = 0) -> list[dict[str, Any]]:
+    """Texts whose class is in their words: which of three words stands in them."""
+    return [
+        {"sentence": f"{('ba', 'go', 'mi')[i % 3]} {sentence(i)}", "label": CLASSES[i % 3]}
+        for i in range(first, first + count)
+    ]
+
+
+def likenesses(count: int, first: int = 0) -> list[dict[str, Any]]:
+    """Pairs and how alike they are said to be."""
+    return [
+        {"one": sentence(i), "two": sentence(i + i % 4), "score": round(5 - i % 4 + i / 90, 3)}
+        for i in range(first, first + count)
+    ]
+
+
 def recipe(data: dict[str, Any], models: dict[str, Any], out: Path, loss: str, **train: Any) -> dict[str, Any]:
     """A recipe of one setting of one loss on the logits."""
     how: dict[str, Any] = {"steps": 4, "batch_size": 8, "lr": 1e-2, "warmup": 0, "eval_every": 4, "chunk": 5}
@@ -165,3 +182,14 @@ def recipe(data: dict[str, Any], models: dict[str, Any], out: Path, loss: str, *
         "out": str(out),
         "train": how | train,
     }
+
+
+OPINIONS = {"kind": "classification"}
+LIKENESSES = {"kind": "regression", "text": "one", "pair": "two", "label": "score"}
+
+
+def of_task(world: Path, out: Path, name: str = "opinions", family: str = "bert", **train: Any) -> dict[str, Any]:
+    """Fine-tuning of a language model."""
+    task, loss = (OPINIONS, "cross_entropy") if name == "opinions" else (LIKENESSES, "squared_error")
+    data = {"corpus": str(world / name), "task": task, "cache": str(world / "cache"), "max_length": 20}
+    return recipe(data, {"student": {"init": str(world / family)}}, out, loss, **train)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import limbeck
 from limbeck import rundir
+from limbeck.errors import Interrupted
 from limbeck.running import stages
 from limbeck.system import files
 
@@ -80,3 +81,11 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, questions: int) -> None:
         yield stopped
 
     monkeypatch.setattr(stages, "interruptible", signals)
+
+
+def stopped(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
+    """Runs a recipe that is stopped after so many updates."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, updates)
+        with pytest.raises(Interrupted):
+            limbeck.run(said, quiet=True)

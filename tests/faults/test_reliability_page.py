@@ -10,7 +10,7 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "reliability.md"
-NAMED = re.compile(r"`((?:faults|unit)/[\w/]+\.py)?(?:::(test_\w+))?`")
+NAMED = re.compile(r"`((?:faults|runs|unit)/[\w/]+\.py)?(?:::(test_\w+))?`")
 
 
 def rows() -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """Every fast path against the plain fp64 one: values of the terms and gradients of every parameter of one step.
 
-Two processes are held against one in tests/unit/test_processes.py, whole runs from the cache in tests/unit/test_teacher_cache.py.
+Two processes are held against one in tests/runs/test_processes.py, whole runs from the cache in tests/runs/test_teacher_cache.py.
 """
 
 from __future__ import annotations

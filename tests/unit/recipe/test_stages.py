@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from kernel import SPECIALS, WORDS, answer, lay_out, recipe
+from schemas import fits
 
 from limbeck.errors import UserError
 from limbeck.recipe import arms, stage_texts, stages
@@ -361,30 +362,6 @@ def test_check_stops_where_a_download_is_due(limbeck: Any, monkeypatch: pytest.M
 
 
 # the schema
-
-
-def fits(value: Any, said: Any, defs: dict[str, Any]) -> bool:
-    """Whether a value fits a schema: the part of JSON Schema that pydantic writes for recipes."""
-    if "$ref" in said:
-        return fits(value, defs[said["$ref"].rpartition("/")[2]], defs)
-    kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
-    one = [any(fits(value, each, defs) for each in said[word]) for word in ("anyOf", "oneOf") if word in said]
-    kind = said.get("type")
-    right = value is None if kind == "null" else kind is None or isinstance(value, kinds[kind])
-    if not right or not all(one) or value not in said.get("enum", [value]) or value != said.get("const", value):
-        return False
-    if isinstance(value, dict):
-        known, other = said.get("properties", {}), said.get("additionalProperties", True)
-        here = all(word in value for word in said.get("required", []))
-        return here and all(
-            fits(item, known[word], defs)
-            if word in known
-            else other is not False and (other is True or fits(item, other, defs))
-            for word, item in value.items()
-        )
-    if isinstance(value, list) and "items" in said:
-        return len(value) >= said.get("minItems", 0) and all(fits(item, said["items"], defs) for item in value)
-    return True
 
 
 def test_the_schema_knows_stages() -> None:

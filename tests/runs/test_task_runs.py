@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import yaml
 from kernel import answer, lay_out, views
 from kernel import recipe as of_text
 from places import SHARED
-from rows import bare, framed, recipe, sentence, small, table
-from runfiles import same_run, untimed, weights
+from rows import CLASSES, OPINIONS, bare, framed, likenesses, of_task, opinions, recipe, small, table
+from runfiles import same_run, stopped, untimed, weights
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -24,34 +23,16 @@ import limbeck
 from limbeck.assemble import design
 from limbeck.assemble.study import Study, build_study
 from limbeck.assemble.text import read_text
-from limbeck.errors import Interrupted, UserError
+from limbeck.errors import UserError
 from limbeck.lab.page import report
 from limbeck.recipe.load import load
-from limbeck.running import stages
 from limbeck.system.processes import World
 from limbeck.text.mixed_feed import Mixed
 
 Rows = list[dict[str, Any]]
-CLASSES = ("bad", "good", "middling")
 HELD = 21  # rows of the held-out files
 
 pytestmark = pytest.mark.usefixtures("fast")
-
-
-def opinions(count: int, first: int = 0) -> Rows:
-    """Texts whose class is in their words: which of three words stands in them."""
-    return [
-        {"sentence": f"{('ba', 'go', 'mi')[i % 3]} {sentence(i)}", "label": CLASSES[i % 3]}
-        for i in range(first, first + count)
-    ]
-
-
-def likenesses(count: int, first: int = 0) -> Rows:
-    """Pairs and how alike they are said to be."""
-    return [
-        {"one": sentence(i), "two": sentence(i + i % 4), "score": round(5 - i % 4 + i / 90, 3)}
-        for i in range(first, first + count)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +49,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table(folder / name / f"train.{ending}", kind(48))
         table(folder / name / f"dev.{ending}", kind(HELD, 48))
     return folder
-
-
-OPINIONS = {"kind": "classification"}
-LIKENESSES = {"kind": "regression", "text": "one", "pair": "two", "label": "score"}
-
-
-def of_task(world: Path, out: Path, name: str = "opinions", family: str = "bert", **train: Any) -> dict[str, Any]:
-    """Fine-tuning of a language model."""
-    task, loss = (OPINIONS, "cross_entropy") if name == "opinions" else (LIKENESSES, "squared_error")
-    data = {"corpus": str(world / name), "task": task, "cache": str(world / "cache"), "max_length": 20}
-    return recipe(data, {"student": {"init": str(world / family)}}, out, loss, **train)
 
 
 @pytest.fixture(scope="module")
@@ -246,24 +216,6 @@ def test_company_is_solo(company: limbeck.Run, world: Path, tuned: limbeck.Run, 
     assert all(weights(solo, name) == weights(company, name) for name in solo.students)
     assert untimed(solo.metrics) == untimed([row for row in company.metrics if row["setting"] == setting])
     assert untimed(solo.evals) == untimed([row for row in company.evals if row["setting"] == setting])
-
-
-def stopped(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
-    """Runs a recipe that is stopped after so many updates."""
-    asked: list[None] = []
-
-    def ask() -> bool:
-        asked.append(None)
-        return len(asked) >= updates
-
-    @contextmanager
-    def signals() -> Iterator[Callable[[], bool]]:
-        yield ask
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stages, "interruptible", signals)
-        with pytest.raises(Interrupted):
-            limbeck.run(said, quiet=True)
 
 
 @pytest.mark.parametrize("after", [1, 3])

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 from kernel import lay_out
-from rows import table
-from runfiles import hashes, same_run
-from test_task_runs import opinions, stopped
+from rows import opinions, table
+from runfiles import hashes, same_run, stopped
 
 import limbeck
 

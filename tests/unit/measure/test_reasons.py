@@ -28,25 +28,20 @@ from kernel import (
     still_of,
     views,
 )
+from test_quantities import ece_by_loop, gram_cka, rank_by_svd
 from torch import Tensor, nn
 
 from limbeck.batch import Batch
 from limbeck.distil.learner import Learner
-from limbeck.distil.probe import cosines
 from limbeck.distil.teachers import Ensemble, Frozen
 from limbeck.measure.barrier import barrier
 from limbeck.measure.evaluation import Evaluation
 from limbeck.measure.fixed import PLACES
-from limbeck.measure.quantities import CONFIDENCES, Layer, calibration, cka_grid, effective_rank, linear_cka
 from limbeck.measure.reasons import Found, Reasons
 
 BATCHES = [batch(20), batch(21, rows=2), batch(22, rows=4)]
 COUNTS = np.array([0] * 10 + [1, 9, 10, 99, 100] * 10, np.int64)  # of 60 tokens
 ALL = 10**6
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def measure(learners: Sequence[Learner], teacher: Any, batches: Sequence[Batch] = BATCHES, **how: Any) -> Found:
@@ -82,31 +77,6 @@ def hidden(model: nn.Module, batches: Sequence[Batch] = BATCHES) -> list[np.ndar
     return [torch.cat(pieces).numpy() for pieces in zip(*parts, strict=True)]
 
 
-def gram_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), tr(K H L H) with n x n matrices (Kornblith et al., eq. 3)."""
-    n = len(x)
-    h = np.eye(n) - np.ones((n, n)) / n
-    hsic = lambda k, other: np.trace(k @ h @ other @ h)  # noqa: E731
-    k, other = x @ x.T, y @ y.T
-    return float(hsic(k, other) / math.sqrt(hsic(k, k) * hsic(other, other)))
-
-
-def rank_by_svd(x: np.ndarray) -> float:
-    s = np.linalg.svd(x - x.mean(0), compute_uv=False)
-    p = s[s > 1e-12 * s[0]] / s.sum()
-    return math.exp(-sum(each * math.log(each) for each in p))
-
-
-def ece_by_loop(confidence: Sequence[float], right: Sequence[bool]) -> float:
-    total = 0.0
-    for m in range(CONFIDENCES):
-        mine = [(c, r) for c, r in zip(confidence, right, strict=True) if m / 15 < c <= (m + 1) / 15]
-        if mine:
-            gap = sum(r for _, r in mine) / len(mine) - sum(c for c, _ in mine) / len(mine)
-            total += len(mine) / len(confidence) * abs(gap)
-    return total
-
-
 @pytest.fixture(scope="module")
 def teacher() -> Frozen:
     """Read by all, changed by none."""
@@ -116,187 +86,6 @@ def teacher() -> Frozen:
 @pytest.fixture(scope="module")
 def found(teacher: Frozen) -> Found:
     return measure([learner("a", (LOGIT,)), learner("b", MULTI, seed=0)], teacher)
-
-
-# alignment and rank
-
-
-@pytest.mark.parametrize("shape", [(40, 6, 9), (12, 6, 9), (5, 30, 40), (7, 3, 50)])
-def test_cka_is_the_ratio_of_gram_matrices(shape: tuple[int, int, int]) -> None:
-    """With more tokens than dimensions and with fewer, where the other way of computing it is taken."""
-    n, h, other = shape
-    x, y = draw(n, h) + 3, draw(n, other, seed=1) - 1
-    y[:, 0] += x[:, 0]
-    assert linear_cka(x, y) == pytest.approx(gram_cka(x.numpy(), y.numpy()), rel=1e-10)
-
-
-def test_cka_is_blind_to_rotation_scale_and_shift_and_not_to_stretching() -> None:
-    x, y = draw(50, 8), draw(50, 5, seed=1)
-    y[:, :3] += x[:, :3]
-    turned = 7 * x @ torch.linalg.qr(draw(8, 8, seed=2))[0] + 11
-    assert linear_cka(turned, y) == pytest.approx(linear_cka(x, y), rel=1e-10)
-    assert linear_cka(x, turned) == pytest.approx(1.0, abs=1e-12) and linear_cka(x, turned) <= 1
-    assert linear_cka(x * torch.arange(1, 9), x) < 0.95
-    assert linear_cka(x, y) == pytest.approx(linear_cka(y, x), rel=1e-12) and 0.05 < linear_cka(x, y) < 0.95
-
-
-@pytest.mark.parametrize("few", [True, False])
-def test_a_grid_is_every_pair_of_layers(few: bool) -> None:
-    n = 6 if few else 40
-    mine = [draw(n, 9 + seed, seed=seed) for seed in range(3)]
-    theirs = [draw(n, 14, seed=seed) + mine[0][:, :1] for seed in range(3, 7)]
-    grid = cka_grid([Layer.of(x) for x in mine], [Layer.of(y) for y in theirs])
-    expected = [[gram_cka(x.numpy(), y.numpy()) for y in theirs] for x in mine]
-    np.testing.assert_allclose(grid, expected, rtol=1e-10)
-
-
-def test_many_tokens_need_no_matrix_of_all_pairs() -> None:
-    """Of 100,000 tokens it would take 80 GB; and rounding lifts no alignment above 1."""
-    x = draw(100_000, 3)
-    assert linear_cka(x, x @ draw(3, 3, seed=1)) == pytest.approx(
-        linear_cka(x[:50_000], x[:50_000] @ draw(3, 3, seed=1)), 0.1
-    )
-    assert all(0.999999 < linear_cka(each, 3 * each) <= 1 for each in (draw(20, 4, seed=seed) for seed in range(30)))
-
-
-def test_effective_rank_of_known_matrices() -> None:
-    both = lambda half: torch.cat([half, -half])  # of mean 0  # noqa: E731
-    assert effective_rank(both(torch.eye(8))) == pytest.approx(8, rel=1e-12)
-    assert effective_rank(both(torch.outer(draw(9), draw(8, seed=1)))) == pytest.approx(1, rel=1e-12)
-    assert effective_rank(both(torch.diag(torch.tensor([3.0, 1.0])))) == pytest.approx(4 / 27**0.25, rel=1e-6)
-    assert effective_rank(both(torch.eye(8)) + 100) == pytest.approx(8, rel=1e-12), "centred"
-
-
-@pytest.mark.parametrize("shape", [(30, 8), (6, 20)])
-def test_effective_rank_is_the_entropy_of_the_singular_values(shape: tuple[int, int]) -> None:
-    x = draw(*shape) * torch.linspace(0.01, 2, shape[1]) + 5
-    assert effective_rank(x) == pytest.approx(rank_by_svd(x.numpy()), rel=1e-9)
-    turned = 3 * x @ torch.linalg.qr(draw(shape[1], shape[1], seed=2))[0]
-    assert effective_rank(turned) == pytest.approx(effective_rank(x), rel=1e-9)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_states_that_do_not_vary_have_no_rank_and_no_alignment(dtype: torch.dtype) -> None:
-    x = draw(20, 6)
-    for still in (torch.zeros(20, 6), draw(1, 6).expand(20, 6) / 3, draw(1, 6).expand(1, 6)):
-        still = still.to(dtype)
-        assert effective_rank(still) == 0 and linear_cka(still, x[: len(still)]) == 0
-    ulps = draw(1, 6).float().expand(20, 6).clone()
-    ulps[::2] *= 1 + torch.finfo(torch.float32).eps
-    assert effective_rank(ulps) == 0, "rounding is no direction"
-    assert effective_rank(torch.empty(0, 6)) == 0
-    assert math.isnan(effective_rank(x * math.nan)) and math.isnan(linear_cka(x, x * math.inf))
-
-
-# calibration
-
-
-def test_calibration_by_loops() -> None:
-    confidence = torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
-    right = np.arange(200) % 3 == 0
-    table = calibration(confidence, right.astype(float))
-    assert table is not None and table["ece"] == pytest.approx(
-        ece_by_loop(confidence.tolist(), right.tolist()), rel=1e-12
-    )
-    assert sum(table["count"]) == 200 and len(table["count"]) == 15
-    for m in range(15):
-        mine = (confidence > m / 15) & (confidence <= (m + 1) / 15)
-        assert table["count"][m] == mine.sum()
-        assert table["accuracy"][m] == pytest.approx(right[mine].mean())
-        assert table["confidence"][m] == pytest.approx(confidence[mine].mean())
-
-
-def test_calibration_at_its_ends() -> None:
-    sure = calibration(np.ones(4), np.ones(4))
-    assert sure is not None and sure["ece"] == 0 and sure["count"][14] == 4 and sure["accuracy"][0] is None
-    wrong = calibration(np.ones(4), np.zeros(4))
-    assert wrong is not None and wrong["ece"] == 1
-    assert calibration(np.empty(0), np.empty(0)) is None
-    assert calibration(np.array([0.5, math.nan]), np.ones(2)) is None
-
-
-# directions and lines of weights
-
-
-def test_cosines_of_known_gradients() -> None:
-    e = [torch.tensor([1.0, 0.0, 0.0]), torch.tensor([[0.0, 2.0]])]
-    found = cosines(
-        {"e": e, "away": [-3 * g for g in e], "across": [e[0] * 0, e[1].flip(1)], "none": [g * 0 for g in e]}
-    )
-    assert found["e"] == {"e": pytest.approx(1), "away": pytest.approx(-1), "across": 0.0, "none": None}
-    assert found["none"] == dict.fromkeys(found, None) and found["away"]["e"] == pytest.approx(-1)
-    assert cosines({}) == {} and cosines({"a": e, "b": [e[0] * math.nan, e[1]]})["a"]["b"] is None
-
-
-def test_cosines_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over all parameters together, in pieces, and where fp32 would lose the small ones."""
-    monkeypatch.setattr("limbeck.distil.probe.PIECE", 7)
-    sums = {name: [draw(5, 4, seed=n), draw(9, seed=n + 10)] for n, name in enumerate("abc")}
-    sums["c"] = [(g * 1e-25).float() for g in sums["c"]]
-    flat = {name: np.concatenate([g.double().numpy().ravel() for g in parts]) for name, parts in sums.items()}
-    for one, row in cosines(sums).items():
-        for other, value in row.items():
-            expected = flat[one] @ flat[other] / np.linalg.norm(flat[one]) / np.linalg.norm(flat[other])
-            assert value == pytest.approx(expected, rel=1e-9)
-
-
-class Point(nn.Module):
-    def __init__(self, *at: float, mean: float = 0.0, seen: int = 0) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(at, dtype=torch.float64))
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64))
-        self.register_buffer("seen", torch.tensor(seen))
-
-
-def test_the_barrier_of_a_quadratic_loss() -> None:
-    """L(w) = w'Aw: the rise over the chord is -alpha (1 - alpha) d'Ad, largest in the middle where A is negative."""
-    a, b, curved = Point(1.0, 2.0), Point(-1.0, 0.5), torch.diag(torch.tensor([-1.0, 0.25], dtype=torch.float64))
-    d = (b.w - a.w).detach()
-    found = barrier(a, b, lambda model: (model.w @ curved @ model.w).item())  # type: ignore[operator]
-    assert found["alphas"] == pytest.approx([n / 10 for n in range(11)]) and len(found["losses"]) == 11
-    assert found["barrier"] == pytest.approx(-float(d @ curved @ d) / 4, rel=1e-12)
-    bowl = barrier(a, b, lambda model: (model.w @ model.w).item(), points=5)  # type: ignore[operator]
-    assert bowl["barrier"] == 0 and bowl["losses"][0] == 5 and bowl["losses"][-1] == 1.25
-
-
-def test_on_the_line_stand_parameters_and_buffers() -> None:
-    a, b = Point(0.0, mean=4.0, seen=3), Point(1.0, mean=8.0, seen=5)
-    seen: list[tuple[float, ...]] = []
-    barrier(a, b, lambda model: seen.append((model.w.item(), model.mean.item(), model.seen.item())) or 0.0, points=5)  # type: ignore[union-attr, operator]
-    assert seen == [(0, 4, 3), (0.25, 5, 3), (0.5, 6, 5), (0.75, 7, 5), (1, 8, 5)]
-
-
-def test_after_a_barrier_all_is_as_before_bit_for_bit() -> None:
-    """Tied embeddings, -0.0 and NaN included; also where the loss fails. At the ends it is each model's own."""
-    a, b = bert(16, 2, seed=1).float(), bert(16, 2, seed=2).float()
-    with torch.no_grad():
-        a.bert.encoder.layer[0].output.dense.bias[:3] = torch.tensor([-0.0, 1e-42, 1 / 3])
-    bits = [{name: t.numpy().tobytes() for name, t in model.state_dict().items()} for model in (a, b)]
-    places = [p.data_ptr() for p in a.parameters()]
-    ends: list[bool] = []
-
-    def visit(model: nn.Module) -> float:
-        now = {name: t.numpy().tobytes() for name, t in model.state_dict().items()}
-        ends.append(now in bits)
-        return 1.0
-
-    def fail(model: nn.Module) -> float:
-        raise RuntimeError("broken")
-
-    assert barrier(a, b, visit, points=4)["barrier"] == 0 and ends == [True, False, False, True]
-    with pytest.raises(RuntimeError, match="broken"):
-        barrier(a, b, fail)
-    assert [{name: t.numpy().tobytes() for name, t in model.state_dict().items()} for model in (a, b)] == bits
-    assert [p.data_ptr() for p in a.parameters()] == places and all(p.grad is None for p in a.parameters())
-
-
-def test_a_barrier_that_is_infinite_is_null() -> None:
-    found = barrier(Point(-1.0), Point(1.0), lambda m: 1 / abs(w) if (w := m.w.item()) else math.inf, points=3)  # type: ignore[operator, union-attr]
-    assert found == {"alphas": [0.0, 0.5, 1.0], "losses": [1.0, None, 1.0], "barrier": None}
-    with pytest.raises(ValueError, match="w"):
-        barrier(Point(1.0), Point(1.0, 2.0), lambda model: 0.0)
-    with pytest.raises(ValueError, match="at least 2"):
-        barrier(Point(1.0), Point(1.0), lambda model: 0.0, points=1)
 
 
 # all of it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel import batch, bert, recipe, share, still_of, views, with_dropout
+from kernel import batch, bert, fragment, recipe, share, still_of, views, with_dropout
 from runfiles import same_run, stop_after, tensors, untimed, weights
 from safetensors.torch import load_file
 from torch import Tensor
@@ -31,7 +30,6 @@ from limbeck.distil.teachers import Frozen
 from limbeck.errors import Interrupted
 from limbeck.lab.page import report
 from limbeck.losses import LOSSES
-from limbeck.recipe import plain_yaml
 from limbeck.recipe.load import load
 from limbeck.recipe.settings import Setting, TermWords
 from limbeck.recipe.words import LOSS_WORDS
@@ -41,11 +39,6 @@ BLOCKS, STEPS, PARAPHRASER = 12, 4, 5
 PLAINLY = Optimisation(constant(1e-3), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=None)
 OF_SCORES = ("squared_error",)  # losses of a task whose labels are numbers
 TAPS = [(loss, tap) for loss, words in LOSS_WORDS.items() if len(words.taps) > 1 for tap in words.taps]
-
-
-def fragment(loss: str) -> dict[str, Any]:
-    """The term at the end of a loss's docstring."""
-    return plain_yaml.parse((inspect.getdoc(LOSSES[loss]) or "").partition("\nRecipe:\n")[2])
 
 
 def quick(term: dict[str, Any]) -> dict[str, Any]:

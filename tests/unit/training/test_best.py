@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 from kernel import recipe
-from rows import CLASSES, framed, small, table
-from runfiles import same_run, tensors, untimed, weights
-from test_task_runs import likenesses, of_task, opinions, stopped
+from rows import CLASSES, framed, likenesses, of_task, opinions, small, table
+from runfiles import same_run, stopped, tensors, untimed, weights
 
 import limbeck
 from limbeck.assemble import design

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import CAUSAL, CONFIGS
 from heirs import blocks, heir, model, silence
+from places import SHARED
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -19,7 +19,7 @@ from limbeck.models import fingerprint, pretrained, students
 from limbeck.models.inherit import _parts, inherit
 from limbeck.recipe import models
 
-MODEL = Path(__file__).resolve().parents[3] / "shared" / "models" / "wiki-minilm-mlm"
+MODEL = SHARED / "models" / "wiki-minilm-mlm"
 IDS = torch.tensor([[5, 17, 3, 99, 42, 8, 23]])
 PLAIN = [name for name in CONFIGS if not FAMILIES[name].rotary]
 GROUPED = [name for name in CONFIGS if FAMILIES[name].n_kv_heads]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_every_loss import fragment
+from kernel import fragment
 from torch import Tensor
 
 from limbeck.assemble import design
