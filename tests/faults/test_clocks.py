@@ -44,6 +44,7 @@ def test_in_a_run(clock: str, fork: Fork, undisturbed: limbeck.Run, tmp_path: Pa
     same_state(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_between_a_run_and_its_resume(fork: Fork, undisturbed: limbeck.Run, tmp_path: Path) -> None:
     """A year back: the run goes on, its cache is taken as it is, and the file of the lock means nothing."""
     out, cache = tmp_path / "run", Path(f"{tmp_path / 'run'}-cache")
