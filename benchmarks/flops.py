@@ -20,7 +20,7 @@ class Flops:
     """Of one step."""
 
     teacher: int  # forward
-    student: int  # forward and backward, with the bridges
+    student: int  # forward and backward, with the projections
 
     @property
     def step(self) -> int:
@@ -36,12 +36,12 @@ def flops(shape: Shape) -> Flops:
             for size in (shape.teacher, shape.student)
         )
         ids = torch.zeros(shape.rows, shape.length, dtype=torch.long)
-        bridges = linears(shape)
+        projections = linears(shape)
         asked = {"input_ids": ids, "output_hidden_states": True, "output_attentions": True}
         with FlopCounterMode(display=False) as first, torch.no_grad():
             theirs = teacher(**asked)
         with FlopCounterMode(display=False) as second:
-            four_losses(student(**asked), theirs, bridges, shape).backward()
+            four_losses(student(**asked), theirs, projections, shape).backward()
     return Flops(first.get_total_flops(), second.get_total_flops())
 
 

@@ -53,8 +53,8 @@ def terms(shape: Shape) -> tuple[Term, ...]:
     place = Pair("embedding", "embedding", "embedding:0")
     return (
         Term("logits", forward_kl, (Pair("logits", "logits"),), one, needs=("teacher",)),
-        Term("embedding", mse, (place,), one, aids={"embedding:0": widen}),
-        Term("hidden", mse, tuple(hidden), one, aids={str(pair.bridge): widen for pair in hidden}),
+        Term("embedding", mse, (place,), one, modules={"embedding:0": widen}),
+        Term("hidden", mse, tuple(hidden), one, modules={str(pair.projection): widen for pair in hidden}),
         Term("scores", attention_scores_mse, scores, one),
     )
 
@@ -63,7 +63,7 @@ def cast(shape: Shape, precision: str, students: int) -> tuple[Frozen, list[Lear
     """The teacher in the run's precision, and students with fp32 weights, as `limbeck run` makes them."""
     learned = terms(shape)
     taps = {side: sorted({tap for term in learned for tap in term.taps(side)}) for side in ("teacher", "student")}
-    aids = {name: make for term in learned for name, make in term.aids.items()}
+    modules = {name: make for term in learned for name, make in term.modules.items()}
     optimisation = Optimisation(constant(RATE), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=CLIP)
     teacher = Frozen("teacher", model(shape.teacher, shape, 1, DTYPES[precision]), taps["teacher"])
     learners = [
@@ -72,7 +72,7 @@ def cast(shape: Shape, precision: str, students: int) -> tuple[Frozen, list[Lear
             model(shape.student, shape, 2),
             taps["student"],
             seed=0,
-            bridges=projections.build(aids, projections.Making(0)).to(shape.device),
+            modules=projections.build(modules, projections.Making(0)).to(shape.device),
             optimisation=optimisation,
         )
         for number in range(students)
@@ -138,15 +138,15 @@ def bare(turns: Turns, shape: Shape, precision: str) -> None:
 def by_hand(teacher: Frozen, learner: Learner, given: dict[str, Tensor], shape: Shape, precision: str) -> None:
     """One update."""
     with torch.autocast(shape.device, dtype=DTYPES[precision], enabled=precision != "fp32"):
-        theirs, mine = teacher.read(given), learner.tapped(given)
-        inputs, slope = _speak(teacher, learner, theirs, mine, shape.chunk_of(precision))
-        losses = [mse(student=learner.bridges["embedding:0"](mine["embedding"]), teacher=theirs["embedding"])]
+        theirs, mine = teacher.forward(given), learner.tapped(given)
+        inputs, slope = _logit_gradient(teacher, learner, theirs, mine, shape.chunk_of(precision))
+        losses = [mse(student=learner.modules["embedding:0"](mine["embedding"]), teacher=theirs["embedding"])]
         for s, t in shape.pairs:
-            widened = learner.bridges[f"hidden:{s}"](mine[f"hidden.{s}"])
+            widened = learner.modules[f"hidden:{s}"](mine[f"hidden.{s}"])
             losses.append(mse(student=widened, teacher=theirs[f"hidden.{t}"]))
             losses.append(attention_scores_mse(student=mine[f"scores.{s}"], teacher=theirs[f"scores.{t}"]))
     torch.autograd.backward([torch.stack([loss.mean() for loss in losses]).sum(), inputs], [None, slope])
-    for part in (learner.model, learner.bridges):
+    for part in (learner.model, learner.modules):
         clip_grad_norm_(part.parameters(), CLIP)
     for group in learner.optimizer.param_groups:
         group["lr"] = RATE
@@ -154,13 +154,13 @@ def by_hand(teacher: Frozen, learner: Learner, given: dict[str, Tensor], shape: 
     learner.optimizer.zero_grad(set_to_none=True)
 
 
-def _speak(teacher: Frozen, learner: Learner, theirs: Any, mine: Any, chunk: int) -> tuple[Tensor, Tensor]:
+def _logit_gradient(teacher: Frozen, learner: Learner, theirs: Any, mine: Any, chunk: int) -> tuple[Tensor, Tensor]:
     """The logit loss, a chunk of tokens at a time: the inputs of the student's head and the slope there."""
     inputs, heard = mine.inputs("logits").flatten(0, -2), theirs.inputs("logits").flatten(0, -2)
     slope = torch.empty_like(inputs)
     for start in range(0, len(inputs), chunk):
         leaf = inputs[start : start + chunk].detach().requires_grad_()
-        said = teacher.speak(heard[start : start + chunk])
+        said = teacher.logits(heard[start : start + chunk])
         loss = blockwise(forward_kl, learner.tapped.head(leaf), {"teacher": said}).sum() / len(inputs)
         loss.backward()
         assert leaf.grad is not None
@@ -180,16 +180,16 @@ def plain_models(shape: Shape, teacher_dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def linears(shape: Shape) -> nn.ModuleList:
-    """A bridge for the embedding and one for every matched layer."""
+    """A projection for the embedding and one for every matched layer."""
     return nn.ModuleList(nn.Linear(shape.student.hidden, shape.teacher.hidden) for _ in range(1 + len(shape.pairs)))
 
 
-def four_losses(mine: Any, theirs: Any, bridges: nn.ModuleList, shape: Shape) -> Tensor:
+def four_losses(mine: Any, theirs: Any, projections: nn.ModuleList, shape: Shape) -> Tensor:
     """The four losses as one writes them over transformers' outputs."""
     log_p, q = F.log_softmax(mine.logits, dim=-1), F.softmax(theirs.logits, dim=-1)
     loss = F.kl_div(log_p.flatten(0, 1), q.flatten(0, 1), reduction="batchmean")
-    for bridge, (s, t) in zip(bridges, [(0, 0), *shape.pairs], strict=True):
-        loss = loss + F.mse_loss(bridge(mine.hidden_states[s]).float(), theirs.hidden_states[t].float())
+    for projection, (s, t) in zip(projections, [(0, 0), *shape.pairs], strict=True):
+        loss = loss + F.mse_loss(projection(mine.hidden_states[s]).float(), theirs.hidden_states[t].float())
     for s, t in shape.pairs:
         loss = loss + F.mse_loss(mine.attentions[s - 1].float(), theirs.attentions[t - 1].float())
     return loss
@@ -201,8 +201,8 @@ def loop(turns: Turns, shape: Shape, precision: str = "bf16") -> None:
     The teacher is held in the precision of the run, the better of the two ways to write it.
     """
     teacher, student = plain_models(shape, DTYPES[precision])
-    bridges = linears(shape).to(shape.device)
-    trained = [*student.parameters(), *bridges.parameters()]
+    projections = linears(shape).to(shape.device)
+    trained = [*student.parameters(), *projections.parameters()]
     optimizer, given = torch.optim.AdamW(trained, lr=RATE), batch(shape)
     asked = {name: given[name] for name in ("input_ids", "attention_mask")}
     asked |= {"output_hidden_states": True, "output_attentions": True}
@@ -210,7 +210,7 @@ def loop(turns: Turns, shape: Shape, precision: str = "bf16") -> None:
         with torch.autocast(shape.device, dtype=DTYPES[precision], enabled=precision != "fp32"):
             with torch.no_grad():
                 theirs = teacher(**asked)
-            loss = four_losses(student(**asked), theirs, bridges, shape)
+            loss = four_losses(student(**asked), theirs, projections, shape)
         optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(trained, CLIP)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from limbeck.errors import KINDS
 from limbeck.losses import LOSSES
-from limbeck.recipe.words import LOSS_WORDS as WORDS
+from limbeck.recipe.keys import LOSS_KEYS as KEYS
 
 FOLDER = Path(__file__).parent / "reference" / "losses"
 SECTIONS = ("Args", "Returns", "Raises", "Example", "Recipe")
@@ -44,14 +44,14 @@ def parsed(name: str) -> dict[str, str]:
 
 def page(name: str) -> str:
     """The page of one loss."""
-    said, words = parsed(name), WORDS[name]
+    said, keys = parsed(name), KEYS[name]
     lines = [NOTE, f"# `{name}`", "", said["summary"], "", said["body"], "", f"**When.** {_capital(said['when'])}", ""]
     lines += ["```yaml", said["Recipe"], "```", "", "| argument | |", "|---|---|"]
     lines += [f"| `{argument}` | {text} |" for argument, text in _arguments(said["Args"]).items()]
     lines += ["", f"**Gives** {_flat(said['Returns'])}", ""]
     if "Raises" in said:
         lines += [f"**Raises** {_flat(said['Raises'])}", ""]
-    lines += [f"**In a recipe** it compares {_listed(words.taps)}; {_means(words.per)}.{_hyper(name)}", ""]
+    lines += [f"**In a recipe** it compares {_listed(keys.taps)}; {_means(keys.per)}.{_hyper(name)}", ""]
     lines += [
         "```python",
         f"from limbeck.losses import {name}",
@@ -72,11 +72,11 @@ def table() -> str:
         for name, loss in LOSSES.items():
             if loss.__module__ != f"limbeck.losses.{module}":
                 continue
-            words, said = WORDS[name], parsed(name)
-            taps = ", ".join(f"`{tap}`" for tap in words.taps)
+            keys, said = KEYS[name], parsed(name)
+            taps = ", ".join(f"`{tap}`" for tap in keys.taps)
             papers = ", ".join(re.findall(r"(?:arXiv|doi) [\w./-]*\w", said["source"]))
             what = said["summary"].split(": ")[0].rstrip(".")
-            lines.append(f"| [`{name}`]({name}.md) | {what} | {taps} | {words.per} | {papers} |")
+            lines.append(f"| [`{name}`]({name}.md) | {what} | {taps} | {keys.per} | {papers} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -98,13 +98,13 @@ def _arguments(section: str) -> dict[str, str]:
 
 
 def _hyper(name: str) -> str:
-    """The words that a recipe may add, with what they may be and their defaults."""
-    words, defaults = WORDS[name], inspect.signature(LOSSES[name]).parameters
+    """The keys that a recipe may add, with what they may be and their defaults."""
+    keys, defaults = KEYS[name], inspect.signature(LOSSES[name]).parameters
     said = [
-        f"`{word}`: {KINDS[kind][0]}" + (f" (default {_show(defaults[word].default)})" if word in defaults else "")
-        for word, kind in (words.parameters | words.made).items()
+        f"`{key}`: {KINDS[kind][0]}" + (f" (default {_show(defaults[key].default)})" if key in defaults else "")
+        for key, kind in (keys.parameters | keys.made).items()
     ]
-    return f" Its words: {'; '.join(said)}." if said else ""
+    return f" Its keys: {'; '.join(said)}." if said else ""
 
 
 def _show(value: object) -> str:
@@ -119,8 +119,8 @@ def _means(per: str) -> str:
     }[per]
 
 
-def _listed(words: tuple[str, ...]) -> str:
-    return " or ".join(f"`{word}`" for word in words)
+def _listed(keys: tuple[str, ...]) -> str:
+    return " or ".join(f"`{key}`" for key in keys)
 
 
 def _capital(text: str) -> str:

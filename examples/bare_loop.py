@@ -37,8 +37,8 @@ config = BertConfig(
     attention_probs_dropout_prob=0.0,
 )
 student = BertForMaskedLM(config)
-bridges = torch.nn.ModuleList(torch.nn.Linear(128, teacher.config.hidden_size) for _ in range(4))
-optimizer = torch.optim.AdamW([*student.parameters(), *bridges.parameters()], lr=1e-3)
+projections = torch.nn.ModuleList(torch.nn.Linear(128, teacher.config.hidden_size) for _ in range(4))
+optimizer = torch.optim.AdamW([*student.parameters(), *projections.parameters()], lr=1e-3)
 
 
 # fast attention does not hand out its scores q.k / sqrt(d), so listen to what it is given
@@ -67,8 +67,8 @@ for step in range(STEPS):
 
     log_t, log_s = t.logits[masked].log_softmax(-1), s.logits[masked].log_softmax(-1)
     logit = (log_t.exp() * (log_t - log_s)).sum(-1).mean()
-    embedding = F.mse_loss(bridges[0](s.hidden_states[0]), t.hidden_states[0])
-    hidden = sum(F.mse_loss(bridges[i](s.hidden_states[i]), t.hidden_states[j]) for i, j in LAYERS.items())
+    embedding = F.mse_loss(projections[0](s.hidden_states[0]), t.hidden_states[0])
+    hidden = sum(F.mse_loss(projections[i](s.hidden_states[i]), t.hidden_states[j]) for i, j in LAYERS.items())
     attention = sum(F.mse_loss(scores[i - 1], t_scores[j - 1]) for i, j in LAYERS.items())
     loss = logit + embedding + hidden + 0.1 * attention
 

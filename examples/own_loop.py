@@ -37,8 +37,8 @@ config = BertConfig(
 )
 student_model = BertForMaskedLM(config)
 student = Tapped(student_model, ["hidden.1", "scores.1", "logits"])
-bridge = torch.nn.Linear(128, 256)
-optimizer = torch.optim.AdamW([*student_model.parameters(), *bridge.parameters()], lr=1e-3)
+projection = torch.nn.Linear(128, 256)
+optimizer = torch.optim.AdamW([*student_model.parameters(), *projection.parameters()], lr=1e-3)
 
 for step in range(STEPS):
     with torch.no_grad():
@@ -46,7 +46,7 @@ for step in range(STEPS):
     s = student(batch)
     terms = {
         "logit": LOSSES["forward_kl"](student=s["logits"], teacher=t["logits"], temperature=2.0),
-        "hidden": LOSSES["mse"](student=bridge(s["hidden.1"]), teacher=t["hidden.4"]),
+        "hidden": LOSSES["mse"](student=projection(s["hidden.1"]), teacher=t["hidden.4"]),
         "attention": LOSSES["attention_scores_mse"](
             student=s["scores.1"], teacher=t["scores.4"], mask=s.visible("scores.1")
         ),

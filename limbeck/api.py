@@ -43,17 +43,17 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl: one for each step and learner."""
+        """The lines of metrics.jsonl: one for each step and student."""
         return files.read_lines(self.folder / rundir.METRICS)[0]
 
     @property
     def evals(self) -> list[dict[str, Any]]:
-        """The lines of evals.jsonl: one for each evaluation, learner and split."""
+        """The lines of evals.jsonl: one for each evaluation, student and split."""
         return files.read_lines(self.folder / rundir.EVALS)[0]
 
     @property
     def students(self) -> dict[str, Path]:
-        """Learner -> folder of the exported model; of a study `arms/01/LEARNER`."""
+        """Student -> folder of the exported model; of a study `arms/01/STUDENT`."""
         if self.arms:
             return {f"{arm}/{name}": path for arm, run in self.arms.items() for name, path in run.students.items()}
         told, folder = self.manifest, self.folder / rundir.STUDENTS
@@ -103,9 +103,9 @@ def run(
     first, folder = compared[0], Path(compared[0].last.run_dir)
     if resume and not _has_begun(asked, compared):
         raise UserError(f"{folder}: nothing has begun there that could go on; leave --resume out, or set out=DIR")
-    alone = compared == [first] and not asked.words.resolves and not (folder / rundir.STUDY).is_file()
+    alone = compared == [first] and not asked.keys.resolves and not (folder / rundir.STUDY).is_file()
     if alone and stages.are_done(first.tables, force)[-1]:
-        stages.train(first.tables, World(), tell, asked.words.shown, force)  # says so
+        stages.train(first.tables, World(), tell, asked.keys.shown, force)  # says so
         return Run(folder)
     with progress.shown(quiet), interruptible():
         with at_once():
@@ -137,12 +137,12 @@ def _train(
     """All arms of what was asked for, one after another."""
     folder = Path(compared[0].last.run_dir)
     with at_once():
-        trials, key = asked.trials(), arms.key(asked.words, compared)
+        trials, key = asked.trials(), arms.key(asked.keys, compared)
         if trials or len(compared) > 1:
             arms.free(folder, key)
         planned = [arms.Planned(arm) for arm in (*compared, *(arm for _, arm in trials))]
-        if len(planned) > 1 or asked.words.resolves:
-            planned = _hold_together(planned, asked.words, folder, world, ModelFiles(), force)
+        if len(planned) > 1 or asked.keys.resolves:
+            planned = _hold_together(planned, asked.keys, folder, world, ModelFiles(), force)
     planned, tried = planned[: len(compared)], planned[len(compared) :]
     for number, (arm, plans) in enumerate(tried, start=1):
         tell(f"trial {number} of {len(tried)}: {arm.name}")
@@ -154,12 +154,12 @@ def _train(
         if trials:
             best, facts["tuned"] = arms.tuned(asked, trials)
             planned = [arms.Planned(arm) for arm in best]
-        planned = arms.resolved(asked.words, planned, folder, world, tell, key, facts)
+        planned = arms.resolved(asked.keys, planned, folder, world, tell, key, facts)
     for number, (arm, plans) in enumerate(planned, start=1):
         if len(planned) > 1:
             tell(f"arm {number} of {len(planned)}: {', '.join(arm.shown.values())}")
         try:
-            stages.train(arm.tables, world, tell, asked.words.shown, force, plans)
+            stages.train(arm.tables, world, tell, asked.keys.shown, force, plans)
         except Failed as failure:
             failed += failure.lines
     if (len(planned) > 1 or trials) and world.is_main:
@@ -194,7 +194,7 @@ def _arithmetic(asked: recipe_arms.Asked, world: World) -> list[str]:
 
 def _hold_together(
     several: Sequence[arms.Planned],
-    words: recipe_arms.StudyWords,
+    words: recipe_arms.StudyKeys,
     folder: Path,
     world: World,
     files: ModelFiles,
@@ -243,7 +243,7 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
     compared = asked.arms()
     first, folder, trials = compared[0], Path(compared[0].last.run_dir), asked.trials()
     done = [False] * len(first.tables)
-    if len(compared) == 1 and not asked.words.resolves and not (folder / rundir.STUDY).is_file():
+    if len(compared) == 1 and not asked.keys.resolves and not (folder / rundir.STUDY).is_file():
         done = stages.are_done(first.tables)
         stages.same(first.tables, done, False, progress.tell)
     for table in first.tables:
@@ -252,15 +252,15 @@ def check(recipe: Recipe | str | Path | dict[str, Any], overrides: Sequence[str]
     local = ModelFiles(offline=True)
     if trials or len(compared) > 1:
         others = [arms.Planned(arm) for arm in (*compared[1:], *(arm for _, arm in trials))]
-        arms.free(folder, arms.key(asked.words, compared))
-        _hold_together(others, asked.words, folder, world, local)
+        arms.free(folder, arms.key(asked.keys, compared))
+        _hold_together(others, asked.keys, folder, world, local)
 
     def require(plan: design.Design) -> None:
         begun = (Path(plan.recipe.run_dir) / rundir.MANIFEST).is_file()  # and stays as it is
         if not done[[table.stage for table in first.tables].index(plan.recipe.stage)]:
-            arms.require(asked.words, plan, world, whole=begun or plan.recipe.stage != first.last.stage)
+            arms.require(asked.keys, plan, world, whole=begun or plan.recipe.stage != first.last.stage)
 
     found = running_check.lines(first.tables, world, require, local)
-    if asked.words.asks:
-        found += ["", *running_check.study(asked.words, compared, len(trials))]
+    if asked.keys.asks:
+        found += ["", *running_check.study(asked.keys, compared, len(trials))]
     return found

@@ -228,8 +228,8 @@ def evaluate(
 def trim(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a Hub id.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="The folder that is made.")],
-    vocabulary: Annotated[int, typer.Option(min=1, help="How many pieces stay, special tokens included.")],
-    corpus: Annotated[list[str], typer.Option(help="Where pieces are counted: a file, folder, ...; again for more.")],
+    vocabulary: Annotated[int, typer.Option(min=1, help="How many tokens stay, special tokens included.")],
+    corpus: Annotated[list[str], typer.Option(help="Where tokens are counted: a file, folder, ...; again for more.")],
     field: Annotated[
         list[str] | None,
         typer.Option(
@@ -240,7 +240,7 @@ def trim(
         ),
     ] = None,
 ) -> None:
-    """Give a model a smaller vocabulary. Its most frequent pieces stay, with their rows of its weights."""
+    """Give a model a smaller vocabulary. Its most frequent tokens stay, with their rows of its weights."""
     from limbeck.tools import trim as tools_trim
 
     print("\n".join(tools_trim.trim(model, out, vocabulary, corpus, field or ["text"]).lines()))

@@ -94,7 +94,7 @@ class Failed(Exception):
 
 
 def nearest(word: str, known: Iterable[str], alike: float = 0.6) -> str:
-    """The nearest known word as a question, or the known words when none is near.
+    """The nearest known name as a question, or all that are known when none is near.
 
     >>> nearest("temprature", ["temperature", "weight"])
     "did you mean 'temperature'?"
@@ -104,7 +104,7 @@ def nearest(word: str, known: Iterable[str], alike: float = 0.6) -> str:
     here = sorted(known)
     names = dict.fromkeys(here) | {name: here_called for name, here_called in ELSEWHERE.items() if here_called in here}
     close = get_close_matches(word, names, n=1, cutoff=alike)
-    return f"did you mean '{names[close[0]] or close[0]}'?" if close else f"known words: {', '.join(here)}"
+    return f"did you mean '{names[close[0]] or close[0]}'?" if close else f"known: {', '.join(here)}"
 
 
 KINDS: dict[

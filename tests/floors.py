@@ -17,7 +17,7 @@ FLOORS = [
     "models lab",  # Hugging Face models; what a run left behind
     "text distil",  # from text to batches; the cast, its lessons, the one training step
     "teacher_cache measure training",  # teachers' answers on disk; what is asked of learners; the loop
-    "assemble",  # words become objects
+    "assemble",  # recipes become objects
     "running tools",  # one run in its directory; commands on any model folder
     "api",
     "cli",

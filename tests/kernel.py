@@ -37,14 +37,14 @@ LOGIT = Term("logit", forward_kl, LOGITS, constant(1.0))
 LABEL = Term("label", cross_entropy, LOGITS, constant(0.5), needs=("labels",))
 WIDEN = projections.linear(STUDENT_WIDTH, TEACHER_WIDTH)
 EMBEDDING = Term(
-    "embedding", mse, (Pair("embedding", "embedding", "embedding"),), constant(0.3), aids={"embedding": WIDEN}
+    "embedding", mse, (Pair("embedding", "embedding", "embedding"),), constant(0.3), modules={"embedding": WIDEN}
 )
 HIDDEN = Term(
     "hidden",
     mse,
     (Pair("hidden.1", "hidden.2", "hidden-1"), Pair("hidden.2", "hidden.4", "hidden-2")),
     constant(2.0),
-    aids={"hidden-1": WIDEN, "hidden-2": WIDEN},
+    modules={"hidden-1": WIDEN, "hidden-2": WIDEN},
 )
 SCORES = Term(
     "attention", attention_scores_mse, (Pair("scores.1", "scores.2"), Pair("scores.2", "scores.4")), constant(0.05)
@@ -103,14 +103,14 @@ def learner(
     rate: Schedule = constant(1e-3),  # noqa: B008 (a plain function)
     dtype: torch.dtype = torch.float64,
 ) -> Learner:
-    """A student with the bridges of its terms; the same for the same seed."""
-    aids = {name: make for term in terms for name, make in term.aids.items()}
+    """A student with the projections of its terms; the same for the same seed."""
+    modules = {name: make for term in terms for name, make in term.modules.items()}
     return Learner(
         name,
         bert(STUDENT_WIDTH, STUDENT_DEPTH, seed=seed, tied=tied, dropout=dropout).to(dtype),
         sorted({tap for term in terms for tap in term.taps("student")}),
         seed=seed,
-        bridges=projections.build(aids, projections.Making(seed, BLOCKS)).to(dtype),
+        modules=projections.build(modules, projections.Making(seed, BLOCKS)).to(dtype),
         optimisation=Optimisation(rate, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=clip),
     )
 
@@ -143,17 +143,17 @@ def batch(seed: int = 0, rows: int = 3, length: int = 9, padded: bool = True) ->
 
 
 def parameters_of(actor: Learner | Frozen) -> dict[str, Tensor]:
-    """Copies of all parameters, bridges included."""
+    """Copies of all parameters, projections included."""
     named = {f"model.{name}": p.detach().clone() for name, p in actor.model.named_parameters()}
     if isinstance(actor, Learner):
-        named |= {f"bridges.{name}": p.detach().clone() for name, p in actor.bridges.named_parameters()}
+        named |= {f"bridges.{name}": p.detach().clone() for name, p in actor.modules.named_parameters()}
     return named
 
 
 def gradients_of(one: Learner) -> dict[str, Tensor | None]:
     """Copies of all gradients, None where there is none."""
     named = [(f"model.{name}", p) for name, p in one.model.named_parameters()]
-    named += [(f"bridges.{name}", p) for name, p in one.bridges.named_parameters()]
+    named += [(f"bridges.{name}", p) for name, p in one.modules.named_parameters()]
     return {name: None if p.grad is None else p.grad.clone() for name, p in named}
 
 
@@ -182,7 +182,7 @@ def lay_out(folder: Path) -> Path:
 
 
 def recipe(world: Path, out: Path, *, train: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    """A recipe of the two settings over `lay_out`'s folder; `more` replaces whole tables, `train` adds words."""
+    """A recipe of the two settings over `lay_out`'s folder; `more` replaces whole tables, `train` adds keys."""
     student = {"layers": STUDENT_DEPTH, "hidden": STUDENT_WIDTH, "heads": HEADS, "intermediate": 32}
     plain = {
         "name": "tiny",

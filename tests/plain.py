@@ -36,7 +36,9 @@ def scores(model: torch.nn.Module, states: Sequence[Tensor], layer: int) -> Tens
     return query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
 
 
-def plain_terms(student: torch.nn.Module, teacher: torch.nn.Module, bridges: torch.nn.ModuleDict, one: Batch) -> dict:
+def plain_terms(
+    student: torch.nn.Module, teacher: torch.nn.Module, projections: torch.nn.ModuleDict, one: Batch
+) -> dict:
     """Every term of `kernel` of one batch, as sums over what it counts."""
     inputs = {"input_ids": one["input_ids"], "attention_mask": one["attention_mask"]}
     mine = student(**inputs, output_hidden_states=True)
@@ -45,8 +47,8 @@ def plain_terms(student: torch.nn.Module, teacher: torch.nn.Module, bridges: tor
     kept, select, labels = one["attention_mask"].bool(), one["select"], one["labels"]
     s, t = mine.hidden_states, theirs.hidden_states
 
-    def hidden(bridge: str, i: int, j: int) -> Tensor:
-        return ((bridges[bridge](s[i]) - t[j])[kept] ** 2).mean(-1).sum()
+    def hidden(projection: str, i: int, j: int) -> Tensor:
+        return ((projections[projection](s[i]) - t[j])[kept] ** 2).mean(-1).sum()
 
     def attention(i: int, j: int) -> Tensor:
         difference = (scores(student, s, i) - scores(teacher, t, j)).square().mean(1)  # [B, T, S]
@@ -57,8 +59,8 @@ def plain_terms(student: torch.nn.Module, teacher: torch.nn.Module, bridges: tor
     return {
         "logit": (p * (p.log() - q.log())).sum(),
         "label": F.cross_entropy(mine.logits[labels != -100], labels[labels != -100], reduction="sum"),
-        "embedding": hidden("embedding", 0, 0) if "embedding" in bridges else None,
-        "hidden": hidden("hidden-1", 1, 2) + hidden("hidden-2", 2, 4) if "hidden-1" in bridges else None,
+        "embedding": hidden("embedding", 0, 0) if "embedding" in projections else None,
+        "hidden": hidden("hidden-1", 1, 2) + hidden("hidden-2", 2, 4) if "hidden-1" in projections else None,
         "attention": attention(1, 2) + attention(2, 4),
     }
 
@@ -68,12 +70,12 @@ def plain(
 ) -> tuple[dict[str, Tensor], Gradients]:
     """Values of the terms and the gradients of their weighted sum, on copies with transformers' own attention."""
     student, guide = copy.deepcopy(one.model), copy.deepcopy(teacher.model)
-    bridges = copy.deepcopy(one.bridges)
+    projections = copy.deepcopy(one.modules)
     for model in (student, guide):
         model.set_attn_implementation("sdpa")
-    for parameter in [*student.parameters(), *bridges.parameters()]:
+    for parameter in [*student.parameters(), *projections.parameters()]:
         parameter.grad = None
-    found = [plain_terms(student, guide, bridges, each) for each in batches]
+    found = [plain_terms(student, guide, projections, each) for each in batches]
     counts = {
         "logit": sum(int(b["select"].sum()) for b in batches),
         "label": sum(int((b["labels"] != -100).sum()) for b in batches),
@@ -82,5 +84,5 @@ def plain(
     values = {t.name: sum(each[t.name] for each in found) / counts[t.name] for t in terms}
     sum(t.weight(0) * values[t.name] for t in terms).backward()
     named = [(f"model.{n}", p) for n, p in student.named_parameters()]
-    named += [(f"bridges.{n}", p) for n, p in bridges.named_parameters()]
+    named += [(f"bridges.{n}", p) for n, p in projections.named_parameters()]
     return {n: v.detach() for n, v in values.items()}, {n: p.grad for n, p in named}

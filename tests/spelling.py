@@ -37,7 +37,7 @@ STRANGE = ["[MASK] ba", "Été à Zürich, 漢字 ☃!", "x" * 120, "", "   ", "
 
 
 def wordpiece() -> tf.PreTrainedTokenizerFast:
-    """As BERT's: padding first, then pieces that nobody uses, then the other special tokens."""
+    """As BERT's: padding first, then tokens that nobody uses, then the other special tokens."""
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trained.train_from_iterator(sentences(), trainers.WordPieceTrainer(vocab_size=400, show_progress=False))
@@ -45,7 +45,7 @@ def wordpiece() -> tf.PreTrainedTokenizerFast:
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     first, *others = names.values()
     order = [first, *(f"[unused{i}]" for i in range(10)), *others, *learnt]
-    made = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(order)}, unk_token="[UNK]"))
+    made = Tokenizer(models.WordPiece({token: i for i, token in enumerate(order)}, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece()
@@ -57,7 +57,7 @@ def wordpiece() -> tf.PreTrainedTokenizerFast:
 
 
 def roberta() -> tf.PreTrainedTokenizerFast:
-    """As RoBERTa's: byte-level BPE, padding is 1, the mask comes last and is no piece of the model."""
+    """As RoBERTa's: byte-level BPE, padding is 1, the mask comes last and is no token of the model."""
     made = _bytes(["<s>", "<pad>", "</s>", "<unk>"])
     made.add_special_tokens(["<mask>"])
     made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
@@ -119,7 +119,7 @@ TOKENIZERS = {"wordpiece": wordpiece, "roberta": roberta, "bytes": bytes_, "unig
 
 
 def lay_out(name: str, folder: Path, spare: int = 3, **more: Any) -> Path:
-    """A random model of a family and its tokenizer; the embedding has some rows that are no piece's."""
+    """A random model of a family and its tokenizer; the embedding has some rows that are no token's."""
     tokenizer = TOKENIZERS[FAMILIES[name]]()
     config = CONFIGS[name]()
     config.vocab_size = len(tokenizer) + spare

@@ -1,8 +1,8 @@
-"""Words become objects.
+"""Recipes become objects.
 
 | module | what it holds |
 |---|---|
-| `actors` | Actors from the words of a recipe: fixed teachers, learners, averages, and the scheme that ties them together. |
+| `actors` | Actors from the keys of a recipe: fixed teachers, students, averages, and the scheme that ties them together. |
 | `augmentation` | Data augmentation of a study: which masked language model is asked, and the task with the copies of its rows. |
 | `bare` | Teachers without a head: their states are learned, and nobody asks for their predictions. |
 | `checks` | Whether it fits together: what is refused before anything is read. |
@@ -17,6 +17,6 @@
 | `tasks` | Tasks: what predicting a class or a score of a row makes of models and of the terms that a recipe may say. |
 | `teacher_caches` | The teacher cache of a study: which answers it needs, and the teachers that read them. |
 | `terms` | From a term of a recipe to a term of a lesson: its loss, its taps layer by layer, the modules in between. |
-| `text` | From the words of a recipe to text and feeds. |
+| `text` | From the keys of a recipe to text and feeds. |
 | `text_writers` | Writers of texts: what a stage with `write` does in place of training. |
 """

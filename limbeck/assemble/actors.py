@@ -1,4 +1,4 @@
-"""Actors from the words of a recipe: fixed teachers, learners, averages, and the scheme that ties them together."""
+"""Actors from the keys of a recipe: fixed teachers, students, averages, and the scheme that ties them together."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ActorMaker:
     def teachers(self, setting: str, seed: int) -> schemes.Teachers:
         """Role -> who plays it for a setting and a seed; students of an earlier stage teach those of their own seed."""
         made = {name: self._teacher(name, source, setting, seed) for name, source in named_sources(self.said).items()}
-        if not isinstance(self.said.teacher, models.EnsembleWords):
+        if not isinstance(self.said.teacher, models.EnsembleKeys):
             return dict(made)
         members = [made.pop(name) for name in list(made) if name not in self.said.teachers]
         how = self.said.teacher
@@ -106,9 +106,9 @@ class ActorMaker:
         if origin is not None:
             inherit.inherit(model, origin, self.said.student.from_layers)
         making = replace(making, tapped=Tapped(model, columns=plan.columns))
-        built = projections.build({name: make for term in learned for name, make in term.aids.items()}, making)
+        built = projections.build({name: make for term in learned for name, make in term.modules.items()}, making)
         torch.nn.Module.to(built, dtype)
-        self._take_aids(built, setting, making.seed)
+        self._take_modules(built, setting, making.seed)
         balance = Balance(plan.recipe.settings[setting].balance, [term.name for term in learned])
         for module in (model, built, balance):
             self.world.place(module, dtype)
@@ -124,7 +124,7 @@ class ActorMaker:
             model,
             sorted(taps),
             seed=making.seed,
-            bridges=built,
+            modules=built,
             optimisation=_optimisation(how),
             balance=balance,
             columns=plan.columns,
@@ -143,8 +143,8 @@ class ActorMaker:
         return self._origins[str(where)]
 
     @torch.no_grad()
-    def _take_aids(self, built: torch.nn.ModuleDict, setting: str, seed: int) -> None:
-        """A student that goes on from an earlier stage keeps the bridges of the terms that go on with it."""
+    def _take_modules(self, built: torch.nn.ModuleDict, setting: str, seed: int) -> None:
+        """A student that goes on from an earlier stage keeps the projections of the terms that go on with it."""
         origin = self.said.student.origin
         stage = stage_of(origin.source) if origin else None
         if origin is None or stage is None or not built:
@@ -152,7 +152,7 @@ class ActorMaker:
         earlier, trained = self.plan.earlier[stage].recipe, self._trained(origin, setting, seed)
         assert trained is not None
         last = Path(earlier.run_dir) / rundir.CHECKPOINTS / rundir.step_name(earlier.train.steps)
-        kept = checkpoint.aids(last, trained.name)
+        kept = checkpoint.modules(last, trained.name)
         for name, parameter in built.named_parameters():
             if name in kept and kept[name].shape == parameter.shape:
                 parameter.copy_(kept[name])

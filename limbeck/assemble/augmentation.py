@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 FOLDER = "candidates"
 SAMPLE = 256  # rows by which the cost of all is estimated
-WORD = "data.task.augment.model"
-REMEDY = f"name the masked language model in {WORD}"
+KEY = "data.task.augment.model"
+REMEDY = f"name the masked language model in {KEY}"
 
 
 def augmented(plan: Design, world: World, corpus: TaskCorpus, tell: Callable[[str], None]) -> TaskCorpus:
@@ -104,7 +104,7 @@ def masked_model(plan: Design) -> models.Source:
     if said is not None:
         source = models.source_of(said)
     if source is None:
-        raise UserError(f"{WORD}: missing; no teacher here was fine-tuned from one in an earlier stage; {REMEDY}")
+        raise UserError(f"{KEY}: missing; no teacher here was fine-tuned from one in an earlier stage; {REMEDY}")
     config = pretrained.config_of(source)
     if config.problem_type is not None:
         raise UserError(

@@ -9,8 +9,8 @@ from transformers import PretrainedConfig
 from limbeck.distil.lessons import Term
 from limbeck.errors import UserError
 from limbeck.models.pretrained import is_bare
+from limbeck.recipe.keys import MEASURED_BY_TEACHER
 from limbeck.recipe.recipe import Recipe
-from limbeck.recipe.words import MEASURED_BY_TEACHER
 
 REMEDY = "take the model that predicts"
 

@@ -10,9 +10,9 @@ from limbeck.distil import lessons
 from limbeck.errors import UserError
 from limbeck.families import reserved_positions
 from limbeck.recipe import recipe
-from limbeck.recipe.words import LOSS_WORDS
+from limbeck.recipe.keys import LOSS_KEYS
 
-PER_BATCH = {name for name, words in LOSS_WORDS.items() if words.per == "batch"}
+PER_BATCH = {name for name, keys in LOSS_KEYS.items() if keys.per == "batch"}
 
 
 def same_words(mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, source: str) -> None:
@@ -71,7 +71,7 @@ def can_be_cached(table: recipe.Recipe, taught: bool, causal: bool) -> None:
     for name, setting in table.chosen.items():
         for term in setting.terms:
             fixed = term.teacher not in ("peers", "ema", "self")
-            if fixed and term.loss in LOSS_WORDS and LOSS_WORDS[term.loss].padding:
+            if fixed and term.loss in LOSS_KEYS and LOSS_KEYS[term.loss].padding:
                 raise UserError(
                     f"settings.{name}.{term.label}: {term.loss} looks at padding, of which a cache keeps nothing; leave cache out"
                 )

@@ -51,7 +51,7 @@ def full(plan: design.Design) -> Load:
     """The load of an update of full blocks: that of running text, and the most that rows of a task can be."""
     data, rows = plan.recipe.data, plan.recipe.train.batch_size
     tokens = rows * data.max_length
-    return Load(rows, tokens, tokens * data.max_length, kind_of(plan.recipe).spoken(data, rows))
+    return Load(rows, tokens, tokens * data.max_length, kind_of(plan.recipe).selected(data, rows))
 
 
 def mean(plan: design.Design, feed: Repeatable, processes: int = 1) -> Load:
@@ -119,14 +119,15 @@ def of_study(plan: design.Design, load: Load | None = None) -> StudyCost:
     teachers = {name: of_model(config, table.data.max_length) for name, config in plan.teachers.items()}
     own, read = {}, {}
     for name, terms in plan.terms.items():
-        setting, spoken = table.settings[name], any(term.on_logits for term in terms)
+        setting, with_logits = table.settings[name], any(term.on_logits for term in terms)
         exits = len({tap for term in terms if term.on_logits for tap in term.taps("student")} - {"logits"})
-        forward = _asked(student, spoken)
-        learn = forward + _price(selected=exits * student.head_flops) + _aids(plan, name)
+        forward = _asked(student, with_logits)
+        learn = forward + _price(selected=exits * student.head_flops) + _modules(plan, name)
         learn += _maps(plan.student, terms, "student")
         follow = forward if setting.ema is not None else _price()
         own[name] = setting.peers * (3 * learn + follow)
-        read[name] = _price() if table.cache else _read(plan, teachers, terms, spoken)  # a cached teacher does not run
+        # a cached teacher does not run
+        read[name] = _price() if table.cache else _read(plan, teachers, terms, with_logits)
     prices = {name: own[name] + read[name] for name in own}
     shared = max((float(each @ update) for each in read.values()), default=0.0)
     learnt = sum(float(each @ update) for each in own.values())
@@ -146,7 +147,7 @@ def of_study(plan: design.Design, load: Load | None = None) -> StudyCost:
 def _trained(plan: design.Design, student: ModelCost) -> int:
     """Parameters that are trained: of all students, and of what learns beside them."""
     table = plan.recipe
-    each = (s.peers * (student.parameters + _aid_parameters(plan, name)) for name, s in table.chosen.items())
+    each = (s.peers * (student.parameters + _module_parameters(plan, name)) for name, s in table.chosen.items())
     return len(table.seeds) * sum(each)
 
 
@@ -168,13 +169,13 @@ def _memory(plan: design.Design, student: ModelCost, teachers: dict[str, ModelCo
     )
 
 
-def _aid_parameters(plan: design.Design, setting: str) -> int:
-    """Of the modules of a setting's own: bridges, translators, heads of exits; what terms share stands once."""
-    made = {name: module for aids in plan.aids[setting] for name, module in aids.items()}
+def _module_parameters(plan: design.Design, setting: str) -> int:
+    """Of the modules of a setting's own: projections, translators, heads of exits; what terms share stands once."""
+    made = {name: module for modules in plan.modules[setting] for name, module in modules.items()}
     return sum(p.numel() for module in made.values() for p in module.parameters())
 
 
-def _read(plan: design.Design, costs: dict[str, ModelCost], terms: Sequence[Term], spoken: bool) -> Price:
+def _read(plan: design.Design, costs: dict[str, ModelCost], terms: Sequence[Term], with_logits: bool) -> Price:
     """The price of a forward pass of the fixed teachers that some terms learn from."""
     total = _price()
     for role in plan.roles:
@@ -182,20 +183,20 @@ def _read(plan: design.Design, costs: dict[str, ModelCost], terms: Sequence[Term
         named = plan.recipe.models.teachers
         members = [role] if role in named else [name for name in costs if name not in named]
         for name in members if taught else ():
-            total += _asked(costs[name], spoken) + _maps(plan.teachers[name], taught, "teacher")
+            total += _asked(costs[name], with_logits) + _maps(plan.teachers[name], taught, "teacher")
     return total
 
 
-def _asked(model: ModelCost, spoken: bool) -> Price:
-    """The price of a forward pass, with the head where logits are `spoken`."""
-    return model.forward * np.array(Load(1, 1, 1, spoken))
+def _asked(model: ModelCost, with_logits: bool) -> Price:
+    """The price of a forward pass, `with_logits` with that of the head."""
+    return model.forward * np.array(Load(1, 1, 1, with_logits))
 
 
-def _aids(plan: design.Design, setting: str) -> Price:
+def _modules(plan: design.Design, setting: str) -> Price:
     """The price of a forward pass of the terms' own modules that learn; of pooled states there is one a row."""
     total = _price()
-    for term, made in zip(plan.terms[setting], plan.aids[setting], strict=True):
-        used = [name for pair in term.pairs for name in (*each(pair.bridge or ()), *each(pair.memory or ()))]
+    for term, made in zip(plan.terms[setting], plan.modules[setting], strict=True):
+        used = [name for pair in term.pairs for name in (*each(pair.projection or ()), *each(pair.memory or ()))]
         flops = 2 * sum(p.numel() for name in used for p in made[name].parameters() if p.dim() == 2)
         total += _price(rows=flops) if "pooled" in term.taps("student") else _price(tokens=flops)
     return total

@@ -24,8 +24,8 @@ from limbeck.models import inherit, int8, layer_maps, pretrained, students
 from limbeck.models.taps import Tapped
 from limbeck.recipe import actor_names, models, recipe, stage_texts
 from limbeck.recipe.data import Data
+from limbeck.recipe.keys import LAYERED_TAPS
 from limbeck.recipe.stage_texts import stage_of
-from limbeck.recipe.words import LAYERED_TAPS
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class Design:
             return Tapped(students.build(self.student, seed=0), columns=self.columns)
 
     @cached_property
-    def aids(self) -> dict[str, list[torch.nn.ModuleDict]]:
+    def modules(self) -> dict[str, list[torch.nn.ModuleDict]]:
         """Setting -> the modules of each of its terms, on the meta device."""
         making = projections.Making(0, tapped=self.skeleton)
         with torch.device("meta"):
             return {
-                name: [projections.build(term.aids, making) for term in terms] for name, terms in self.terms.items()
+                name: [projections.build(term.modules, making) for term in terms] for name, terms in self.terms.items()
             }
 
     @property

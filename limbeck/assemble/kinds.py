@@ -52,7 +52,7 @@ class TextKind(Protocol):
         """The batches of one seed from a part, `train` or `heldout`."""
         ...
 
-    def spoken(self, data: Data, rows: int) -> float:
+    def selected(self, data: Data, rows: int) -> float:
         """How many tokens of so many full rows a logit loss looks at."""
         ...
 
@@ -96,7 +96,7 @@ class RunningText(TextKind):
         how = {"masking": data.masking, "positions": data.positions, "causal": plan.causal}
         return Feed(blocks, seed=seed, batch_size=rows, **how)
 
-    def spoken(self, data: Data, rows: int) -> float:
+    def selected(self, data: Data, rows: int) -> float:
         """The masked ones, a share, or all."""
         share = data.masking.probability if data.positions == "masked" else getattr(data.positions, "sampled", 1.0)
         return share * rows * data.max_length
@@ -158,7 +158,7 @@ class Rows(RunningText):
         how = {"pad_id": tasks.padding(tokenizer), "types": types, "pool": data.group_by_length, "length": length}
         return TaskFeed(blocks, seed=seed, batch_size=plan.recipe.train.batch_size, **how)
 
-    def spoken(self, data: Data, rows: int) -> float:
+    def selected(self, data: Data, rows: int) -> float:
         """One prediction a row."""
         return rows
 

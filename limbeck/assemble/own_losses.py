@@ -17,7 +17,7 @@ from limbeck.assemble import own
 from limbeck.errors import UserError, nearest
 from limbeck.losses import Loss
 from limbeck.recipe import settings
-from limbeck.recipe.words import LossWords
+from limbeck.recipe.keys import LossKeys
 
 TENSORS = ("teacher", "labels", "mask")
 B, T, D, h, V = 2, 3, 4, 5, 11  # the shapes on which a loss is tried out
@@ -33,7 +33,7 @@ GIVEN = {
 }
 Given = Tensor | tuple[Tensor, ...]
 PER = {1: "row", 0: "batch", 2: "token"}
-SPOKEN = (("logits",), ("exit",))  # the taps of which a loss gets selected tokens, without a mask
+ON_LOGITS = (("logits",), ("exit",))  # the taps of which a loss gets selected tokens, without a mask
 
 
 def load(path: str, where: str) -> Loss:
@@ -45,10 +45,10 @@ def load(path: str, where: str) -> Loss:
     loss, (module, _, name) = own.found(path, f"{where}.loss"), path.partition(":")
     if not inspect.isfunction(loss):
         raise UserError(f"{where}.loss: {path}: {module} has no function {name}; write package.module:function")
-    return loss  # pyright: ignore[reportReturnType] (tried out in `words`)
+    return loss  # pyright: ignore[reportReturnType] (tried out in `keys`)
 
 
-def words(term: settings.TermWords, where: str, widths: tuple[int, int] = (D, D)) -> LossWords:
+def keys(term: settings.TermKeys, where: str, widths: tuple[int, int] = (D, D)) -> LossKeys:
     """What the signature of a term's loss says of it, and the shape that it gives.
 
     Args:
@@ -67,7 +67,7 @@ def words(term: settings.TermWords, where: str, widths: tuple[int, int] = (D, D)
     hyper = [name for name in parameters if name not in ("student", *TENSORS) and parameters[name].kind not in variadic]
     for name in hyper:
         if name in type(term).model_fields:
-            raise UserError(f"{where}: its argument '{name}' is a word of every term; give it another name")
+            raise UserError(f"{where}: its argument '{name}' is a key of every term; give it another name")
     for name in term.parameters:
         if name not in hyper:
             raise UserError(f"{where}: takes no '{name}'; {nearest(name, (*type(term).model_fields, *hyper))}")
@@ -77,32 +77,32 @@ def words(term: settings.TermWords, where: str, widths: tuple[int, int] = (D, D)
             raise UserError(f"{where}: needs the hyper-parameter '{name}'; state it in the term, or give it a default")
     needs = tuple(name for name in TENSORS if name in parameters)
     per = _tried(loss, term, needs, where, widths)
-    return LossWords(term.taps, dict.fromkeys(hyper, "any"), needs=needs, per=per, same_width=_has_width(term))
+    return LossKeys(term.taps, dict.fromkeys(hyper, "any"), needs=needs, per=per, same_width=_has_width(term))
 
 
-def _has_width(term: settings.TermWords) -> bool:
-    """Whether the taps are features that a bridge can widen."""
+def _has_width(term: settings.TermKeys) -> bool:
+    """Whether the taps are features that a projection can widen."""
     return not set(term.taps) & set(GIVEN) or term.taps == ("pooled",)
 
 
-def _tried(loss: Loss, term: settings.TermWords, needs: tuple[str, ...], where: str, widths: tuple[int, int]) -> str:
+def _tried(loss: Loss, term: settings.TermKeys, needs: tuple[str, ...], where: str, widths: tuple[int, int]) -> str:
     """What a loss gives one value for, from a trial on random tensors."""
     mine, theirs = (_shape(term, width) for width in widths)
     several = len(term.taps) if len(term.taps) > 1 else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         student, teacher = _tensors(mine, several, True), _tensors(theirs, several, False)
-        labels = torch.randint(min(V, D), (B * T,) if term.taps in SPOKEN else (B, T))
+        labels = torch.randint(min(V, D), (B * T,) if term.taps in ON_LOGITS else (B, T))
     given = {"teacher": teacher, "labels": labels, "mask": None, "needs": needs}
     try:
         values = loss(student=student, **{name: given[name] for name in needs}, **term.parameters)
     except Exception as error:  # whatever somebody else's function does
         line = str(error).splitlines()[0] if str(error) else ""
-        apart = f"of widths {widths[0]} and {widths[1]} (bridge: none) " if widths[0] != widths[1] else ""
+        apart = f"of widths {widths[0]} and {widths[1]} (projection: none) " if widths[0] != widths[1] else ""
         raise UserError(
             f"{where}: a trial on random tensors {apart}fails ({type(error).__name__}: {line}); mend it"
         ) from None
-    expected = (B * T,) if term.taps in SPOKEN else (B, T)
+    expected = (B * T,) if term.taps in ON_LOGITS else (B, T)
     if not isinstance(values, Tensor) or tuple(values.shape) not in (expected, expected[:1], ()):
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise UserError(f"{where}: gives {found}; it must give one value for each token, row or batch, unreduced")
@@ -110,12 +110,12 @@ def _tried(loss: Loss, term: settings.TermWords, needs: tuple[str, ...], where: 
         raise UserError(
             f"{where}: its value has no gradient in the student's tensor; compute it with torch's operations"
         )
-    if "mask" in needs and term.taps not in (*SPOKEN, ("pooled",)):
+    if "mask" in needs and term.taps not in (*ON_LOGITS, ("pooled",)):
         _masked(loss, term, given, student, where)
     return "token" if tuple(values.shape) == expected else PER[values.dim()]
 
 
-def _masked(loss: Loss, term: settings.TermWords, given: dict[str, Any], student: Given, where: str) -> None:
+def _masked(loss: Loss, term: settings.TermKeys, given: dict[str, Any], student: Given, where: str) -> None:
     """Trials in which the last token of a row is padding: what stands there must not matter to the others.
 
     Raises:
@@ -153,7 +153,7 @@ def _soiled(x: Tensor, garbage: float) -> Tensor:
     return x.requires_grad_()
 
 
-def _shape(term: settings.TermWords, width: int) -> tuple[int, ...]:
+def _shape(term: settings.TermKeys, width: int) -> tuple[int, ...]:
     *axes, last = GIVEN.get(term.taps[0], (B, T, D))
     return (*axes, width if _has_width(term) else last)
 

@@ -122,9 +122,9 @@ def first_stages(made: Study, stopped: Callable[[], bool], tell: Callable[[str],
         for learner in still.learners:
             for term in made.design.terms[made.settings[learner.name]]:
                 for pair in term.pairs:
-                    if pair.lens is None:
+                    if pair.teacher_module is None:
                         continue
-                    module = learner.bridges[pair.lens]
+                    module = learner.modules[pair.teacher_module]
                     assert isinstance(module, paraphraser.Paraphraser) and isinstance(pair.teacher, str)
                     teacher = made.teachers[learner.name][term.teacher]
                     with doing(f"{learner.name}: paraphraser of {pair.teacher}", "updates") as done:
@@ -142,4 +142,4 @@ def _features(
     for step in range(steps):
         done(step, steps)
         batch = to_device(made.feeds[seed].batch(step), made.world.device)
-        yield teacher.read(batch)[tap], batch["attention_mask"].bool()
+        yield teacher.forward(batch)[tap], batch["attention_mask"].bool()

@@ -13,7 +13,7 @@ from limbeck.losses import LOSSES
 from limbeck.models import pretrained
 from limbeck.recipe import recipe, stage_texts
 from limbeck.recipe.data import Data, Task
-from limbeck.recipe.words import MEASURED_BY_TEACHER
+from limbeck.recipe.keys import MEASURED_BY_TEACHER
 from limbeck.text.heldout import each
 from limbeck.text.rows import prepare_task
 

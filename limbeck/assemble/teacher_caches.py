@@ -29,8 +29,8 @@ def kept_of(plan: Design, teacher: PretrainedConfig, taps: Iterable[str]) -> Kep
     """What a study keeps of the answers of a teacher that it taps there."""
     said = plan.recipe.cache
     assert said is not None
-    speaks = any(term.on_logits for terms in plan.terms.values() for term in terms)
-    columns = (plan.columns or families.vocabulary(teacher)) if speaks else 0
+    on_logits = any(term.on_logits for terms in plan.terms.values() for term in terms)
+    columns = (plan.columns or families.vocabulary(teacher)) if on_logits else 0
     return KeptStates(columns, said.top_k, readouts.kept(taps, teacher.num_hidden_layers), said.states)
 
 

@@ -17,7 +17,7 @@ from limbeck.losses import LOSSES
 from limbeck.losses.sparse import K
 from limbeck.models import layer_maps
 from limbeck.recipe import settings
-from limbeck.recipe.words import LAYERED_TAPS, LOSS_WORDS
+from limbeck.recipe.keys import LAYERED_TAPS, LOSS_KEYS
 
 PARAPHRASER_STEPS = 500
 Shapes = Mapping[str, PretrainedConfig]  # role -> shape of who plays it
@@ -37,7 +37,7 @@ def of_setting(
     for layer in setting.exits:
         if student.num_hidden_layers == 1:
             raise UserError(
-                f"{where}.exits: a student of one layer has no room for an exit; give it more layers, or leave the word out"
+                f"{where}.exits: a student of one layer has no room for an exit; give it more layers, or leave the key out"
             )
         if layer >= student.num_hidden_layers:
             raise UserError(
@@ -55,17 +55,17 @@ def of_setting(
     )
 
 
-def _kept(term: settings.TermWords, where: str, top_k: int | None) -> settings.TermWords:
+def _kept(term: settings.TermKeys, where: str, top_k: int | None) -> settings.TermKeys:
     """The term as it can be taken from a cache.
 
     Raises:
         UserError: it looks at more than is kept.
     """
-    words = LOSS_WORDS.get(term.loss)
-    fixed = term.teacher not in ("peers", "ema", "self") and not (words and "teacher" not in words.needs)
+    keys = LOSS_KEYS.get(term.loss)
+    fixed = term.teacher not in ("peers", "ema", "self") and not (keys and "teacher" not in keys.needs)
     if top_k is None or not fixed or not set(term.taps) <= {"logits", "exit"}:
         return term
-    if words is None or words.kept is None:
+    if keys is None or keys.kept is None:
         raise UserError(
             f"{where}: {term.loss} looks at every column, and the cache keeps the {top_k} most probable tokens and the rest as one; "
             "use forward_kl or topk_kl, or leave cache out"
@@ -74,38 +74,38 @@ def _kept(term: settings.TermWords, where: str, top_k: int | None) -> settings.T
         raise UserError(
             f"{where}: k is {term.parameters['k']}, and the cache keeps {top_k} tokens; raise cache.top_k to it"
         )
-    converted = words.kept != term.loss
+    converted = keys.kept != term.loss
     said = {"k": top_k, "tail": True} if converted else {"k": min(term.parameters.get("k", K), top_k)}
-    return term.model_copy(update={"loss": words.kept, "name": term.label, **said})
+    return term.model_copy(update={"loss": keys.kept, "name": term.label, **said})
 
 
-def shape_of(term: settings.TermWords, student: PretrainedConfig, teachers: Shapes) -> PretrainedConfig | None:
+def shape_of(term: settings.TermKeys, student: PretrainedConfig, teachers: Shapes) -> PretrainedConfig | None:
     """The shape of who teaches a term: peers, averages and the student itself have the student's."""
     return student if term.teacher in ("peers", "ema", "self") else teachers.get(term.teacher)
 
 
 class _Term:
-    """One term of a recipe on its way; `aids` collects the modules that its pairs name."""
+    """One term of a recipe on its way; `modules` collects those that its pairs name."""
 
     def __init__(
         self,
-        said: settings.TermWords,
+        said: settings.TermKeys,
         student: PretrainedConfig,
         teacher: PretrainedConfig | None,
         where: str,
         at: tuple[int, ...],
     ) -> None:
         self.said, self.student, self.teacher, self.where, self.exits = said, student, teacher, where, at
-        self.words = LOSS_WORDS.get(said.loss) or own_losses.words(said, where, self._tried_on())
-        self.aids: dict[str, projections.Make] = {}
+        self.keys = LOSS_KEYS.get(said.loss) or own_losses.keys(said, where, self._tried_on())
+        self.modules: dict[str, projections.Make] = {}
 
     def build(self) -> lessons.Term:
-        said, given = self.said, {k: v for k, v in self.said.parameters.items() if k in self.words.parameters}
+        said, given = self.said, {k: v for k, v in self.said.parameters.items() if k in self.keys.parameters}
         plain = LOSSES.get(said.loss) or own_losses.load(said.loss, self.where)
         loss = partial(plain, **given) if given else plain
-        if self.teacher is None and "teacher" in self.words.needs:
+        if self.teacher is None and "teacher" in self.keys.needs:
             raise UserError(f"{self.where}: {said.loss} learns from a teacher; set models.teacher")
-        needs = (*self.words.needs, "mask") if said.loss in LOSSES else self.words.needs
+        needs = (*self.keys.needs, "mask") if said.loss in LOSSES else self.keys.needs
         pairs = self._pairs()
         return lessons.Term(
             said.label,
@@ -113,27 +113,27 @@ class _Term:
             pairs,
             _weight(said.weight),
             needs,
-            self.words.per,
-            self.aids,
+            self.keys.per,
+            self.modules,
             said.teacher,
-            self.words.padding,
+            self.keys.padding,
         )
 
     def _pairs(self) -> tuple[lessons.Pair, ...]:
         said, teacher, label = self.said, self.teacher, self.said.label
         taps = said.taps
         if taps == ("exit",):
-            self.aids |= {f":exit:{layer}": projections.head for layer in self.exits}
+            self.modules |= {f":exit:{layer}": projections.head for layer in self.exits}
             return tuple(lessons.Pair(f"exit.{layer}", "logits") for layer in self.exits)
         if taps == ("logits",) or teacher is None:
             return (lessons.Pair("logits", "logits"),)
         self._heads_fit(teacher)
         if said.loss == "contrastive":
             name = _key(label)
-            self.aids[name] = contrastive.contrastive_memory(*self._widths("pooled"), **self._made())
+            self.modules[name] = contrastive.contrastive_memory(*self._widths("pooled"), **self._made())
             return (lessons.Pair("pooled", "pooled", memory=name),)
         if not set(taps) & set(LAYERED_TAPS):
-            return (lessons.Pair(taps[0], taps[0], self._bridge(_key(label), taps[0])),)
+            return (lessons.Pair(taps[0], taps[0], self._projection(_key(label), taps[0])),)
         mapped = layer_map(said, self.student, teacher, self.where, self.exits)
         if said.loss == "flow":
             return self._flow(sorted(mapped.items()))
@@ -147,16 +147,16 @@ class _Term:
         name = _key(self.said.label, s)
         if self.said.loss == "factor_transfer":
             return self._factors(tap, s, t)
-        return lessons.Pair(f"{tap}.{s}", f"{tap}.{t}", self._bridge(name, tap))
+        return lessons.Pair(f"{tap}.{s}", f"{tap}.{t}", self._projection(name, tap))
 
     def _factors(self, tap: str, s: int, t: int) -> lessons.Pair:
         made, (mine, theirs) = self._made(), self._widths(tap)
         count = max(1, round(made.get("rate", 0.5) * theirs))
         name = _key(self.said.label, s)
-        self.aids[name] = paraphraser.translator(mine, count)
+        self.modules[name] = paraphraser.translator(mine, count)
         steps = made.get("paraphraser_steps", PARAPHRASER_STEPS)
-        self.aids[f"{name}:paraphraser"] = paraphraser.paraphraser(theirs, count, steps)
-        return lessons.Pair(f"{tap}.{s}", f"{tap}.{t}", name, lens=f"{name}:paraphraser")
+        self.modules[f"{name}:paraphraser"] = paraphraser.paraphraser(theirs, count, steps)
+        return lessons.Pair(f"{tap}.{s}", f"{tap}.{t}", name, teacher_module=f"{name}:paraphraser")
 
     def _flow(self, mapped: list[tuple[int, int]]) -> tuple[lessons.Pair, ...]:
         """Between each mapped layer and the next."""
@@ -164,42 +164,42 @@ class _Term:
             raise UserError(f"{self.where}: flow goes between mapped layers; map at least two, such as layers: uniform")
         found = []
         for (s, t), (s_next, t_next) in pairwise(mapped):
-            names = [self._bridge(_key(self.said.label, layer), "hidden") for layer in (s, s_next)]
+            names = [self._projection(_key(self.said.label, layer), "hidden") for layer in (s, s_next)]
             between = tuple(name for name in names if name)
             taps = [(f"hidden.{a}", f"hidden.{b}") for a, b in ((s, s_next), (t, t_next))]
-            found.append(lessons.Pair(*taps, bridge=between or None))
+            found.append(lessons.Pair(*taps, projection=between or None))
         return tuple(found)
 
     def _made(self) -> dict[str, Any]:
-        return {name: value for name, value in self.said.parameters.items() if name in self.words.made}
+        return {name: value for name, value in self.said.parameters.items() if name in self.keys.made}
 
     def _widths(self, tap: str) -> tuple[int, int]:
         assert self.teacher is not None
         return width_of(self.student, tap), width_of(self.teacher, tap)
 
     def _tried_on(self) -> tuple[int, int]:
-        """The widths of what a loss of one's own is given: the teacher's on both sides where a bridge may stand between."""
+        """The widths of what a loss of one's own is given: the teacher's on both sides where a projection may stand between."""
         tap, *more = self.said.taps
         if self.teacher is None or more or tap in ("logits", "exit", "scores", "probs"):
             return own_losses.D, own_losses.D
         mine, theirs = self._widths(tap)
-        return (mine if self.said.bridge == "none" else theirs), theirs
+        return (mine if self.said.projection == "none" else theirs), theirs
 
-    def _bridge(self, name: str, tap: str) -> str | None:
+    def _projection(self, name: str, tap: str) -> str | None:
         """The name of the linear layer that widens the student's tensor, None where there is none."""
         mine, theirs = self._widths(tap)
-        how = self.said.bridge
-        if not self.words.same_width:
+        how = self.said.projection
+        if not self.keys.same_width:
             if how != "auto":
-                raise UserError(f"{self.where}: bridge: {how} has nothing to widen; leave the word out")
+                raise UserError(f"{self.where}: projection: {how} has nothing to widen; leave the key out")
             return None
         if how == "none" or (how == "auto" and mine == theirs):
             if mine != theirs and self.said.loss in LOSSES:
-                raise UserError(f"{self.where}: widths {mine} and {theirs} differ; set bridge to each or shared")
+                raise UserError(f"{self.where}: widths {mine} and {theirs} differ; set projection to each or shared")
             return None
         if how == "shared":
             name = ":shared:ffn" if tap == "ffn" else ":shared"  # another width: another layer
-        self.aids[name] = projections.linear(mine, theirs)
+        self.modules[name] = projections.linear(mine, theirs)
         return name
 
     def _heads_fit(self, teacher: PretrainedConfig) -> None:
@@ -226,7 +226,7 @@ class _Term:
 
 
 def layer_map(
-    term: settings.TermWords,
+    term: settings.TermKeys,
     student: PretrainedConfig,
     teacher: PretrainedConfig | None,
     where: str,
@@ -250,7 +250,7 @@ def layer_map(
     return pairs
 
 
-def reads_first_token(term: settings.TermWords) -> bool:
+def reads_first_token(term: settings.TermKeys) -> bool:
     """Whether a term reads the first token of a row alone."""
     return term.loss == "patient" and term.taps != ("pooled",) and term.parameters.get("position", "first") == "first"
 

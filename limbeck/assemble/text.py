@@ -1,4 +1,4 @@
-"""From the words of a recipe to text and feeds."""
+"""From the keys of a recipe to text and feeds."""
 
 from __future__ import annotations
 

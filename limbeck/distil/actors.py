@@ -48,8 +48,8 @@ class Stateful(Protocol):
 class Actor(Protocol):
     """Whoever answers a batch: a fixed model, a cache, an ensemble, an average, a student.
 
-    An actor says `read` and `speak`, and of the rest what it does otherwise than here: one that never changes, is one model and
-    draws nothing is complete with `name`, `width`, `read` and `speak`.
+    An actor defines `forward` and `logits`, and of the rest what it does otherwise than here: one that never changes, is one model and
+    draws nothing is complete with `name`, `width`, `forward` and `logits`.
 
     Example:
         class Uniform(Actor):
@@ -58,22 +58,22 @@ class Actor(Protocol):
             def __init__(self, name, vocabulary, width):
                 self.name, self.vocabulary, self.width = name, vocabulary, width
 
-            def read(self, batch, moment=Moment(), whole=True):
+            def forward(self, batch, moment=Moment(), whole=True):
                 states = torch.zeros(*batch["input_ids"].shape, self.width)
-                return Readout((), 0, states, batch["attention_mask"], self.speak, Recording({}))
+                return Readout((), 0, states, batch["attention_mask"], self.logits, Recording({}))
 
-            def speak(self, features, tap="logits"):
+            def logits(self, features, tap="logits"):
                 return torch.zeros(len(features), self.vocabulary)
     """
 
     name: str
-    width: int  # F of the features that it speaks from
+    width: int  # F of the features that its head reads
 
-    def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
+    def forward(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Answers a batch; not `whole`, without logits."""
         ...
 
-    def speak(self, features: Tensor, tap: str = "logits") -> Tensor | TopK:
+    def logits(self, features: Tensor, tap: str = "logits") -> Tensor | TopK:
         """Features of some tokens `[n, F]` -> the prediction of the head behind a tap: logits `[n, V]`, or its k most probable tokens."""
         ...
 
@@ -116,7 +116,7 @@ class Student(Actor, Protocol):
     """An actor that is trained: lessons name it as their student."""
 
     model: PreTrainedModel
-    bridges: nn.ModuleDict  # the modules that its terms bring
+    modules: nn.ModuleDict  # the modules that its terms bring
     balance: Balance
 
     @property

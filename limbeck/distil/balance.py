@@ -1,4 +1,4 @@
-"""Balance: how the terms of one learner are weighed against each other, beside the weights that the recipe states.
+"""Balance: how the terms of one student are weighed against each other, beside the weights that the recipe states.
 
 With raw losses one term can be 10,000 times another and silence it. A balance multiplies the weight of term i by
 

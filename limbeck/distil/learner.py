@@ -1,4 +1,4 @@
-"""A learner: a model that is trained, with optimizer, schedule and clipping of its own."""
+"""`Learner`: a student, or a model that learns from labels alone, with optimizer, schedule and clipping of its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Optimisation:
 
 
 class Learner(Actor):
-    """A model that is trained, with the aids, the balance, the optimizer, the schedule and the clipping of its own."""
+    """A model that is trained, with the modules of its terms, the balance, the optimizer, the schedule and the clipping of its own."""
 
     def __init__(
         self,
@@ -44,13 +44,13 @@ class Learner(Actor):
         taps: list[str],
         *,
         seed: int,
-        bridges: nn.ModuleDict,
+        modules: nn.ModuleDict,
         optimisation: Optimisation,
         balance: Balance | None = None,
         columns: int | None = None,
         changes: Sequence[Change] = (),
     ) -> None:
-        self.name, self.seed, self.model, self.bridges = name, seed, model.train(), bridges
+        self.name, self.seed, self.model, self.modules = name, seed, model.train(), modules
         self.balance, self.changes = balance or Balance(), changes
         self.tapped, self.width = Tapped(model, taps, columns), model.config.hidden_size
         self.optimisation = optimisation
@@ -59,24 +59,26 @@ class Learner(Actor):
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """All that is trained: the parameters of the model, of the aids and of the balance."""
-        modules = (self.model, self.bridges, self.balance)
+        """All that is trained: the parameters of the model, of the modules of its terms and of the balance."""
+        modules = (self.model, self.modules, self.balance)
         return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
     @property
     def exits(self) -> dict[str, nn.Module]:
-        """The heads of its early exits, which are aids: `exit.3` -> the head behind layer 3, from the first on."""
+        """The heads of its early exits, which are modules of its terms: `exit.3` -> the head behind layer 3, from the first on."""
         found = {
-            name.strip(":").replace(":", "."): aid for name, aid in self.bridges.items() if name.startswith(":exit:")
+            name.strip(":").replace(":", "."): module
+            for name, module in self.modules.items()
+            if name.startswith(":exit:")
         }
         return dict(sorted(found.items(), key=lambda item: int(item[0].partition(".")[2])))
 
-    def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
+    def forward(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Answers a batch, not `whole`, without logits; dropout is drawn from the stream of (seed, *moment)."""
         with seeds.seeded(seeds.derive_seed(self.seed, "dropout", *moment), batch["input_ids"].device):
             return self.tapped(batch, whole)
 
-    def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
+    def logits(self, features: Tensor, tap: str = "logits") -> Tensor:
         """Features of some tokens `[n, H]` -> logits `[n, V]` of the head behind `logits`, or behind `exit.N`."""
         return self.tapped.head(features) if tap == "logits" else self.exits[tap](features)
 
@@ -121,7 +123,7 @@ class Learner(Actor):
         return replace(norms, update_ratios=self._ratios(before, world)) if before else norms
 
     def drop(self) -> None:
-        """Forgets a step that is not taken: its gradients, and what its aids have seen."""
+        """Forgets a step that is not taken: its gradients, and what its memories have seen."""
         self.optimizer.zero_grad(set_to_none=True)
         for memory in self._memories:
             memory.forget()
@@ -147,22 +149,22 @@ class Learner(Actor):
 
     def _own(self) -> dict[str, Tensor]:
         """The state without that of the optimizer, tied tensors once."""
-        tensors = weights(self.model) | {f"bridges.{name}": tensor for name, tensor in _kept(self.bridges).items()}
+        tensors = weights(self.model) | {f"bridges.{name}": tensor for name, tensor in _kept(self.modules).items()}
         return tensors | {f"balance.{name}": tensor for name, tensor in self.balance.state_dict().items()}
 
     @property
     def _memories(self) -> list[ContrastiveMemory]:
-        return [aid for aid in self.bridges.values() if isinstance(aid, ContrastiveMemory)]
+        return [module for module in self.modules.values() if isinstance(module, ContrastiveMemory)]
 
     def _clipped(self, rate: float, world: World) -> Norms:
-        """Clips model and bridges, each for itself; the norms before, read from the device all at once."""
+        """Clips model and projections, each for itself; the norms before, read from the device all at once."""
         layers = [world.norm(gradients(layer)) for layer in self.layers]
-        parts = [self._clip(list(module.parameters()), world) for module in (self.model, self.bridges)]
+        parts = [self._clip(list(module.parameters()), world) for module in (self.model, self.modules)]
         parts.append(world.norm(gradients(list(self.balance.parameters()))))
         device = self.parameters[0].device
         read = torch.stack([value.double().to(device) for value in (*layers, *parts)]).tolist()
-        whole, bridges, balance = read[len(layers) :]
-        return Norms(whole, read[: len(layers)], bridges, rate, None, balance)
+        whole, modules, balance = read[len(layers) :]
+        return Norms(whole, read[: len(layers)], modules, rate, None, balance)
 
     def _clip(self, parameters: list[nn.Parameter], world: World) -> Tensor:
         total = world.norm(gradients(parameters))
@@ -201,10 +203,10 @@ def take(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         tensor.copy_(tensors[name])
 
 
-def _kept(aids: nn.ModuleDict) -> dict[str, Tensor]:
+def _kept(modules: nn.ModuleDict) -> dict[str, Tensor]:
     """Parameters and lasting buffers, shared ones once."""
-    once = {name for name, _ in (*aids.named_parameters(), *aids.named_buffers())}
-    return {name: tensor for name, tensor in aids.state_dict().items() if name in once}
+    once = {name for name, _ in (*modules.named_parameters(), *modules.named_buffers())}
+    return {name: tensor for name, tensor in modules.state_dict().items() if name in once}
 
 
 def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:

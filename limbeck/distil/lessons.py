@@ -28,12 +28,12 @@ Seen = Tensor | tuple["Seen", ...]
 
 @dataclass(frozen=True)
 class Pair:
-    """The taps that a term compares at one place, and the modules in between, by their names among the term's aids."""
+    """The taps that a term compares at one place, and the modules in between, by their names among the term's modules."""
 
     student: Taps  # several where the loss takes tuples
     teacher: Taps
-    bridge: str | tuple[str, ...] | None = None  # what the student's tensor goes through; one for each tap
-    lens: str | None = None  # what the teacher's tensor goes through
+    projection: str | tuple[str, ...] | None = None  # what the student's tensor goes through; one for each tap
+    teacher_module: str | None = None  # what the teacher's tensor goes through
     memory: str | None = None  # gives each side what it compares itself with
 
 
@@ -47,14 +47,14 @@ class Term:
     weight: Schedule
     needs: tuple[str, ...] = ("teacher", "mask")  # what the loss takes beside the student: teacher, labels, mask
     per: str = "token"  # what the loss gives one value for: token, row, batch
-    aids: Mapping[str, Make] = field(default_factory=dict)  # the modules that its pairs name
+    modules: Mapping[str, Make] = field(default_factory=dict)  # the modules that its pairs name
     teacher: str = "teacher"  # the role of who teaches it
     padding: bool = False  # padding counts: the loss is told of attention maps alone which keys are seen
 
     @property
     def on_logits(self) -> bool:
         """Whether the term is evaluated on selected tokens, chunk by chunk unless it needs the batch as a whole."""
-        return is_spoken(self.pairs[0].student)
+        return is_logits(self.pairs[0].student)
 
     def taps(self, side: str) -> set[str]:
         """The taps that the term reads of the `student` or of the `teacher`."""
@@ -65,30 +65,30 @@ class Term:
         given = {"student": student, "teacher": teacher, "labels": labels, "mask": None}
         others = {name: given[name] for name in self.needs}
         if self.per != "token":
-            return share_of_mean(self.loss(student=student, **others), None, counts.spoken)
+            return share_of_mean(self.loss(student=student, **others), None, counts.selecting)
         values = blockwise(self.loss, student, others)
         if "labels" in self.needs:
             return share_of_mean(values, labels != IGNORED, counts.labels)
         return share_of_mean(values, None, counts.selected)
 
     def of_readouts(
-        self, student: Readout, teacher: Readout, aids: nn.ModuleDict, batch: Batch, counts: Counts
+        self, student: Readout, teacher: Readout, modules: nn.ModuleDict, batch: Batch, counts: Counts
     ) -> Tensor:
         """What a micro-batch adds to the term: the sum over its pairs of the mean over tokens, rows or batches."""
         attended = batch["attention_mask"].bool()
         kept = None if bool(attended.all()) else attended
-        values = [_share(self._of(pair, student, teacher, aids, batch, kept), kept, counts) for pair in self.pairs]
+        values = [_share(self._of(pair, student, teacher, modules, batch, kept), kept, counts) for pair in self.pairs]
         return sum(values[1:], start=values[0])
 
     def _of(
-        self, pair: Pair, student: Readout, teacher: Readout, aids: nn.ModuleDict, batch: Batch, kept: Tensor | None
+        self, pair: Pair, student: Readout, teacher: Readout, modules: nn.ModuleDict, batch: Batch, kept: Tensor | None
     ) -> Tensor:
         if facts_of(self.loss).by_query:
             return self._of_maps(pair, student, teacher, _mask(pair, student, teacher, kept))
-        mine = _look(student, pair.student, pair.bridge, aids)
-        theirs = _look(teacher, pair.teacher, pair.lens, aids, constant=True)
+        mine = _look(student, pair.student, pair.projection, modules)
+        theirs = _look(teacher, pair.teacher, pair.teacher_module, modules, constant=True)
         if pair.memory:
-            mine, theirs = aids[pair.memory](mine, theirs, batch["blocks"])
+            mine, theirs = modules[pair.memory](mine, theirs, batch["blocks"])
         mask = _mask(pair, student, teacher, None if self.padding else kept)
         given = {"student": mine, "teacher": theirs, "labels": batch.get("labels"), "mask": mask}
         return self.loss(**{name: given[name] for name in ("student", *self.needs)})
@@ -115,19 +115,19 @@ def each(taps: Taps) -> tuple[str, ...]:
     return (taps,) if isinstance(taps, str) else taps
 
 
-def is_spoken(tap: Taps) -> bool:
-    """Whether a tap holds logits, which a head speaks: `logits`, or `exit.3` of an early exit."""
+def is_logits(tap: Taps) -> bool:
+    """Whether a tap holds logits, which a head gives: `logits`, or `exit.3` of an early exit."""
     return isinstance(tap, str) and tap.startswith(("logits", "exit."))
 
 
-def _look(readout: Readout, taps: Taps, through: Taps | None, aids: nn.ModuleDict, constant: bool = False) -> Seen:
+def _look(readout: Readout, taps: Taps, through: Taps | None, modules: nn.ModuleDict, constant: bool = False) -> Seen:
     """What stands at one tap, behind its module; a tuple for several. No gradient flows into a `constant`."""
     if isinstance(taps, str):
         assert through is None or isinstance(through, str)
         seen = readout[taps].detach() if constant else readout[taps]
-        return aids[through](seen) if through else seen
+        return modules[through](seen) if through else seen
     names = through if isinstance(through, tuple) else (through,) * len(taps)
-    return tuple(_look(readout, tap, name, aids, constant) for tap, name in zip(taps, names, strict=True))
+    return tuple(_look(readout, tap, name, modules, constant) for tap, name in zip(taps, names, strict=True))
 
 
 def _mask(pair: Pair, student: Readout, teacher: Readout, kept: Tensor | None) -> Tensor | None:
@@ -186,45 +186,52 @@ class Lesson:
         return [term for term in self.terms if not term.on_logits]
 
 
-class Voice(NamedTuple):
-    """A head that speaks."""
+class LogitSource(NamedTuple):
+    """A head whose logits some terms compare."""
 
     actor: str
-    view: str  # of which it speaks
+    view: str  # that its actor reads
     tap: str  # behind which it stands
 
 
-def learning(lesson: Lesson) -> list[Voice]:
+def learning(lesson: Lesson) -> list[LogitSource]:
     """The heads of its student that a lesson on logits trains."""
     return [
-        Voice(lesson.student, lesson.views[0], tap)
+        LogitSource(lesson.student, lesson.views[0], tap)
         for term in lesson.logit_terms
         for tap in sorted(term.taps("student"))
     ]
 
 
-def voices(lessons: Sequence[Lesson]) -> list[Voice]:
-    """Every head that some lessons on logits hear, once."""
-    found: dict[Voice, None] = {}
+def logit_sources(lessons: Sequence[Lesson]) -> list[LogitSource]:
+    """Every source of the logits that some lessons compare, once."""
+    found: dict[LogitSource, None] = {}
     for lesson in lessons:
         found |= dict.fromkeys(learning(lesson))
         if lesson.teacher:
             taught = [term for term in lesson.logit_terms if "teacher" in term.needs]
-            found |= dict.fromkeys(_voice(lesson, 1, tap) for term in taught for tap in sorted(term.taps("teacher")))
+            found |= dict.fromkeys(
+                _logit_source(lesson, 1, tap) for term in taught for tap in sorted(term.taps("teacher"))
+            )
             for term in lesson.noted:
-                found |= dict.fromkeys(_voice(lesson, 0, tap) for tap in term.taps("student"))
-                found |= dict.fromkeys(_voice(lesson, 1, tap) for tap in term.taps("teacher"))
+                found |= dict.fromkeys(_logit_source(lesson, 0, tap) for tap in term.taps("student"))
+                found |= dict.fromkeys(_logit_source(lesson, 1, tap) for tap in term.taps("teacher"))
     return list(found)
 
 
-def _voice(lesson: Lesson, side: int, tap: str) -> Voice:
-    return Voice((lesson.student, lesson.teacher or "")[side], lesson.views[side], tap)
+def _logit_source(lesson: Lesson, side: int, tap: str) -> LogitSource:
+    return LogitSource((lesson.student, lesson.teacher or "")[side], lesson.views[side], tap)
 
 
-def logits_of(lesson: Lesson, pair: Pair, logits: Mapping[Voice, Tensor | TopK]) -> tuple[Tensor, Tensor | TopK | None]:
+def logits_of(
+    lesson: Lesson, pair: Pair, logits: Mapping[LogitSource, Tensor | TopK]
+) -> tuple[Tensor, Tensor | TopK | None]:
     """What student and teacher say at a pair of taps; the teacher is a constant, None where nobody teaches."""
-    mine, theirs = logits[_voice(lesson, 0, str(pair.student))], logits.get(_voice(lesson, 1, str(pair.teacher)))
-    assert isinstance(mine, Tensor), "a student speaks logits"
+    mine, theirs = (
+        logits[_logit_source(lesson, 0, str(pair.student))],
+        logits.get(_logit_source(lesson, 1, str(pair.teacher))),
+    )
+    assert isinstance(mine, Tensor), "a student gives logits"
     return mine, None if theirs is None else theirs.detach()
 
 

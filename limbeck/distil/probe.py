@@ -28,7 +28,7 @@ def probe(
 ) -> dict[str, Probed]:
     """Value and gradient norm of each term of a learner, unweighted: one forward, one backward for each term.
 
-    The gradient is that of all the student's parameters (bridges left out), over all micro-batches and processes. The
+    The gradient is that of all the student's parameters (projections left out), over all micro-batches and processes. The
     learner is left as it was, without gradients.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Bridges: linear layers without activation from the student's width to the teacher's.
+"""Projections: linear layers without activation from the student's width to the teacher's.
 
-They are aids: modules that stand between the taps of a term. Aids are trained with the student, clipped apart from it,
+Like all modules of a term, which stand between its taps, they are trained with the student, clipped apart from it,
 checkpointed, and left out of the exported student.
 """
 
@@ -19,7 +19,7 @@ from limbeck.system.seeds import derive_seed, seeded
 
 @dataclass(frozen=True)
 class Making:
-    """What an aid may depend on beside its own shape."""
+    """What a module of a term may depend on beside its own shape."""
 
     seed: int  # of its learner
     blocks: int = 0  # blocks of the training text
@@ -34,19 +34,19 @@ def linear(student_width: int, teacher_width: int) -> Make:
     return lambda making: nn.Linear(student_width, teacher_width)
 
 
-def build(aids: Mapping[str, Make], making: Making) -> nn.ModuleDict:
-    """Every aid by its name; its parameters are a function of name and seed alone.
+def build(modules: Mapping[str, Make], making: Making) -> nn.ModuleDict:
+    """Every module by its name; its parameters are a function of name and seed alone.
 
     Names hold a colon (`hidden:2`, `:shared`), which keeps them apart from each other and from the dict's attributes.
     """
     made = nn.ModuleDict()
-    for name in sorted(aids):
+    for name in sorted(modules):
         with seeded(derive_seed(making.seed, "bridge", name.strip(":").replace(":", "-")), torch.device("cpu")):
-            made[name] = aids[name](making)
+            made[name] = modules[name](making)
     return made
 
 
 def head(making: Making) -> Exit:
-    """The head of an exit as an aid of a term."""
+    """The head of an exit as a module of a term."""
     assert making.tapped is not None
     return Exit(making.tapped)

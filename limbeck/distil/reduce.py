@@ -25,14 +25,14 @@ class Counts:
     labels: int  # tokens that carry a label
     rows: int = 0  # rows with an attended token
     batches: int = 0  # micro-batches, of all processes, with an attended token
-    spoken: int = 0  # those with a selected token
+    selecting: int = 0  # those with a selected token
     padded: int = 0  # tokens, padding included
     pairs: int = 0  # positions that attention compares: of a row of T tokens, padding included, T T
 
     @staticmethod
     def of(batches: Iterable[Batch]) -> Counts:
         """The counts of some micro-batches."""
-        tokens = selected = labels = rows = micro = spoken = padded = pairs = 0
+        tokens = selected = labels = rows = micro = selecting = padded = pairs = 0
         for batch in batches:
             lengths = batch["attention_mask"].sum(1)
             padded += batch["attention_mask"].numel()
@@ -42,8 +42,8 @@ class Counts:
             labels += int((batch["labels"] != IGNORED).sum())
             rows += int((lengths > 0).sum())
             micro += int((lengths > 0).any())
-            spoken += int(batch["select"].any())
-        return Counts(tokens, selected, labels, rows, micro, spoken, padded, pairs)
+            selecting += int(batch["select"].any())
+        return Counts(tokens, selected, labels, rows, micro, selecting, padded, pairs)
 
 
 def counts_of(batches: Sequence[Views]) -> dict[str, Counts]:

@@ -1,4 +1,4 @@
-"""What one step measured of one learner, and whether it may change its weights."""
+"""What one step measured of one student, and whether it may change its weights."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from limbeck.distil.lessons import COMMON, Term
 class Norms:
     """Gradient norms of one update, before clipping."""
 
-    whole: float  # of the model, bridges left out
+    whole: float  # of the model, projections left out
     layers: list[float]  # of transformer layers 1..L
-    bridges: float
+    modules: float
     learning_rate: float
     update_ratios: list[float] | None  # |dw| / |w| of transformer layers 1..L, where asked for and updated
     balance: float = 0.0  # of the log-variances
@@ -27,7 +27,7 @@ class Norms:
         """Where the gradient is not finite: layers from the first, then the other parts; whole is over all layers."""
         found = [f"layer {number}" for number, value in enumerate(self.layers, 1) if not math.isfinite(value)]
         found += [] if found or math.isfinite(self.whole) else ["outside the layers"]
-        parts = {"bridges": self.bridges, "balance": self.balance}
+        parts = {"modules of the terms": self.modules, "balance": self.balance}
         return found + [name for name, value in parts.items() if not math.isfinite(value)]
 
     @property

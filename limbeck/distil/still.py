@@ -19,7 +19,7 @@ from torch import Tensor
 
 from limbeck.batch import Batch, Views
 from limbeck.distil.actors import Actor, Moment, Student
-from limbeck.distil.lessons import Lesson, Term, Voice, learning, logits_of, portions, voices
+from limbeck.distil.lessons import Lesson, LogitSource, Term, learning, logit_sources, logits_of, portions
 from limbeck.distil.reduce import Counts, Share
 from limbeck.distil.result import StepResult, names_of
 from limbeck.losses import Loss
@@ -30,7 +30,8 @@ from limbeck.system.out_of_memory import Short, tried
 from limbeck.system.processes import World
 
 Readouts = Mapping[tuple[str, str], Readout]  # of an actor and the view that it read
-Spoken = dict[Voice, tuple[Tensor, Tensor]]  # what a head that learns was given `[n, F]`, and the gradient there
+# what a head that learns was given `[n, F]`, and the gradient there
+LogitGradients = dict[LogitSource, tuple[Tensor, Tensor]]
 
 
 def chunk_of(vocabulary: int, precision: str) -> int:
@@ -102,7 +103,9 @@ class Still:
         self.turns = sorted({self._turn_of.get(learner.name, 0) for learner in self.learners})
         self.seconds = dict.fromkeys(self.actors, 0.0)  # each actor's own, of the last step
         self._reads = [(name, view) for name in self.actors for view in dict.fromkeys(v for n, v in sides if n == name)]
-        self._heard = {(it.actor, it.view) for it in voices([lesson for lesson in lessons if lesson.logit_terms])}
+        self._with_logits = {
+            (it.actor, it.view) for it in logit_sources([lesson for lesson in lessons if lesson.logit_terms])
+        }
 
     def step(self, share: Share, step: int, measure: bool = False) -> dict[str, StepResult]:
         """One update of every learner from this process's micro-batches; `measure` asks for the update ratios.
@@ -131,8 +134,8 @@ class Still:
         for number, views in enumerate(batches):
             micro = Micro(views, number, step, counts, tallies)
             readouts = self.forward(micro)
-            spoken = self.logit_losses(micro, readouts)
-            self.backward(micro, readouts, spoken)
+            gradients = self.logit_losses(micro, readouts)
+            self.backward(micro, readouts, gradients)
         return tallies
 
     def generate(self, views: Views, step: int, row: int) -> Views:
@@ -148,11 +151,11 @@ class Still:
         readouts, moment = {}, Moment(micro.step, micro.number, self.world.rank)
         for name, view in self._reads:
             with self._clock(name), self._precision():
-                whole = (name, view) in self._heard
-                readouts[name, view] = self.actors[name].read(micro.views[view], moment, whole=whole)
+                whole = (name, view) in self._with_logits
+                readouts[name, view] = self.actors[name].forward(micro.views[view], moment, whole=whole)
         return readouts
 
-    def logit_losses(self, micro: Micro, readouts: Readouts) -> Spoken:
+    def logit_losses(self, micro: Micro, readouts: Readouts) -> LogitGradients:
         """The logit terms, chunk by chunk; what a loss needs of the batch as a whole is evaluated once more, in one piece.
 
         The selected tokens of two views are compared in their order.
@@ -160,43 +163,51 @@ class Still:
         lessons = [lesson for lesson in self.lessons if lesson.logit_terms]
         where = {view: batch["select"].flatten().nonzero().squeeze(1) for view, batch in micro.views.items()}
         inputs = {
-            it: readouts[it.actor, it.view].inputs(it.tap).flatten(0, -2)[where[it.view]] for it in voices(lessons)
+            it: readouts[it.actor, it.view].inputs(it.tap).flatten(0, -2)[where[it.view]]
+            for it in logit_sources(lessons)
         }
-        slopes = {voice: torch.zeros_like(inputs[voice]) for lesson in lessons for voice in learning(lesson)}
+        slopes = {source: torch.zeros_like(inputs[source]) for lesson in lessons for source in learning(lesson)}
         for part, whole in portions(lessons):
-            (view, _), here = part[0].views, voices(part)
+            (view, _), here = part[0].views, logit_sources(part)
             labels = micro.views[view]["labels"].flatten()[where[view]]
             size = max(1, len(labels)) if whole else self.chunk
             with self._precision():  # once: weights are cast for all chunks
                 for start in range(0, len(labels), size):
                     chunk = slice(start, start + size)
-                    leaves = {voice: inputs[voice][chunk].detach().requires_grad_(voice in slopes) for voice in here}
-                    logits = {voice: self._say(voice, leaf) for voice, leaf in leaves.items()}
+                    leaves = {
+                        source: inputs[source][chunk].detach().requires_grad_(source in slopes) for source in here
+                    }
+                    logits = {source: self._logits(source, leaf) for source, leaf in leaves.items()}
                     for name in dict.fromkeys(lesson.student for lesson in part):
                         with self._clock(name), self._precision(enabled=False):
                             self._logit_loss(micro, name, part, logits, labels[chunk]).backward()
-                    for voice, leaf in leaves.items():
+                    for source, leaf in leaves.items():
                         if leaf.grad is not None:
-                            slopes[voice][chunk] += leaf.grad
-        return {voice: (inputs[voice], slope) for voice, slope in slopes.items()}
+                            slopes[source][chunk] += leaf.grad
+        return {source: (inputs[source], slope) for source, slope in slopes.items()}
 
-    def backward(self, micro: Micro, readouts: Readouts, spoken: Spoken, keep: bool = False) -> None:
+    def backward(self, micro: Micro, readouts: Readouts, gradients: LogitGradients, keep: bool = False) -> None:
         """The other terms, and one backward for each learner; `keep` keeps the graph for another."""
         for learner in self.learners:
             with self._clock(learner.name):
                 with self._precision():
                     losses = [self._other_loss(micro, learner, it, readouts) for it in self.lessons if it.other_terms]
                 roots = [(loss, torch.ones_like(loss)) for loss in losses if loss is not None]
-                roots += [root for voice, root in spoken.items() if voice.actor == learner.name]
+                roots += [root for source, root in gradients.items() if source.actor == learner.name]
                 if roots:
                     torch.autograd.backward([root for root, _ in roots], [slope for _, slope in roots], keep)
 
-    def _say(self, voice: Voice, features: Tensor) -> Tensor | TopK:
-        with self._clock(voice.actor):
-            return self.actors[voice.actor].speak(features, voice.tap)
+    def _logits(self, source: LogitSource, features: Tensor) -> Tensor | TopK:
+        with self._clock(source.actor):
+            return self.actors[source.actor].logits(features, source.tap)
 
     def _logit_loss(
-        self, micro: Micro, name: str, lessons: Sequence[Lesson], logits: Mapping[Voice, Tensor | TopK], labels: Tensor
+        self,
+        micro: Micro,
+        name: str,
+        lessons: Sequence[Lesson],
+        logits: Mapping[LogitSource, Tensor | TopK],
+        labels: Tensor,
     ) -> Tensor:
         """The weighted logit terms of one student on one chunk; what it learns from are constants for it."""
         tally, total = micro.tallies[name], torch.zeros((), device=labels.device)
@@ -223,7 +234,7 @@ class Still:
         mine, theirs = zip((lesson.student, lesson.teacher), lesson.views, strict=True)
         batch, counts, losses = micro.views[lesson.views[0]], micro.counts[lesson.views[0]], []
         for term in lesson.other_terms:
-            value = term.of_readouts(readouts[mine], readouts[theirs], learner.bridges, batch, counts)
+            value = term.of_readouts(readouts[mine], readouts[theirs], learner.modules, batch, counts)
             micro.tallies[learner.name].add(term.name, value)
             losses.append(self._weight(learner, term, micro.step) * value)
         return torch.stack(losses).sum()

@@ -1,4 +1,4 @@
-"""Who teaches: fixed models, with or without dropout, ensembles of them, and averages of a learner."""
+"""Who teaches: fixed models, with or without dropout, ensembles of them, and averages of a student."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Frozen(Actor):
         self.tapped, self.width = Tapped(self.model, taps, columns), model.config.hidden_size
 
     @torch.no_grad()
-    def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
+    def forward(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Answers a batch; not `whole`, without logits."""
         return self.tapped(batch, whole)
 
     @torch.no_grad()
-    def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
+    def logits(self, features: Tensor, tap: str = "logits") -> Tensor:
         """Features of some tokens `[n, H]` -> logits `[n, V]`."""
         return self.tapped.head(features)
 
@@ -81,19 +81,19 @@ class Noisy(Actor):
         self.name, self.model, self.width = teacher.name, teacher.model, teacher.width
         self.seed, self._teacher = seed, teacher
 
-    def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
+    def forward(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Answers a batch, not `whole`, without logits; dropout is drawn from the stream of (seed, name, *moment)."""
         seed = seeds.derive_seed(self.seed, "teacher dropout", self.name, *moment)
         self.model.train()
         try:
             with seeds.seeded(seed, batch["input_ids"].device):
-                return self._teacher.read(batch, whole=whole)
+                return self._teacher.forward(batch, whole=whole)
         finally:
             self.model.eval()
 
-    def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
+    def logits(self, features: Tensor, tap: str = "logits") -> Tensor:
         """Features of some tokens `[n, H]` -> logits `[n, V]`."""
-        return self._teacher.speak(features)
+        return self._teacher.logits(features)
 
     def facts(self) -> dict[str, Any]:
         """Those of the teacher."""
@@ -138,17 +138,17 @@ class Ensemble(Actor):
         given = list(weights or [1.0] * len(self._members))
         self.weights = [weight / sum(given) for weight in given]
 
-    def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
+    def forward(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Answers a batch: every member reads it, whole."""
-        read = [member.read(batch, moment) for member in self._members]
-        features = torch.cat([readout.features for readout in read], dim=-1)
-        return _SideBySide((), 0, features, batch["attention_mask"], self.speak, Recording({}))
+        readouts = [member.forward(batch, moment) for member in self._members]
+        features = torch.cat([readout.features for readout in readouts], dim=-1)
+        return _SideBySide((), 0, features, batch["attention_mask"], self.logits, Recording({}))
 
     @torch.no_grad()
-    def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
+    def logits(self, features: Tensor, tap: str = "logits") -> Tensor:
         """Features of some tokens `[n, sum of H]` -> averaged logits `[n, V]`, fp32 or wider."""
         parts = features.split([member.width for member in self._members], dim=-1)
-        logits = [wide(dense(member.speak(part))) for member, part in zip(self._members, parts, strict=True)]
+        logits = [wide(dense(member.logits(part))) for member, part in zip(self._members, parts, strict=True)]
         if self.average != "logits":
             logits = [z.log_softmax(-1) for z in logits]
         if self.average == "probabilities":
@@ -189,13 +189,13 @@ class Ema(Actor):
         self._answers = Frozen(name, copy.deepcopy(learner.model), taps, learner.tapped.columns)
         self.model, self.width = self._answers.model, self._answers.width
 
-    def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
+    def forward(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Answers a batch; not `whole`, without logits."""
-        return self._answers.read(batch, whole=whole)
+        return self._answers.forward(batch, whole=whole)
 
-    def speak(self, features: Tensor, tap: str = "logits") -> Tensor:
+    def logits(self, features: Tensor, tap: str = "logits") -> Tensor:
         """Features of some tokens `[n, H]` -> logits `[n, V]`."""
-        return self._answers.speak(features)
+        return self._answers.logits(features)
 
     @torch.no_grad()
     def advance(self, updated: Collection[str]) -> None:

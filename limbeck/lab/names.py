@@ -9,7 +9,7 @@ from typing import NamedTuple
 from limbeck.errors import printable
 from limbeck.lab.data.run import RunData
 from limbeck.lab.numbers import coefficient, number, points, share
-from limbeck.recipe.words import MEASURES
+from limbeck.recipe.keys import MEASURES
 
 
 class NamedMeasure(NamedTuple):

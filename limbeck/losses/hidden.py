@@ -1,6 +1,6 @@
 """Losses on features: hidden states, embeddings, pre-activations, `[..., H]`.
 
-Unequal widths are a bridge's matter, except where a loss compares what has no width (`attention_transfer`,
+Unequal widths are a projection's matter, except where a loss compares what has no width (`attention_transfer`,
 `neuron_selectivity`, `cka`) or brings its own modules (`factor_transfer`). B rows, T tokens, H width.
 """
 
@@ -25,7 +25,7 @@ def mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tens
     states silences other terms unless its weight, or `balance`, says otherwise.
 
     Args:
-        student: `[..., H]`, already bridged to the teacher's width.
+        student: `[..., H]`, already projected to the teacher's width.
         teacher: `[..., H]`, taken as a constant.
         mask: bool `[...]`, which positions count. None: all.
 
@@ -38,7 +38,7 @@ def mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tens
         tensor([5.])
 
     Recipe:
-        {loss: mse, tap: hidden, layers: uniform, bridge: shared, weight: 1.0}
+        {loss: mse, tap: hidden, layers: uniform, projection: shared, weight: 1.0}
     """
     student, teacher = both(mask, student, teacher)
     return (student - teacher).square().mean(-1)
@@ -53,7 +53,7 @@ def cosine(*, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> T
     When: directions matter and scales do not, as for the last hidden state of a student made from teacher layers.
 
     Args:
-        student: `[..., H]`, already bridged to the teacher's width.
+        student: `[..., H]`, already projected to the teacher's width.
         teacher: `[..., H]`, taken as a constant.
         mask: bool `[...]`, which positions count. None: all.
 
@@ -86,7 +86,7 @@ def patient(
     position: last.
 
     Args:
-        student: `[B, T, H]`, already bridged to the teacher's width; or `[B, H]`, one vector for each row.
+        student: `[B, T, H]`, already projected to the teacher's width; or `[B, H]`, one vector for each row.
         teacher: of the same shape, taken as a constant.
         mask: bool `[B, T]` (or `[B]`), which tokens count. None: all.
         position: `first` or `last` of the kept tokens.
@@ -126,7 +126,7 @@ def attention_transfer(*, student: Tensor, teacher: Tensor, mask: Tensor | None 
     token. Its mean over tokens is the authors' code; their paper takes the unsquared norm of each row instead.
     Not to be confused with attention maps. Source: Zagoruyko and Komodakis 2016 (AT), arXiv 1612.03928.
 
-    When: widths differ and no bridge is wanted; the signal is weak, the authors' weight is 1000. One token gives 0.
+    When: widths differ and no projection is wanted; the signal is weak, the authors' weight is 1000. One token gives 0.
 
     Args:
         student: `[B, T, H_s]`.
@@ -157,7 +157,7 @@ def neuron_selectivity(*, student: Tensor, teacher: Tensor, mask: Tensor | None 
     norm of the difference of the two sides' Gram matrices over tokens, each divided by its number of channels: so it
     is computed, without a matrix of H_s x H_t. Source: Huang and Wang 2017 (NST), arXiv 1707.01219.
 
-    When: widths differ and no bridge is wanted; the authors' weight is 50. A row of one token gives no signal.
+    When: widths differ and no projection is wanted; the authors' weight is 50. A row of one token gives no signal.
 
     Args:
         student: `[B, T, H_s]`.
@@ -191,7 +191,7 @@ def activation_boundary(*, student: Tensor, teacher: Tensor, mask: Tensor | None
     When: to initialise a student before other losses, on the pre-activations of the feed-forward layers (tap: ffn).
 
     Args:
-        student: pre-activations `[..., F]`, already bridged to the teacher's width.
+        student: pre-activations `[..., F]`, already projected to the teacher's width.
         teacher: pre-activations `[..., F]`, taken as a constant.
         mask: bool `[...]`, which positions count. None: all.
         margin: m > 0, how far from the boundary a neuron must be.

@@ -61,7 +61,7 @@ def tinybert_hidden_mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None
     When: a comparison with numbers of that code; otherwise `mse`, to which padding is nothing.
 
     Args:
-        student: `[B, T, H]`, already bridged to the teacher's width.
+        student: `[B, T, H]`, already projected to the teacher's width.
         teacher: `[B, T, H]`, taken as a constant.
         mask: not looked at.
 
@@ -75,7 +75,7 @@ def tinybert_hidden_mse(*, student: Tensor, teacher: Tensor, mask: Tensor | None
         tensor([5.])
 
     Recipe:
-        {loss: tinybert_hidden_mse, tap: hidden, layers: skip, bridge: shared, weight: 1.0}
+        {loss: tinybert_hidden_mse, tap: hidden, layers: skip, projection: shared, weight: 1.0}
     """
     fits(mask, student.shape[:-1])
     student, teacher = both(None, student, teacher, "B T H")

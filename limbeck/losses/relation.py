@@ -41,7 +41,7 @@ def flow(*, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mask
     When: to initialise a student with how the teacher transforms its features, before other losses.
 
     Args:
-        student: two states `[B, T, m]` and `[B, T, n]`, already bridged to the teacher's widths.
+        student: two states `[B, T, m]` and `[B, T, n]`, already projected to the teacher's widths.
         teacher: two states of the same widths, taken as constants.
         mask: bool `[B, T]`, which tokens count. None: all.
 

@@ -80,7 +80,7 @@ def fits(mask: Tensor | None, *shapes: Sequence[int]) -> None:
 
 
 def allowed(kind: str, **values: float) -> None:
-    """Refuses hyper-parameters that a recipe refuses: `allowed("positive", temperature=2.0)`; `kind` is one of `words.KINDS`."""
+    """Refuses hyper-parameters that a recipe refuses: `allowed("positive", temperature=2.0)`; `kind` is one of `errors.KINDS`."""
     what, holds = KINDS[kind]
     for name, value in values.items():
         if not holds(value.item() if hasattr(value, "item") else value):  # pyright: ignore[reportAttributeAccessIssue]

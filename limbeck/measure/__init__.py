@@ -1,9 +1,9 @@
-"""What is asked of learners.
+"""What is asked of students.
 
 | module | what it holds |
 |---|---|
-| `barrier` | Directions and lines among weights: where the terms of a learner pull, and whether two students lie in one basin. |
-| `evaluation` | Evaluation: the same questions to every learner, whatever it trained on, on blocks that no seed changes. |
+| `barrier` | Directions and lines among weights: where the terms of a student pull, and whether two students lie in one basin. |
+| `evaluation` | Evaluation: the same questions to every student, whatever it trained on, on blocks that no seed changes. |
 | `fixed` | The batches on which reasons are looked for, fixed for the whole run, and what of them is looked at. |
 | `metrics` | The metrics of tasks, by scikit-learn and scipy: accuracy, F1 and Matthews' correlation of classes, Pearson and Spearman of scores. |
 | `profile` | What models cost when they answer: parameters, MACs, memory, latency, measured side by side on this machine. |

@@ -1,4 +1,4 @@
-"""Directions and lines among weights: where the terms of a learner pull, and whether two students lie in one basin."""
+"""Directions and lines among weights: where the terms of a student pull, and whether two students lie in one basin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation: the same questions to every learner, whatever it trained on, on blocks that no seed changes.
+"""Evaluation: the same questions to every student, whatever it trained on, on blocks that no seed changes.
 
 Logit loss (forward KL at temperature 1), top-1 agreement with the teacher, label loss and accuracy, each as a sum for
 every document (special tokens, which belong to none, are left out); the gradient norm by layer of the common logit loss.
@@ -169,8 +169,8 @@ class Evaluation:
 
         Under the tap `TEACHER` stands how the teacher itself does on the labels, nothing where there is none.
         """
-        voices = {learner.name: ("logits", *learner.exits) for learner in learners}
-        sums = {(name, tap): Sums() for name, taps in voices.items() for tap in taps}
+        heads = {learner.name: ("logits", *learner.exits) for learner in learners}
+        sums = {(name, tap): Sums() for name, taps in heads.items() for tap in taps}
         theirs = Sums()
         for batch in self._cut(batches):
             device = batch["input_ids"].device
@@ -178,20 +178,20 @@ class Evaluation:
             labels = batch["labels"].flatten()[where]
             documents = batch["documents"].flatten()[where].cpu().numpy()
             with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                said = teacher.read(batch).features.flatten(0, -2)[where] if teacher else None
+                said = teacher.forward(batch).features.flatten(0, -2)[where] if teacher else None
                 inputs = {
                     (learner, tap): readout.inputs(tap).flatten(0, -2)[where]
                     for learner in learners
-                    for readout in [learner.read(batch)]
-                    for tap in voices[learner.name]
+                    for readout in [learner.forward(batch)]
+                    for tap in heads[learner.name]
                 }
                 for start in range(0, len(where), self.chunk):
                     rows = slice(start, start + self.chunk)
-                    target = dense(teacher.speak(said[rows])) if teacher and said is not None else None
+                    target = dense(teacher.logits(said[rows])) if teacher and said is not None else None
                     if target is not None:
                         theirs.add(documents[rows], _values(target, None, labels[rows]))
                     for (learner, tap), features in inputs.items():
-                        mine, here = learner.speak(features[rows], tap), sums[learner.name, tap]
+                        mine, here = learner.logits(features[rows], tap), sums[learner.name, tap]
                         here.add(documents[rows], _values(mine, target, labels[rows]))
                         if self.task:
                             here.answers.append(

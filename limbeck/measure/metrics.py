@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.batch import IGNORED
-from limbeck.recipe.words import METRICS
+from limbeck.recipe.keys import METRICS
 
 
 def scores(kind: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:

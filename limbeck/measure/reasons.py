@@ -148,9 +148,9 @@ class Reasons:
             with self._precision(fixed):
                 features = {one: self._read(one, fixed, states.get(one)) for one in (*theirs, *learners)}
                 for rows in self._chunks(fixed):
-                    said = self._speak(theirs, features, rows, fixed.labels, heard)
+                    said = self._logits(theirs, features, rows, fixed.labels, heard)
                     for company, its in zip(companies, couples, strict=True):
-                        mine = self._speak(company, features, rows, fixed.labels, heard)
+                        mine = self._logits(company, features, rows, fixed.labels, heard)
                         self._compare(mine, said, its, heard)
         done(count, of)
         return states, heard
@@ -181,19 +181,19 @@ class Reasons:
                 with self._precision(fixed):
                     features = self._read(learner, fixed)
                     for rows in self._chunks(fixed):
-                        logits = learner.speak(features[rows])
+                        logits = learner.logits(features[rows])
                         loss = cross_entropy if logits.shape[-1] > 1 else squared_error
                         total += float(loss(student=logits, labels=fixed.labels[rows]).double().sum())
         (total,) = self.world.total([total])
         return total / int(self.labelled.sum()) if self.labelled.any() else math.nan
 
-    # reading and speaking
+    # states and logits
 
     def _read(self, actor: Actor, fixed: Fixed, states: list[list[Tensor]] | None = None) -> Tensor:
         """The inputs of a model's head at the selected tokens; to `states` goes what its layers hold, where it has any."""
         tapped = self._inside(actor)
         if tapped is None:
-            return actor.read(fixed.batch).features.flatten(0, -2)[fixed.where]
+            return actor.forward(fixed.batch).features.flatten(0, -2)[fixed.where]
         readout = tapped(fixed.batch)
         if states is not None:
             for layer, tap in zip(states, tapped.taps, strict=True):
@@ -206,11 +206,11 @@ class Reasons:
             self._wrapped[actor] = actor.everywhere()
         return self._wrapped[actor]
 
-    def _speak(
+    def _logits(
         self, actors: Iterable[Actor], features: Mapping[Actor, Tensor], rows: slice, labels: Tensor, heard: Heard
     ) -> dict[Actor, Tensor]:
         """The logits of some actors; how sure they are, and whether they are right, is noted."""
-        said = {actor: dense(actor.speak(features[actor][rows])) for actor in actors}
+        said = {actor: dense(actor.logits(features[actor][rows])) for actor in actors}
         for actor, logits in said.items():
             heard[actor].append(_array(_sureness(logits, labels[rows])))
         return said

@@ -19,7 +19,7 @@ NAMES = (
     "architectures",
     "dtype",
     "transformers_version",
-)  # words of a config that are no part of a shape
+)  # keys of a config that are no part of a shape
 
 
 class Counted(NamedTuple):

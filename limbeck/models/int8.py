@@ -64,7 +64,7 @@ def require() -> None:
     """Raises UserError where torchao is not installed."""
     if importlib.util.find_spec("torchao") is None:
         raise UserError(
-            "train.teacher_precision: int8 needs torchao; pip install 'limbeck[int8]', or leave the word out"
+            "train.teacher_precision: int8 needs torchao; pip install 'limbeck[int8]', or leave the key out"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from limbeck.errors import UserError, nearest
-from limbeck.recipe.words import LAYER_MAPS
+from limbeck.recipe.keys import LAYER_MAPS
 
 LayerMap = str | dict[int | Literal["last"], int | Literal["last"]]
 

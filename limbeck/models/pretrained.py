@@ -55,7 +55,7 @@ class NotDownloaded(UserError):
 
 
 def place(source: str) -> str:
-    """The folder or Hub id that a recipe's word means.
+    """The folder or Hub id that a recipe means.
 
     Raises:
         UserError: it is neither.
@@ -157,7 +157,7 @@ def model_of(
         offline: do not ask the Hub.
         config: its configuration, where it is known.
         bare: whether its head may be missing, as where only its states are read; it is zeros then.
-        how: further words of `from_pretrained`, such as `device_map="meta"` to check the weights without reading them.
+        how: further arguments of `from_pretrained`, such as `device_map="meta"` to check the weights without reading them.
 
     Raises:
         UserError: weights are missing, left over or of another shape than the config says.

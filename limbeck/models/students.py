@@ -21,7 +21,7 @@ def shape(student: models.Student, teacher: PretrainedConfig | None, **facts: in
     """The student's config: the teacher's (or its family's defaults) with what the recipe says.
 
     A student with other sizes gets heads of width hidden / heads; one that begins as a model keeps the width of that model's
-    heads where the family's config has a word for it (`head_dim`), whatever number of them is left.
+    heads where the family's config has a key for it (`head_dim`), whatever number of them is left.
 
     Args:
         student: the shape in the recipe.
@@ -29,7 +29,7 @@ def shape(student: models.Student, teacher: PretrainedConfig | None, **facts: in
         facts: what the tokenizer decides where there is no teacher: `vocab_size`, `pad_token_id`, ...
 
     Raises:
-        UserError: the heads do not divide the width, or a word is none of this family's.
+        UserError: the heads do not divide the width, or a key is none of this family's.
     """
     kind = student.family or (teacher.model_type if teacher else "bert")
     row = family(kind)
@@ -49,7 +49,7 @@ def shape(student: models.Student, teacher: PretrainedConfig | None, **facts: in
         **({row.embedding: student.embedding} if row.embedding else {}),
     }
     if student.kv_heads and not row.n_kv_heads:
-        raise UserError(f"models.student.kv_heads: a {kind} model has none of its own; leave the word out")
+        raise UserError(f"models.student.kv_heads: a {kind} model has none of its own; leave the key out")
     if student.embedding and not row.embedding:
         raise UserError(
             f"models.student.embedding: a {kind} model has no embedding width of its own; set family: electra"

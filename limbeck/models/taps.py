@@ -22,7 +22,7 @@ from limbeck.errors import UserError, nearest
 from limbeck.families import family
 from limbeck.models import attention
 from limbeck.models.attention import Attended, Recorder
-from limbeck.recipe.words import TAPS
+from limbeck.recipe.keys import TAPS
 
 _FROM_ATTENTION = ("query", "key", "value", "scores", "probs")
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -67,7 +67,7 @@ class Readout(Mapping[str, Tensor]):
         kind, layer = parse(tap, self._depth)
         try:
             if kind == "exit":
-                raise UserError(f"{tap} is spoken by the learner that holds the head; ask for hidden.{layer}")
+                raise UserError(f"{tap} comes from the student that holds the head; ask for hidden.{layer}")
             if kind in ("hidden", "ffn"):
                 return getattr(self.recording, kind)[layer]
             attended = self.recording.attended[layer]

@@ -8,6 +8,7 @@
 | `explain` | What is wrong with a recipe, in limbeck's words: the place, what is said there, the remedy. |
 | `fields` | The kinds of values that stand in a recipe, each with the check that it must pass. |
 | `identity` | Of what in a recipe a result is a function: its hash, and its text. |
+| `keys` | What the keys of a recipe may be, known without torch. |
 | `load` | From a recipe's file and the command line to a `Recipe`, or to one clear line. |
 | `models` | Table `models`: who teaches and who learns. |
 | `plain_yaml` | YAML of plain values: texts, numbers, lists and tables, and no more of them than a recipe can have. |
@@ -16,5 +17,4 @@
 | `stage_texts` | Texts that a stage writes: `$NAME` in place of a corpus is the text of the stage NAME, several are joined by ` + ` as corpora are. |
 | `stages` | Staged recipes: a list of stages, each a recipe over what all share, and what a later one takes from an earlier one. |
 | `train` | The part of a recipe that says how students are trained, and what is kept of the teachers' answers. No torch. |
-| `words` | What the words of a recipe may be, known without torch. |
 """

@@ -20,10 +20,10 @@ from pydantic import Field, ValidationError
 from limbeck.errors import UserError, nearest
 from limbeck.recipe import explain, load, stages
 from limbeck.recipe.fields import Positive, Strict
+from limbeck.recipe.keys import LOSS_KEYS
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.settings import Setting
 from limbeck.recipe.stage_texts import stage_of
-from limbeck.recipe.words import LOSS_WORDS
 
 FOLDER = "arms"
 TUNING = "tuning"
@@ -38,9 +38,9 @@ class Sample(Strict):
 
 
 class Grid(Strict):
-    """Values of words of the recipe: every combination, or a sample of them."""
+    """Values of keys of the recipe: every combination, or a sample of them."""
 
-    vary: dict[str, tuple[Any, ...]] = Field(default={}, description="word of the recipe -> its values")
+    vary: dict[str, tuple[Any, ...]] = Field(default={}, description="key of the recipe -> its values")
     sample: Sample | None = Field(default=None, description="of the combinations, when there are too many")
 
 
@@ -53,7 +53,7 @@ class Tune(Grid):
     steps: Positive | None = Field(default=None, description="updates of a trial; those of the study when left out")
 
 
-class StudyWords(Grid):
+class StudyKeys(Grid):
     """What makes a recipe a study of several arms."""
 
     baselines: tuple[Literal["no-teacher", "initial", "teacher"], ...] = Field(
@@ -77,7 +77,7 @@ class StudyWords(Grid):
 
     @property
     def resolves(self) -> bool:
-        """Whether the arms can differ from those that the words alone make."""
+        """Whether the arms can differ from those that the keys alone make."""
         return bool(self.equal or self.together or self.tune)
 
     @property
@@ -105,26 +105,26 @@ class Asked:
     """A recipe and what its study asks of it."""
 
     where: str
-    words: StudyWords
+    keys: StudyKeys
     table: dict[str, Any]
     overrides: tuple[str, ...]
     precision: str | None = None  # what `train.precision: auto` becomes; None: not known yet
 
     def arm(self, values: Mapping[str, Any], *more: str) -> Arm:
-        """The arm in which some words of the recipe have other values."""
+        """The arm in which some keys of the recipe have other values."""
         changes = [f"{word}={_flow(value)}" for word, value in values.items()]
         found = stages.of_table(self.where, self.table, [*self.overrides, *changes, *more])
         found = [_precise(table, self.precision) for table in found]
-        found[-1] = _with_more(found[-1], self.words)
+        found[-1] = _with_more(found[-1], self.keys)
         stages.refers(found[-1], found[:-1], self.where)  # settings that were added take students too
         name = ",".join(f"{_tail(word, values)}={_flow(value)}" for word, value in values.items())
         return Arm(name, tuple(found), {each: f"{each} {name}".strip() for each in found[-1].chosen})
 
     def arms(self) -> list[Arm]:
         """The arms that are compared."""
-        found = [self.arm(values) for values in _combinations(self.words)]
+        found = [self.arm(values) for values in _combinations(self.keys)]
         _one_process(found, self.where)
-        if self.words.equal == "seconds":
+        if self.keys.equal == "seconds":
             for place, source in (pair for arm in found for pair in stages.placed_sources(arm.last)):
                 if stage_of(source.source):
                     raise UserError(
@@ -135,7 +135,7 @@ class Asked:
 
     def trials(self) -> list[tuple[dict[str, Any], Arm]]:
         """What is tried first: the same combinations for every setting, on a validation part that no verdict reads."""
-        tune = self.words.tune
+        tune = self.keys.tune
         if tune is None:
             return []
         more = ["data.fold=validation", *([f"train.steps={tune.steps}"] if tune.steps else [])]
@@ -151,24 +151,24 @@ def asked(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
     """What a recipe asks to be compared.
 
     Raises:
-        UserError: as `stages.expand`; a word of the study is wrong.
+        UserError: as `stages.expand`; a key of the study is wrong.
     """
     where, table = load.read(recipe)
-    own = [it for it in overrides if it.partition("=")[0].partition(".")[0] in StudyWords.model_fields]
+    own = [it for it in overrides if it.partition("=")[0].partition(".")[0] in StudyKeys.model_fields]
     for override in own:
         table = _with_own(table, override)
-    said = {word: value for word, value in table.items() if word in StudyWords.model_fields}
+    said = {word: value for word, value in table.items() if word in StudyKeys.model_fields}
     plain = {word: value for word, value in table.items() if word not in said}
     rest = tuple(it for it in overrides if it not in own)
     for word in (*plain, *(re.split(r"[.\[=]", it)[0] for it in rest)):
-        near = nearest(str(word), {*Recipe.model_fields, *StudyWords.model_fields, "stages"})
-        if word not in Recipe.model_fields and near in {f"did you mean '{it}'?" for it in StudyWords.model_fields}:
-            raise UserError(f"{where}: {word}: unknown word; {near}")
+        near = nearest(str(word), {*Recipe.model_fields, *StudyKeys.model_fields, "stages"})
+        if word not in Recipe.model_fields and near in {f"did you mean '{it}'?" for it in StudyKeys.model_fields}:
+            raise UserError(f"{where}: {word}: unknown key; {near}")
     return Asked(where, _validated(where, said), plain, rest)
 
 
 def _with_own(table: dict[str, Any], override: str) -> dict[str, Any]:
-    """A study's table with an override in it: `tune.steps=50`; behind `vary` stands a word of the recipe, `vary.train.lr=[1e-3, 1e-4]`."""
+    """A study's table with an override in it: `tune.steps=50`; behind `vary` stands a key of the recipe, `vary.train.lr=[1e-3, 1e-4]`."""
     key, equals, text = override.partition("=")
     word, _, rest = key.partition(".")
     inner = {} if table.get(word) is None else table[word]
@@ -179,12 +179,12 @@ def _with_own(table: dict[str, Any], override: str) -> dict[str, Any]:
     return {**table, word: _with_own(inner, f"{rest}={text}")}
 
 
-def _validated(where: str, said: dict[str, Any]) -> StudyWords:
+def _validated(where: str, said: dict[str, Any]) -> StudyKeys:
     try:
-        words = StudyWords.model_validate(said)
+        keys = StudyKeys.model_validate(said)
     except ValidationError as error:
-        raise UserError(f"{where}: {explain.explain(error, said, StudyWords)}") from None
-    for place, grid in (("", words), ("tune.", words.tune)):
+        raise UserError(f"{where}: {explain.explain(error, said, StudyKeys)}") from None
+    for place, grid in (("", keys), ("tune.", keys.tune)):
         if grid is None:
             continue
         if grid.sample and not grid.vary:
@@ -194,11 +194,11 @@ def _validated(where: str, said: dict[str, Any]) -> StudyWords:
                 raise UserError(f"{where}: {place}vary.{word}: arms lie in one folder, under one name; leave it out")
             if len({_flow(value) for value in values}) < max(1, len(values)):
                 raise UserError(f"{where}: {place}vary.{word}: give different values, such as [1, 2]")
-    if words.tune and (words.vary or words.equal):
+    if keys.tune and (keys.vary or keys.equal):
         raise UserError(f"{where}: tune: settings that are tuned differ already; leave vary and equal out")
-    if words.tune and not words.tune.vary:
-        raise UserError(f"{where}: tune.vary: missing; say which words are tried, such as {{train.lr: [1e-4, 3e-4]}}")
-    return words
+    if keys.tune and not keys.tune.vary:
+        raise UserError(f"{where}: tune.vary: missing; say which keys are tried, such as {{train.lr: [1e-4, 3e-4]}}")
+    return keys
 
 
 def _precise(table: Recipe, precision: str | None) -> Recipe:
@@ -213,27 +213,27 @@ def _flow(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
 
 
-def _combinations(words: Grid) -> list[dict[str, Any]]:
+def _combinations(keys: Grid) -> list[dict[str, Any]]:
     """Every combination of the values, or the sample."""
-    every = [dict(zip(words.vary, values, strict=True)) for values in product(*words.vary.values())]
-    if words.sample is None or words.sample.count >= len(every):
+    every = [dict(zip(keys.vary, values, strict=True)) for values in product(*keys.vary.values())]
+    if keys.sample is None or keys.sample.count >= len(every):
         return every
-    drawn = random.Random(words.sample.seed).sample(range(len(every)), words.sample.count)
+    drawn = random.Random(keys.sample.seed).sample(range(len(every)), keys.sample.count)
     return [every[number] for number in sorted(drawn)]
 
 
-def _with_more(table: Recipe, words: StudyWords) -> Recipe:
+def _with_more(table: Recipe, keys: StudyKeys) -> Recipe:
     """The recipe with the settings that baselines and ablations add."""
     plain = {name: setting.model_dump(mode="json") for name, setting in table.settings.items()}
     more: dict[str, Any] = {}
-    if NO_TEACHER in words.baselines:
+    if NO_TEACHER in keys.baselines:
         loss = "squared_error" if table.data.task and table.data.task.kind == "regression" else "cross_entropy"
         more[NO_TEACHER] = {"terms": [{"loss": loss, "name": "label"}]}
-    for name, setting in table.chosen.items() if words.ablate else ():
+    for name, setting in table.chosen.items() if keys.ablate else ():
         more |= dict(_ablations(name, setting))
-    if "teacher" in words.shown and table.models.teacher is None:
+    if "teacher" in keys.shown and table.models.teacher is None:
         raise UserError("baselines: there is no teacher to show; set models.teacher, or leave teacher out")
-    taken = {*more, *words.shown} & set(plain)
+    taken = {*more, *keys.shown} & set(plain)
     if taken:
         raise UserError(f"settings.{min(taken)}: baselines and ablate make a setting of that name; give it another")
     if not more:
@@ -259,7 +259,7 @@ def _only(setting: Setting, labels: Sequence[str]) -> dict[str, Any]:
     plain = setting.model_dump(mode="json")
     said = {term.label: row for term, row in zip(setting.terms, plain["terms"], strict=True)}
     plain["terms"] = [said[label] | {"name": label} for label in labels]
-    roles = {term.teacher for term in kept if term.loss not in LOSS_WORDS or "teacher" in LOSS_WORDS[term.loss].needs}
+    roles = {term.teacher for term in kept if term.loss not in LOSS_KEYS or "teacher" in LOSS_KEYS[term.loss].needs}
     if "peers" not in roles:
         plain |= {"peers": 1, "alternate": False}
     if "ema" not in roles:
@@ -271,13 +271,13 @@ def _only(setting: Setting, labels: Sequence[str]) -> dict[str, Any]:
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a recipe and of what a study asks of it."""
-    whole, own = stages.schema(), StudyWords.model_json_schema()
+    whole, own = stages.schema(), StudyKeys.model_json_schema()
     properties = whole["properties"] | own["properties"]
     return whole | {"$defs": whole["$defs"] | own["$defs"], "properties": properties}
 
 
 def restricted(arm: Arm, names: Sequence[str], **train: Any) -> Arm:
-    """The arm with some of its settings alone, and other words of `train`."""
+    """The arm with some of its settings alone, and other keys of `train`."""
     last = arm.last.model_copy(update={"only": tuple(names), "train": arm.last.train.model_copy(update=train)})
     return Arm(arm.name, (*arm.tables[:-1], last), {each: arm.shown[each] for each in names})
 
@@ -296,9 +296,9 @@ def _one_process(arms: Sequence[Arm], where: str) -> None:
             raise UserError(f"{where}: vary: train.{word} is one for all arms; run the recipe once for each value")
 
 
-def _tail(word: str, words: Iterable[str]) -> str:
-    """The end of a word that no other one has: `lr` of `train.lr`."""
-    parts = [each.split(".") for each in words]
+def _tail(word: str, keys: Iterable[str]) -> str:
+    """The end of a key that no other one has: `lr` of `train.lr`."""
+    parts = [each.split(".") for each in keys]
     mine = word.split(".")
     alone = (n for n in range(1, len(mine)) if sum(other[-n:] == mine[-n:] for other in parts) == 1)
     return ".".join(mine[-next(alone, len(mine)) :])

@@ -32,12 +32,12 @@ class Augment(Strict):
     )
     vectors: Place = Field(
         default="teacher",
-        description="for words of several pieces: a file in GloVe's format, or teacher, the embeddings of the masked language model",
+        description="for words of several tokens: a file in GloVe's format, or teacher, the embeddings of the masked language model",
     )
     draw: Annotated[int, Field(ge=0)] = Field(default=0, description="which random draws: another number, other copies")
     as_published: bool = Field(
         default=False,
-        description="also what TinyBERT's code does otherwise: special tokens, pieces and the word itself among the candidates drawn from, a second text augmented beside the last copy of the first",
+        description="also what TinyBERT's code does otherwise: special tokens, ends of words and the word itself among the candidates drawn from, a second text augmented beside the last copy of the first",
     )
 
 
@@ -73,7 +73,7 @@ class Task(Strict):
         if len(set(self.columns.values())) < len(self.columns):
             raise wrong("text", "one column stands twice; text, pair and label are different ones")
         if self.classes and self.kind == "regression":
-            raise wrong("classes", "a score has no classes; leave the word out")
+            raise wrong("classes", "a score has no classes; leave the key out")
         if self.classes and len(set(self.classes)) < len(self.classes):
             raise wrong("classes", "one class stands twice; name each once")
         return self
@@ -179,13 +179,13 @@ class Data(Strict):
         if self.positions == "masked" and self.masking.mode == "none":
             raise wrong("positions", "masked needs masking; set masking.mode to dynamic or static, or positions to all")
         if self.positions == "masked" and self.task is not None:
-            raise wrong("positions", "rows of a task are not masked; leave the word out")
+            raise wrong("positions", "rows of a task are not masked; leave the key out")
         if self.group_by_length > 1 and self.task is None:
-            raise wrong("group_by_length", "running text is packed into blocks of one length; leave the word out")
+            raise wrong("group_by_length", "running text is packed into blocks of one length; leave the key out")
         if self.pad_to != "longest" and self.task is None:
-            raise wrong("pad_to", "running text is packed into blocks without padding; leave the word out")
+            raise wrong("pad_to", "running text is packed into blocks without padding; leave the key out")
         if self.positions != "all" and self.task is not None:
-            raise wrong("positions", "rows of a task have one prediction each; leave the word out")
+            raise wrong("positions", "rows of a task have one prediction each; leave the key out")
         if self.masking != Masking() and self.task is not None:
-            raise wrong("masking", "rows of a task are not masked; leave the word out")
+            raise wrong("masking", "rows of a task are not masked; leave the key out")
         return self

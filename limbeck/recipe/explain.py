@@ -12,10 +12,10 @@ from pydantic import BaseModel, ValidationError
 from limbeck.errors import nearest
 from limbeck.recipe.recipe import Recipe
 
-_TABLE = "a table of words and values"
+_TABLE = "a table of keys and values"
 
 
-_TABLES = (("models",), ("models", "student"), ("data",), ("train",))  # whose words are looked for where one is unknown
+_TABLES = (("models",), ("models", "student"), ("data",), ("train",))  # whose keys are looked for where one is unknown
 
 
 _KINDS = {
@@ -36,9 +36,9 @@ _KINDS = {
 
 
 _SAYS = {
-    "extra_forbidden": "unknown word; {near}",
+    "extra_forbidden": "unknown key; {near}",
     "missing": "missing; set it",
-    "invalid_key": "is no word of a recipe; words are text",
+    "invalid_key": "is no key of a recipe; keys are text",
     "string_too_short": "is empty; set it",
     "too_short": "is empty; give at least one",
     "too_long": "has {actual_length} elements; give {max_length}",
@@ -60,7 +60,7 @@ def explain(error: ValidationError, table: Any, kind: type[BaseModel] = Recipe) 
     inner = [(place, each) for place, each in found if not any(_is_inside(other, place) for other, _ in found)]
     inner.sort(
         key=lambda it: it[1]["type"] == "missing"
-    )  # a word at a wrong place says more than the place where it misses
+    )  # a key at a wrong place says more than the place where it misses
     place = inner[0][0]
     path = "".join(_step(part) for part in place).lstrip(".")
     others = len({other for other, _ in inner}) - 1
@@ -78,7 +78,7 @@ def _message(place: Place, errors: list[Any], kind: type[BaseModel]) -> str:
     of_value = [each for each in errors if each["type"] not in _KINDS]
     found = _show(errors[0]["input"])
     if not of_value:
-        return f"must be {' or '.join(dict.fromkeys(kinds))}, not {found}{_remedy(errors[0], kinds, _words_at(place, kind))}"
+        return f"must be {' or '.join(dict.fromkeys(kinds))}, not {found}{_remedy(errors[0], kinds, _keys_at(place, kind))}"
     first = of_value[0]
     near = _near(place, kind) if first["type"] == "extra_forbidden" else ""
     said = _SAYS.get(first["type"])
@@ -91,8 +91,8 @@ def _message(place: Place, errors: list[Any], kind: type[BaseModel]) -> str:
     )
 
 
-def _remedy(error: Any, kinds: Sequence[str], words: Sequence[str]) -> str:
-    """What to do about a value of another kind; `words` are those of the table that stands there."""
+def _remedy(error: Any, kinds: Sequence[str], keys: Sequence[str]) -> str:
+    """What to do about a value of another kind; `keys` are those of the table that stands there."""
     found = error["input"]
     if found is None:
         return "; set it"
@@ -100,18 +100,18 @@ def _remedy(error: Any, kinds: Sequence[str], words: Sequence[str]) -> str:
         return "; put it in quotes"
     if isinstance(found, str) and re.match(r"\w+:\S", found):
         return "; write a space behind the colon"
-    if isinstance(found, list) and words:
-        return f"; write `{words[0]}:` before it"
+    if isinstance(found, list) and keys:
+        return f"; write `{keys[0]}:` before it"
     return "; put '- ' before it" if isinstance(found, dict) and error["type"] == "tuple_type" else ""
 
 
 def _near(place: Place, kind: type[BaseModel]) -> str:
-    """What may be meant by an unknown word; at the top also a word of the tables below: `lr` for `train.lr`."""
-    word, words = str(place[-1]), _words_at(place[:-1], kind)
-    below = {each: ".".join((*table, each)) for table in _TABLES for each in _words_at(table)}
-    known = below | {each: each for each in words} if len(place) == 1 and kind is Recipe else {}
-    found = re.fullmatch(r"did you mean '(.+)'\?", nearest(word, known, 0.75))
-    return f"did you mean '{known[found[1]]}'?" if found else nearest(word, words)
+    """What may be meant by an unknown key; at the top also a key of the tables below: `lr` for `train.lr`."""
+    key, keys = str(place[-1]), _keys_at(place[:-1], kind)
+    below = {each: ".".join((*table, each)) for table in _TABLES for each in _keys_at(table)}
+    known = below | {each: each for each in keys} if len(place) == 1 and kind is Recipe else {}
+    found = re.fullmatch(r"did you mean '(.+)'\?", nearest(key, known, 0.75))
+    return f"did you mean '{known[found[1]]}'?" if found else nearest(key, keys)
 
 
 def _place(error: Any, table: Any) -> Place:
@@ -134,11 +134,11 @@ def _show(value: Any) -> str:
     return {"None": "nothing", "True": "true", "False": "false"}.get(repr(value), repr(value))[:80]
 
 
-def _words_at(place: Sequence[int | str], kind: type[BaseModel] = Recipe) -> tuple[str, ...]:
+def _keys_at(place: Sequence[int | str], kind: type[BaseModel] = Recipe) -> tuple[str, ...]:
     kinds: list[Any] = [kind]
     for part in place:
         kinds = [below for kind in kinds for below in _below(kind, part)]
-    return tuple(word for kind in kinds if _is_table(kind) for word in kind.model_fields)
+    return tuple(key for kind in kinds if _is_table(kind) for key in kind.model_fields)
 
 
 def _is_table(kind: Any) -> bool:
@@ -146,7 +146,7 @@ def _is_table(kind: Any) -> bool:
 
 
 def _below(kind: Any, part: int | str) -> Iterable[Any]:
-    """The types that may stand below a word, a key or a place in a list of a type."""
+    """The types that may stand below a key or a place in a list of a type."""
     if _is_table(kind):
         return _members(kind.model_fields[part].annotation) if part in kind.model_fields else ()
     inside = {dict: 1, tuple: 0}.get(get_origin(kind) or kind)

@@ -11,12 +11,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from pydantic_core import PydanticCustomError
 
 from limbeck.errors import UserError, nearest
-from limbeck.recipe.words import LAYER_MAPS, LOSS_WORDS, TAPS
+from limbeck.recipe.keys import LAYER_MAPS, LOSS_KEYS, TAPS
 from limbeck.system.files import path_of
 
 
 def wrong(below: str, message: str) -> PydanticCustomError:
-    """An error at a word (or a path of words) below the table that is being checked."""
+    """An error at a key (or a path of keys) below the table that is being checked."""
     return PydanticCustomError("wrong", "{message}", {"below": _path(below), "message": message})
 
 
@@ -52,7 +52,7 @@ def is_loss(value: str) -> str:
     if "." in value and ":" not in value:
         raise ValueError(f"{value[:80]!r} is no loss; one's own is named package.module:function")
     if ":" not in value:
-        return known("loss", LOSS_WORDS)(value)
+        return known("loss", LOSS_KEYS)(value)
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
         raise ValueError(f"{value[:80]!r} is no import path; write package.module:function")
     return value
@@ -111,14 +111,14 @@ LayerMap = (
 Loss = Annotated[
     str,
     AfterValidator(is_loss),
-    WithJsonSchema({"anyOf": [{"type": "string", "enum": list(LOSS_WORDS)}, {"type": "string", "pattern": ":"}]}),
+    WithJsonSchema({"anyOf": [{"type": "string", "enum": list(LOSS_KEYS)}, {"type": "string", "pattern": ":"}]}),
 ]
 Tap = Annotated[str, AfterValidator(known("tap", TAPS)), enum_of(TAPS)]
 Device = Annotated[str, AfterValidator(is_device)]
 
 
 class Strict(BaseModel):
-    """A table of a recipe: no unknown word, no number that is not finite, no change after loading."""
+    """A table of a recipe: no unknown key, no number that is not finite, no change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

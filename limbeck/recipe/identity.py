@@ -11,7 +11,7 @@ import yaml
 from limbeck.recipe import stages
 from limbeck.recipe.recipe import Recipe
 
-# words of a recipe that no bit of a student depends on, but for `eval_every` where the best weights are kept
+# keys of a recipe that no bit of a student depends on, but for `eval_every` where the best weights are kept
 FREE: dict[str, Any] = {
     "out": True,
     "question": True,

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from limbeck.errors import UserError, nearest
-from limbeck.recipe.explain import _show, _words_at, explain
+from limbeck.recipe.explain import _keys_at, _show, explain
 from limbeck.recipe.plain_yaml import flat, parse, require_plain
 from limbeck.recipe.recipe import Recipe
 from limbeck.system.files import path_of
@@ -63,7 +63,7 @@ def validated(where: str, table: dict[str, Any], overrides: Sequence[str] = ()) 
 
 
 def _asked(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Place -> what is to be given there, of all words that a recipe leaves to its user: `teacher: "??? a causal model"`."""
+    """Place -> what is to be given there, of all keys that a recipe leaves to its user: `teacher: "??? a causal model"`."""
     if isinstance(value, dict):
         for word, inner in value.items():
             yield from _asked(inner, f"{place}.{word}" if place else str(word))
@@ -98,7 +98,7 @@ def _read(recipe: str) -> tuple[str, dict[str, Any]]:
     except ValueError as error:
         raise UserError(f"{path}: not YAML: {flat(error)}; {COPY}") from None
     if not isinstance(table, dict):
-        raise UserError(f"{path}: a recipe is a table of words and values; {COPY}")
+        raise UserError(f"{path}: a recipe is a table of keys and values; {COPY}")
     given = {} if recipe in known else {"out": f"runs/{_stem(path)}"}
     return name, {"name": path.stem, **given, **table}
 
@@ -145,11 +145,11 @@ def _put(table: Any, path: list[str], value: Any, key: str, done: tuple[str, ...
         return [_put(item, *further) if i == int(word) else item for i, item in enumerate(table)]
     if table is None or isinstance(table, dict):
         table = table or {}
-        words = _words_at(done[2:] if done[:1] == ("stages",) else done)
-        if rest and word not in table and word not in words:
-            raise UserError(f"{key}: there is no '{word}'; {nearest(word, {*words, *map(str, table)})}")
+        keys = _keys_at(done[2:] if done[:1] == ("stages",) else done)
+        if rest and word not in table and word not in keys:
+            raise UserError(f"{key}: there is no '{word}'; {nearest(word, {*keys, *map(str, table)})}")
         return {**table, word: _put(table.get(word), *further)}
-    if isinstance(table, str) and "source" in _words_at(done):
+    if isinstance(table, str) and "source" in _keys_at(done):
         return _put({"source": table}, path, value, key, done)
     raise UserError(f"{key}: '{word}' cannot stand below a single value; {'.'.join(done)} is {_show(table)}")
 
@@ -157,4 +157,4 @@ def _put(table: Any, path: list[str], value: Any, key: str, done: tuple[str, ...
 # what pydantic found, in limbeck's words
 
 
-# the words that a recipe knows at a place
+# the keys that a recipe knows at a place

@@ -60,7 +60,7 @@ def _source(value: Any) -> Any:
 
 
 def source_of(said: str) -> Source:
-    """The model that a command names, in the words of a recipe: a folder, `embedded`, or a Hub id (`@revision`).
+    """The model that a command names, as a recipe says it: a folder, `embedded`, or a Hub id (`@revision`).
 
     Raises:
         UserError: it is no such name.
@@ -72,7 +72,7 @@ def source_of(said: str) -> Source:
         raise UserError(f"{said!r:.80} names no model ({why}); give a folder, embedded, or a Hub id") from None
 
 
-class EnsembleWords(Strict):
+class EnsembleKeys(Strict):
     """Several pretrained models over one vocabulary, whose predictions are averaged."""
 
     ensemble: tuple[Annotated[Source, BeforeValidator(_source)], ...] = Field(description="the members, two or more")
@@ -84,7 +84,7 @@ class EnsembleWords(Strict):
     )
 
     @model_validator(mode="after")
-    def _one_weight_each(self) -> EnsembleWords:
+    def _one_weight_each(self) -> EnsembleKeys:
         if len(self.ensemble) < 2:
             raise wrong("ensemble", "an ensemble has two members or more; name a single model itself")
         if self.weights is not None and len(self.weights) != len(self.ensemble):
@@ -93,7 +93,7 @@ class EnsembleWords(Strict):
 
 
 def _kind(value: Any) -> str:
-    return "several" if isinstance(value, EnsembleWords) or (isinstance(value, dict) and "ensemble" in value) else "one"
+    return "several" if isinstance(value, EnsembleKeys) or (isinstance(value, dict) and "ensemble" in value) else "one"
 
 
 class Student(Strict):
@@ -164,7 +164,7 @@ class Models(Strict):
         """The models behind `teacher`: one, or those of an ensemble; the first gives students their shape and tokenizer."""
         if self.teacher is None:
             return ()
-        return self.teacher.ensemble if isinstance(self.teacher, EnsembleWords) else (self.teacher,)
+        return self.teacher.ensemble if isinstance(self.teacher, EnsembleKeys) else (self.teacher,)
 
     @property
     def beginning(self) -> Source | None:
@@ -180,4 +180,4 @@ class Models(Strict):
         return teachers
 
 
-Teacher = Annotated[Annotated[Source, Tag("one")] | Annotated[EnsembleWords, Tag("several")], Discriminator(_kind)]
+Teacher = Annotated[Annotated[Source, Tag("one")] | Annotated[EnsembleKeys, Tag("several")], Discriminator(_kind)]

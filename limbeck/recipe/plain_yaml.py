@@ -12,7 +12,7 @@ from limbeck.errors import UserError
 SAID = {  # what YAML calls a mistake: what it means
     "could not find expected ':'": "a ':' is missing here or on the line before",
     "found character '\\t'": "a tab; indent with spaces",
-    "expected <block end>, but found": "indented otherwise than the words beside it, or a bracket too many",
+    "expected <block end>, but found": "indented otherwise than the keys beside it, or a bracket too many",
     "expected ',' or '}'": "a ',' or '}' is missing before this place",
     "expected ',' or ']'": "a ',' or ']' is missing before this place",
     "found unexpected end of stream": "a quotation mark is not closed",
@@ -26,7 +26,7 @@ _Fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain values, in which a word that stands twice is an error, and 1e-3 is a number."""
+    """YAML of plain values, in which a key that stands twice is an error, and 1e-3 is a number."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node, seen = super().compose_mapping_node(anchor), set()

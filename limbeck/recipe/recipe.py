@@ -1,6 +1,6 @@
 """Recipes: strict, torch-free types of everything that a run is a function of, and how a file becomes one.
 
-Precedence: defaults < YAML < command line (`key=value`). An unknown word stops before anything is loaded.
+Precedence: defaults < YAML < command line (`key=value`). An unknown key stops before anything is loaded.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from limbeck.recipe.fields import (
     seed_list,
     wrong,
 )
-from limbeck.recipe.models import RESERVED, EnsembleWords, Models
+from limbeck.recipe.keys import LOSS_KEYS, METRICS
+from limbeck.recipe.models import RESERVED, EnsembleKeys, Models
 from limbeck.recipe.settings import Setting
 from limbeck.recipe.train import Cache, Train
-from limbeck.recipe.words import LOSS_WORDS, METRICS
 from limbeck.system.files import path_of
 
 
@@ -93,13 +93,13 @@ class Recipe(Strict):
                         f"there is no teacher '{term.teacher:.80}'; {nearest(term.teacher, known)}",
                     )
                 if (
-                    isinstance(self.models.teacher, EnsembleWords)
+                    isinstance(self.models.teacher, EnsembleKeys)
                     and term.teacher == "teacher"
                     and not set(term.taps) <= {"logits", "exit"}
                 ):
                     raise wrong(
                         f"settings.{name}.terms.{number}.tap",
-                        "an ensemble has one voice, its logits; name a member in models.teachers, and say teacher: NAME",
+                        "an ensemble has nothing but logits; name a member in models.teachers, and say teacher: NAME",
                     )
         if self.models.teachers and self.models.teacher is None:
             raise wrong("models.teacher", "missing; one of the teachers gives the measure and the shape; set it")
@@ -117,7 +117,7 @@ class Recipe(Strict):
             return self
         for setting, table in self.settings.items():
             for number, term in enumerate(table.terms):
-                needs = term.loss in LOSS_WORDS and "teacher" in LOSS_WORDS[term.loss].needs
+                needs = term.loss in LOSS_KEYS and "teacher" in LOSS_KEYS[term.loss].needs
                 if needs and term.teacher == "teacher":
                     place = f"settings.{setting}.terms.{number}"
                     raise wrong("models.teacher", f"missing; {place} ({term.loss}) learns from a teacher; set it")

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from limbeck.errors import KINDS, nearest
 from limbeck.recipe.fields import Depth, LayerMap, Loss, Name, Positive, Strict, Tap, TextField, wrong
-from limbeck.recipe.words import LAYER_MAPS, LAYERED_TAPS, LOSS_WORDS, LossWords
+from limbeck.recipe.keys import LAYER_MAPS, LAYERED_TAPS, LOSS_KEYS, LossKeys
 
 
 class Ramp(Strict):
@@ -19,10 +19,10 @@ class Ramp(Strict):
     steps: Positive = Field(description="updates on the way")
 
 
-class TermWords(Strict):
+class TermKeys(Strict):
     """One weighted loss of a setting: `{loss: forward_kl, temperature: 2, weight: 0.5}`.
 
-    Words beyond those below are hyper-parameters of the loss.
+    Keys beyond those below are hyper-parameters of the loss.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -33,7 +33,7 @@ class TermWords(Strict):
         default="logits", description="the place that is compared; a list for a loss that takes several at once"
     )
     layers: LayerMap = Field(default="uniform", description=f"{', '.join(LAYER_MAPS)}, or {{student: teacher}}")
-    bridge: Literal["auto", "each", "shared", "none"] = Field(
+    projection: Literal["auto", "each", "shared", "none"] = Field(
         default="auto",
         description="widens the student's tensor; auto: one linear layer for each pair where widths differ",
     )
@@ -71,7 +71,7 @@ class TermWords(Strict):
         return dict(self.model_extra or {})
 
     @model_validator(mode="after")
-    def _fits_its_loss(self) -> TermWords:
+    def _fits_its_loss(self) -> TermKeys:
         layered = [tap for tap in self.taps if tap in LAYERED_TAPS]
         if self.teacher == "self" and self.taps[0] not in (
             "exit",
@@ -85,48 +85,48 @@ class TermWords(Strict):
         ):
             raise wrong("tap", f"a model has one {self.taps[0]} and cannot teach it to itself; compare exit or a layer")
         if self.layers != "uniform" and not layered:
-            raise wrong("layers", f"the tap {self.taps[0]} has no layers; leave the word out")
+            raise wrong("layers", f"the tap {self.taps[0]} has no layers; leave the key out")
         if not isinstance(self.tap, str) and len(self.taps) == 1:
             raise wrong("tap", f"a list of one; write {self.taps[0]}")
         if len(set(self.taps)) < len(self.taps):
             raise wrong("tap", f"one place stands twice in {', '.join(self.taps)}; name each once")
         if len(self.taps) > 1 and len(layered) < len(self.taps):
             raise wrong("tap", "several taps at once must all have layers; name one")
-        if self.loss in LOSS_WORDS:
-            self._fits(LOSS_WORDS[self.loss])
-            if self.teacher != "teacher" and "teacher" not in LOSS_WORDS[self.loss].needs:
-                raise wrong("teacher", f"the loss {self.loss} learns from no teacher; leave the word out")
+        if self.loss in LOSS_KEYS:
+            self._fits(LOSS_KEYS[self.loss])
+            if self.teacher != "teacher" and "teacher" not in LOSS_KEYS[self.loss].needs:
+                raise wrong("teacher", f"the loss {self.loss} learns from no teacher; leave the key out")
             if self.teacher == "self" and self.loss == "flow":
                 raise wrong("teacher", "flow goes from layer to layer, and all exits learn from one; use mse or cosine")
             if self.teacher != "teacher" and self.loss == "factor_transfer":
                 raise wrong("teacher", "a paraphraser is trained before the student; it needs the fixed teacher")
         return self
 
-    def _fits(self, words: LossWords) -> None:
-        kinds = words.parameters | words.made
+    def _fits(self, keys: LossKeys) -> None:
+        kinds = keys.parameters | keys.made
         for name, value in self.parameters.items():
             if name not in kinds:
                 near = nearest(name, (*type(self).model_fields, *kinds))
-                raise wrong(name, f"unknown word for the loss {self.loss}; {near}")
+                raise wrong(name, f"unknown key for the loss {self.loss}; {near}")
             said, holds = KINDS[kinds[name]]
             if not holds(value):
                 raise wrong(
                     name, f"must be {said}, not {str(value).lower() if isinstance(value, bool) else repr(value)}"
                 )
         for tap in self.taps:
-            if ("logits" if tap == "exit" else tap) not in words.taps:
-                compared = " or ".join(words.taps)
+            if ("logits" if tap == "exit" else tap) not in keys.taps:
+                compared = " or ".join(keys.taps)
                 raise wrong("tap", f"the loss {self.loss} compares {compared}, not {tap}; change tap or loss")
-        if len(self.taps) > 1 and not words.bundle:
+        if len(self.taps) > 1 and not keys.bundle:
             raise wrong("tap", f"the loss {self.loss} compares one tap; name one, and write a term for each")
-        if self.bridge != "auto" and not words.same_width:
-            raise wrong("bridge", f"the loss {self.loss} needs no bridge; leave the word out")
+        if self.projection != "auto" and not keys.same_width:
+            raise wrong("projection", f"the loss {self.loss} needs no projection; leave the key out")
 
 
 class Setting(Strict):
     """One way of distilling: the terms that its student minimises."""
 
-    terms: Annotated[tuple[TermWords, ...], Field(min_length=1)] = Field(description="the losses that are added up")
+    terms: Annotated[tuple[TermKeys, ...], Field(min_length=1)] = Field(description="the losses that are added up")
     peers: Annotated[int, Field(ge=1, le=26)] = Field(
         default=1, description="students that learn together, each from the others' terms `teacher: peers`"
     )
@@ -168,7 +168,7 @@ class Setting(Strict):
         if self.ema is not None and self.peers > 1:
             raise wrong("ema", "peers have no averages; leave ema or peers out")
         if self.alternate and self.peers < 2:
-            raise wrong("alternate", "one student has nobody to alternate with; set peers, or leave the word out")
+            raise wrong("alternate", "one student has nobody to alternate with; set peers, or leave the key out")
         return self
 
     @model_validator(mode="after")

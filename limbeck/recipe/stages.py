@@ -6,7 +6,7 @@
       - stage: logits
         models: {student: {init: $previous}}
 
-A stage's words stand over the shared ones, table by table; its settings, its layer map and the models that it names replace
+A stage's keys stand over the shared ones, table by table; its settings, its layer map and the models that it names replace
 theirs. `$hints`, or `$previous`, is the student that the stage trained with the same seed (or with its only seed): of the setting
 of the same name, or of its only setting; `$hints/NAME` names one. Of peers it is the first. A stage with `write` trains nothing and
 writes a text, which a later one reads as the corpus `$NAME`.
@@ -28,10 +28,10 @@ from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.stage_texts import JOINED, stage_of
 
 PREVIOUS = "$previous"
-SHARED = ("name", "question", "out")  # words of the whole
+SHARED = ("name", "question", "out")  # keys of the whole
 TRAINS = ("settings", "only", "cache", "report_to")  # words of a stage that trains
-OF_A_PROCESS = ("device", "threads", "deterministic")  # words of train that one process cannot change
-REPLACED = ("settings", "from_layers")  # tables whose words are names: a stage's stands in place of the shared one
+OF_A_PROCESS = ("device", "threads", "deterministic")  # keys of train that one process cannot change
+REPLACED = ("settings", "from_layers")  # tables whose keys are names: a stage's stands in place of the shared one
 MERGED = ("Data", "Masking", "Mixture", "Models", "Student", "Task", "Train", "Unlabelled")  # the other tables
 FOLDER = "stages"
 
@@ -106,10 +106,10 @@ def _of_each(overrides: Sequence[str], count: int) -> list[list[str]]:
 def _stage(
     where: str, shared: dict[str, Any], own: Any, before: Sequence[Recipe], everywhere: list[str], mine: list[str]
 ) -> Recipe:
-    """One stage: defaults < shared words < its own < overrides of all stages < overrides of this one."""
+    """One stage: defaults < shared keys < its own < overrides of all stages < overrides of this one."""
     place = f"{where}: stages[{len(before)}]"
     if not isinstance(own, dict):
-        raise UserError(f"{place}: must be a table of words and values, not {own!r:.80}")
+        raise UserError(f"{place}: must be a table of keys and values, not {own!r:.80}")
     for word in (*own, *(re.split(r"[.\[=]", override)[0] for override in mine)):
         if word in (*SHARED, "stages"):
             raise UserError(f"{place}.{word}: belongs to the whole; put it above the stages")
@@ -136,7 +136,7 @@ def _stage(
 
 
 def _over(shared: Any, own: Any) -> Any:
-    """A stage's value over the shared one: tables word by word, but not those that name a model."""
+    """A stage's value over the shared one: tables key by key, but not those that name a model."""
     if not isinstance(shared, dict) or not isinstance(own, dict) or own.keys() & {"source", "ensemble"}:
         return own
     return shared | {word: value if word in REPLACED else _over(shared.get(word), value) for word, value in own.items()}
@@ -296,7 +296,7 @@ def schema() -> dict[str, Any]:
     """The JSON schema of a recipe, with stages or without."""
     whole = Recipe.model_json_schema()
     tables, said = whole["$defs"], whole["properties"]
-    tables["Source"] = {"anyOf": [tables["Source"], {"type": "string", "minLength": 1}]}  # a bare word is enough
+    tables["Source"] = {"anyOf": [tables["Source"], {"type": "string", "minLength": 1}]}  # a bare name is enough
     said["only"]["anyOf"].append({"type": "string"})
     own = {word: value for word, value in said.items() if word not in SHARED}
     parts = {name: {**tables[name], "required": []} for name in MERGED} | {"": {"type": "object", "properties": own}}
@@ -304,7 +304,7 @@ def schema() -> dict[str, Any]:
     for name in MERGED:
         text = text.replace(f'"#/$defs/{name}"', f'"#/$defs/Stage{name}"')
     listed = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Stage"}}
-    listed["description"] = "recipes that are trained one after another, each over the words above"
+    listed["description"] = "recipes that are trained one after another, each over the keys above"
     either = [{"required": ["settings"]}, {"required": ["stages"]}]
     more = {"$defs": tables | json.loads(text), "properties": said | {"stages": listed}}
     return whole | more | {"required": ["name"], "anyOf": either}

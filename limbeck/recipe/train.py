@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from limbeck.recipe.fields import Device, Positive, Share, Strict, enum_of, known, wrong
-from limbeck.recipe.words import KEPT_BY
+from limbeck.recipe.keys import KEPT_BY
 
 
 class Train(Strict):
-    """Optimisation. One step is one update of every learner."""
+    """Optimisation. One step is one update of every student."""
 
-    steps: Positive = Field(default=1000, description="updates of every learner")
+    steps: Positive = Field(default=1000, description="updates of every student")
     batch_size: Positive = Field(default=32, description="blocks of one update, over all micro-batches and processes")
     accumulate: Positive = Field(
         default=1, description="micro-batches into which an update is split; the update stays the same"
@@ -33,7 +33,7 @@ class Train(Strict):
     )
     eps: Annotated[float, Field(gt=0)] = Field(default=1e-8, description="what AdamW adds to its denominator")
     clip: Annotated[float, Field(gt=0)] | None = Field(
-        default=1.0, description="largest gradient norm of a student; bridges apart"
+        default=1.0, description="largest gradient norm of a student; projections apart"
     )
     precision: Literal["auto", "fp32", "bf16", "fp64"] = Field(
         default="auto",

@@ -22,7 +22,7 @@ from limbeck.assemble.text import feed_of
 from limbeck.errors import UserError
 from limbeck.lab.data.evaluated import last_rows, loss_of
 from limbeck.recipe import identity
-from limbeck.recipe.arms import FOLDER, TUNING, Arm, Asked, StudyWords, placed_all, restricted
+from limbeck.recipe.arms import FOLDER, TUNING, Arm, Asked, StudyKeys, placed_all, restricted
 from limbeck.running import changes, disk_space, stages
 from limbeck.system import files, locks
 from limbeck.system.processes import World
@@ -44,7 +44,7 @@ class Planned(NamedTuple):
 
 
 def resolved(
-    words: StudyWords,
+    keys: StudyKeys,
     arms: list[Planned],
     folder: Path,
     world: World,
@@ -59,11 +59,11 @@ def resolved(
     Raises:
         UserError: the folder holds another study, or something else.
     """
-    if len(arms) == 1 and not words.resolves and (folder / rundir.MANIFEST).is_file():
+    if len(arms) == 1 and not keys.resolves and (folder / rundir.MANIFEST).is_file():
         return arms  # it has begun as one run
     known = _read(folder, key)
     arms = arms if known else _planned(arms, world)
-    parts = known["parts"] if known else _parts(words, arms, world, tell)
+    parts = known["parts"] if known else _parts(keys, arms, world, tell)
     whole = [arms[part["arm"]] for part in parts]
     found = [restricted(it.arm, part["settings"], steps=part["steps"]) for it, part in zip(whole, parts, strict=True)]
     if len(parts) == len(arms) and all(part["whole"] for part in parts):
@@ -154,10 +154,10 @@ def _losses(folder: Path) -> dict[str, float]:
     return {name: sum(each) / len(each) for name, each in values.items()}
 
 
-def key(words: StudyWords, arms: Sequence[Arm]) -> str:
+def key(keys: StudyKeys, arms: Sequence[Arm]) -> str:
     """sha256 of what was asked for."""
     plain = [[table.model_dump(mode="json", exclude=identity.FREE) for table in arm.tables] for arm in arms]
-    return hashlib.sha256(json.dumps([words.model_dump(mode="json"), plain], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([keys.model_dump(mode="json"), plain], sort_keys=True).encode()).hexdigest()
 
 
 def _read(folder: Path, key: str) -> dict[str, Any] | None:
@@ -174,21 +174,21 @@ def _read(folder: Path, key: str) -> dict[str, Any] | None:
     return told
 
 
-def _parts(words: StudyWords, arms: Sequence[Planned], world: World, tell: Tell) -> list[dict[str, Any]]:
+def _parts(keys: StudyKeys, arms: Sequence[Planned], world: World, tell: Tell) -> list[dict[str, Any]]:
     """Every arm in parts: its settings, one by one or in groups, and the updates of each."""
     parts: list[dict[str, Any]] = []
     one: float | None = None  # what an update of the first setting of the first arm costs
     for number, (arm, plans) in enumerate(arms):
         assert plans is not None
         plan, names, steps = plans[arm.last.stage], list(arm.last.chosen), arm.last.train.steps
-        if words.equal:
-            price = (_seconds if words.equal == "seconds" else _flops)(plan, world, tell)
+        if keys.equal:
+            price = (_seconds if keys.equal == "seconds" else _flops)(plan, world, tell)
             one = one or price[names[0]]
             count = {name: max(1, round(steps * one / price[name])) for name in names}
-            tell(f"equal {words.equal}: " + ", ".join(f"{name} {count[name]:,} updates" for name in names))
+            tell(f"equal {keys.equal}: " + ", ".join(f"{name} {count[name]:,} updates" for name in names))
             groups = [[name] for name in names]
         else:
-            count, groups = dict.fromkeys(names, steps), _groups(plan, names, words.together, world, tell)
+            count, groups = dict.fromkeys(names, steps), _groups(plan, names, keys.together, world, tell)
         parts += [
             {"arm": number, "settings": group, "steps": count[group[0]], "whole": len(groups) == 1} for group in groups
         ]
@@ -206,14 +206,14 @@ def _groups(plan: design.Design, names: list[str], together: int | None, world: 
     return [names[start : start + size] for start in range(0, len(names), size)]
 
 
-def require(words: StudyWords, plan: design.Design, world: World, whole: bool) -> None:
-    """Whether the machine holds an arm, by estimates: as a `whole`, or split into as small groups as the words of the study allow.
+def require(keys: StudyKeys, plan: design.Design, world: World, whole: bool) -> None:
+    """Whether the machine holds an arm, by estimates: as a `whole`, or split into as small groups as the keys of the study allow.
 
     Raises:
         UserError: it does not.
     """
     names = list(plan.recipe.chosen)
-    size = len(names) or 1 if whole else words.together or 1
+    size = len(names) or 1 if whole else keys.together or 1
     for start in range(0, len(names), size):
         disk_space.fits(_of(plan, names[start : start + size]), world)
 

@@ -49,7 +49,7 @@ KEPT = (
     "forced",
     "changed",
 )  # by a run that goes on
-NAMED = 4  # changed words of a recipe that an error names
+NAMED = 4  # changed keys of a recipe that an error names
 
 
 class Changes(NamedTuple):
@@ -86,10 +86,10 @@ def compared(
     Raises:
         UserError: it would be another run, and nobody said `force`.
     """
-    words, facts = changed_words(folder, began, table), changes(began, goes_on)
+    keys, facts = changed_keys(folder, began, table), changes(began, goes_on)
     if facts.harmful and not force:
         raise other_facts(folder, facts.harmful)
-    found = Changes(*(one + other for one, other in zip(words, facts, strict=True)))
+    found = Changes(*(one + other for one, other in zip(keys, facts, strict=True)))
     ends = ("by force, and is no function of its recipe any more", "but not in the same bits", "in the same bits")
     for several, end in zip(found, ends, strict=True):
         for what in several:
@@ -119,8 +119,8 @@ def finished(folder: Path, table: Recipe, before: Mapping[str, Recipe]) -> list[
     return found
 
 
-def changed_words(folder: Path, began: Facts, table: Recipe) -> Changes:
-    """The words of a recipe that are others than when the run in a folder began, each with both values.
+def changed_keys(folder: Path, began: Facts, table: Recipe) -> Changes:
+    """The keys of a recipe that are others than when the run in a folder began, each with both values.
 
     More updates do no harm where the rate of those that are done does not depend on their number: under a constant schedule
     with the same warm-up.
@@ -131,12 +131,12 @@ def changed_words(folder: Path, began: Facts, table: Recipe) -> Changes:
         return Changes(["the recipe"] if other else [], [], [])
     then, now = (_flat(one) for one in _named(before.model_dump(mode="json"), table.model_dump(mode="json")))
     harmful, free = [], []
-    for word in dict.fromkeys([*then, *now]):
-        if then.get(word) != now.get(word) and word not in ("out", "name"):
-            longer = word == "train.steps" and extends(before, table)
-            said = f"{word} ({_short(then.get(word))} then, {_short(now.get(word))} now)"
-            chooses = word == "train.eval_every" and table.measure is not None  # the weights that are kept
-            (free if longer or (_is_free(word) and not chooses) else harmful).append(said)
+    for key in dict.fromkeys([*then, *now]):
+        if then.get(key) != now.get(key) and key not in ("out", "name"):
+            longer = key == "train.steps" and extends(before, table)
+            said = f"{key} ({_short(then.get(key))} then, {_short(now.get(key))} now)"
+            chooses = key == "train.eval_every" and table.measure is not None  # the weights that are kept
+            (free if longer or (_is_free(key) and not chooses) else harmful).append(said)
     if before.name != table.name:
         harmful.append(f"name ({before.name} then, {table.name} now)")
     return Changes(harmful, [], free)
@@ -165,12 +165,12 @@ def longer(folder: Path, began: Facts, table: Recipe) -> bool:
     return before is not None and identity(before) == began["recipe_sha256"] and table.train.steps > before.train.steps
 
 
-def other_recipe(folder: Path, words: Sequence[str]) -> UserError:
+def other_recipe(folder: Path, keys: Sequence[str]) -> UserError:
     """The error for a recipe whose changes make it another run."""
-    more = f" and {len(words) - NAMED} more" if len(words) > NAMED else ""
+    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
     return UserError(
         f"{folder}: holds a run of another recipe; choose another folder with out=DIR, put back what changed: "
-        f"{', '.join(words[:NAMED])}{more}; or, while it is not done, go on all the same with --force"
+        f"{', '.join(keys[:NAMED])}{more}; or, while it is not done, go on all the same with --force"
     )
 
 
@@ -208,7 +208,7 @@ def _recorded(folder: Path, stage: str) -> Recipe | None:
         plain = of_run((folder / rundir.RECIPE).read_text(encoding="utf-8"))
         if "stages" in plain:
             (own,) = (it for it in plain["stages"] if it["stage"] == stage)
-            plain = {word: plain[word] for word in stages.SHARED} | own
+            plain = {key: plain[key] for key in stages.SHARED} | own
         return Recipe.model_validate(plain)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
@@ -217,7 +217,7 @@ def _recorded(folder: Path, stage: str) -> Recipe | None:
 def _flat(value: Any, place: str = "") -> Facts:
     """Every value of nested tables and lists under its path."""
     if isinstance(value, dict):
-        parts = {f"{place}.{word}" if place else word: it for word, it in value.items()}
+        parts = {f"{place}.{key}" if place else key: it for key, it in value.items()}
     elif isinstance(value, list):
         parts = {f"{place}[{number}]": it for number, it in enumerate(value)}
     else:
@@ -225,8 +225,8 @@ def _flat(value: Any, place: str = "") -> Facts:
     return {path: it for part, inner in parts.items() for path, it in _flat(inner, part).items()} or {place: value}
 
 
-def _is_free(word: str) -> bool:
-    top, _, inner = word.partition(".")
+def _is_free(key: str) -> bool:
+    top, _, inner = key.partition(".")
     said = FREE.get(top.partition("[")[0])
     return said is True or (isinstance(said, set) and inner in said)
 
@@ -243,6 +243,6 @@ def _at(facts: Facts, path: tuple[str, ...]) -> Any:
     if path == ("teachers",):
         return [teacher["sha256"] for teacher in facts.get("teachers", [])]
     value: Any = facts
-    for word in path:
-        value = value and value.get(word)
+    for key in path:
+        value = value and value.get(key)
     return value

@@ -14,12 +14,12 @@ from limbeck.assemble.model_files import ModelFiles
 from limbeck.assemble.text import feed_of, read_text
 from limbeck.models import pretrained
 from limbeck.recipe import stage_texts, stages
-from limbeck.recipe.arms import Arm, StudyWords
-from limbeck.recipe.models import EnsembleWords
+from limbeck.recipe.arms import Arm, StudyKeys
+from limbeck.recipe.keys import LAYERED_TAPS, LOSS_KEYS
+from limbeck.recipe.models import EnsembleKeys
 from limbeck.recipe.recipe import Recipe
-from limbeck.recipe.settings import Setting, TermWords
+from limbeck.recipe.settings import Setting, TermKeys
 from limbeck.recipe.stage_texts import parts
-from limbeck.recipe.words import LAYERED_TAPS, LOSS_WORDS
 from limbeck.system import precision
 from limbeck.system.processes import World
 from limbeck.text.corpora import find_files
@@ -67,13 +67,13 @@ def lines(
     return found
 
 
-def study(words: StudyWords, arms: Sequence[Arm], trials: int) -> list[str]:
+def study(keys: StudyKeys, arms: Sequence[Arm], trials: int) -> list[str]:
     """What a study of several arms trains, arm by arm."""
     rows: list[Row] = [("arms", "settings", "updates")]
     rows += [(f"  {arm.name or '-'}", ", ".join(arm.last.chosen), arm.last.train.steps) for arm in arms]
-    if words.equal:
-        rows.append(("", f"updates at equal {words.equal} are counted when it runs"))
-    if words.tune:
+    if keys.equal:
+        rows.append(("", f"updates at equal {keys.equal} are counted when it runs"))
+    if keys.tune:
         rows.append(("", f"tuned first: {trials} trials of every setting, on a validation part"))
     return _aligned(rows)
 
@@ -177,7 +177,7 @@ def _models(plan: design.Design, inherited: Sequence[str]) -> list[str]:
             rows.append((f"  {who}", config.model_type, *shape, size.parameters, flops))
     rows += [("", line) for line in inherited]
     average = plan.recipe.models.teacher
-    if isinstance(average, EnsembleWords):
+    if isinstance(average, EnsembleKeys):
         rows.append(("", f"an ensemble of {len(average.ensemble)}, averaging {average.average.replace('_', '-')}"))
     said = {f"{name} is": source.source for name, source in design.named_sources(plan.recipe.models).items()}
     said["student begins as"] = plan.recipe.models.student.init
@@ -193,8 +193,10 @@ def _settings(table: Recipe, plan: design.Design | None) -> list[str]:
     for name, setting in table.chosen.items():
         for i, term in enumerate(setting.terms):
             layers = maps.get(name, {}).get(term.label, term.layers if set(term.taps) & set(LAYERED_TAPS) else "")
-            aids = _aids(plan, name, i) if plan else ""
-            rows.append(("" if i else f"  {name}", term.label, _loss(term, plan, name, i), _weight(term), aids, layers))
+            modules = _modules(plan, name, i) if plan else ""
+            rows.append(
+                ("" if i else f"  {name}", term.label, _loss(term, plan, name, i), _weight(term), modules, layers)
+            )
         rows += [("", "", note) for note in _notes(setting, table)]
     return _aligned(rows)
 
@@ -214,14 +216,14 @@ def _notes(setting: Setting, table: Recipe) -> list[str]:
     return notes
 
 
-def _loss(term: TermWords, plan: design.Design | None, setting: str, number: int) -> str:
+def _loss(term: TermKeys, plan: design.Design | None, setting: str, number: int) -> str:
     """The loss with its hyper-parameters, and what becomes of heads and of batches."""
     words = [f"{name} {value}" for name, value in term.parameters.items()]
     if plan and plan.terms[setting][number].per == "batch":
         words.append(f"of {plan.recipe.train.batch_size // plan.recipe.train.accumulate} rows")
     if plan and plan.terms[setting][number].per != "token" and "mask" not in plan.terms[setting][number].needs:
         words.append("takes no mask: padding counts")
-    if term.loss in LOSS_WORDS and LOSS_WORDS[term.loss].padding:
+    if term.loss in LOSS_KEYS and LOSS_KEYS[term.loss].padding:
         words.append("padding counts")
     teacher = terms.shape_of(term, plan.student, plan.roles) if plan else None
     if plan and teacher and {"scores", "probs"} & set(term.taps):
@@ -230,26 +232,26 @@ def _loss(term: TermWords, plan: design.Design | None, setting: str, number: int
     return ", ".join([term.loss, *words])
 
 
-def _weight(term: TermWords) -> str:
+def _weight(term: TermKeys) -> str:
     weight = term.weight
     if isinstance(weight, int | float):
         return f"{weight:g}"
     return f"{weight.start:g} to {weight.end:g} in {weight.steps:,}"
 
 
-def _aids(plan: design.Design, setting: str, number: int) -> str:
-    """The modules of a term: `2 of 192->384` for bridges, other kinds by their names."""
-    made = plan.aids[setting][number]
+def _modules(plan: design.Design, setting: str, number: int) -> str:
+    """The modules of a term: `2 of 192->384` for projections, other kinds by their names."""
+    made = plan.modules[setting][number]
     kinds = Counter(
-        f"{aid.in_features}->{aid.out_features}" if isinstance(aid, torch.nn.Linear) else _kind(aid)
-        for aid in made.values()
+        f"{module.in_features}->{module.out_features}" if isinstance(module, torch.nn.Linear) else _kind(module)
+        for module in made.values()
     )
     return ", ".join(f"{count} of {kind}" for kind, count in kinds.items())
 
 
-def _kind(aid: torch.nn.Module) -> str:
+def _kind(module: torch.nn.Module) -> str:
     return {"Sequential": "translator", "ContrastiveMemory": "memory"}.get(
-        type(aid).__name__, type(aid).__name__.lower()
+        type(module).__name__, type(module).__name__.lower()
     )
 
 

@@ -268,7 +268,7 @@ def _is_done(folder: Path, table: Recipe, before: Sequence[Recipe], force: bool)
     try:
         began = files.read_json(folder / rundir.MANIFEST)
         status, earlier = began["status"], began.get("earlier", {})
-        harmful = changes.changed_words(folder, began, table).harmful
+        harmful = changes.changed_keys(folder, began, table).harmful
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{folder}: is there and is no run, or a damaged one; choose another folder with out=DIR"

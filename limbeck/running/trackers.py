@@ -68,7 +68,7 @@ def require(names: Sequence[str]) -> None:
     """
     for name in names:
         if not any(map(find_spec, PACKAGES[name])):
-            raise UserError(f"report_to: {name} is not installed; pip install limbeck[{name}], or leave the word out")
+            raise UserError(f"report_to: {name} is not installed; pip install limbeck[{name}], or leave the key out")
 
 
 def _tracker(name: str, run: str, folder: Path) -> Any:

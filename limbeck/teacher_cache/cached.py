@@ -52,15 +52,15 @@ class Cached(Actor):
         self._teacher, self._kept = teacher, kept
         self._recall = Recall(teacher.tapped, length)
 
-    def read(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
+    def forward(self, batch: Batch, moment: Moment = START, whole: bool = True) -> Readout:
         """Recalls the answers to a batch; raises UserError for text that the teacher has not read."""
         found = self._kept.answers(batch)
         return self._recall.readout(found.states, batch["attention_mask"], found.features, self._logits)
 
     def _logits(self, features: Tensor) -> Tensor:
-        return dense(self.speak(features))
+        return dense(self.logits(features))
 
-    def speak(self, features: Tensor, tap: str = "logits") -> Tensor | TopK:
+    def logits(self, features: Tensor, tap: str = "logits") -> Tensor | TopK:
         """Features of some tokens `[n, F]` -> logits `[n, V]`."""
         return self._kept.predictions(features)
 

@@ -224,9 +224,9 @@ class AnswerShelf:
         device, found = self.teacher.model.device, {}
         here = {name: tensor.to(device) for name, tensor in batch.items()}
         with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            readout = self.teacher.read(here, whole=bool(self.kept.columns))
+            readout = self.teacher.forward(here, whole=bool(self.kept.columns))
             if self.kept.columns:
-                logits, packing = self.teacher.speak(readout.features[here["select"]]), self.kept.packing
+                logits, packing = self.teacher.logits(readout.features[here["select"]]), self.kept.packing
                 found[LOGITS] = packing.pack(TopK.of(logits, packing.k)) if packing else logits.float().cpu().numpy()
             for name, state in readouts.states(readout, self.kept.states).items():
                 found[name], scale = shrink(state[here["attention_mask"].bool()], self.kept.how)

@@ -15,7 +15,7 @@
 | `readers` | Readers of one file, or of one data set of the Hub, document by document or row by row. |
 | `row_feed` | Batches of task rows as pure functions of (seed, step), padded to their longest row, or to a length. |
 | `rows` | Rows of a task: labelled texts, or pairs of them, become memory-mapped rows of tokens, each as long as it is. |
-| `tables` | Rows of tables: lines become fields, fields get the names of their columns, and a recipe's words pick among them. |
+| `tables` | Rows of tables: lines become fields, fields get the names of their columns, and a recipe's keys pick among them. |
 | `tokenise` | Text to ids: the tokenizer's special tokens, and the proof that teacher and student read the same ids. |
 | `unchanged` | Whether a text is still the one that a finished run read, without tokenising it, and without asking the Hub. |
 | `augment/` | Copies of rows with words replaced. |

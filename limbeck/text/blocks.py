@@ -132,7 +132,7 @@ def content_of(data: Data, encoder: Encoder) -> Facts:
 
 
 def corpora_of(data: Data) -> list[Any]:
-    """What the documents of both parts are a function of, beside the words of the recipe: as JSON."""
+    """What the documents of both parts are a function of, beside the keys of the recipe: as JSON."""
     return [[fingerprint(one.corpus), _heldout_key(one)] for one in each(data)]
 
 

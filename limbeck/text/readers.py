@@ -18,7 +18,7 @@ from limbeck.system import hub
 from limbeck.text.tables import TABLES, Column, Wanted, table_records
 
 Document = tuple[str, str]  # (name, text)
-Row = dict[str, Any]  # word of the recipe -> value
+Row = dict[str, Any]  # key of the recipe -> value
 
 KINDS = (".txt", ".jsonl", ".json", ".parquet", *TABLES)
 PACKINGS = (".gz", ".xz", ".zst")

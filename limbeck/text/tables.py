@@ -1,4 +1,4 @@
-"""Rows of tables: lines become fields, fields get the names of their columns, and a recipe's words pick among them."""
+"""Rows of tables: lines become fields, fields get the names of their columns, and a recipe's keys pick among them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Wanted:
     """The columns that a recipe asks for.
 
     Args:
-        columns: word of the recipe -> the column's name, or its number (from 0) where a file has no line of names.
-        table: the recipe's table in which those words stand: `data` or `data.task`.
+        columns: key of the recipe -> the column's name, or its number (from 0) where a file has no line of names.
+        table: the recipe's table in which those keys stand: `data` or `data.task`.
         longest: bytes of a text; a longer one is an error.
     """
 
@@ -59,7 +59,7 @@ class Wanted:
                 raise self._missing(word, column, names, where)
 
     def pick(self, row: Any, where: str) -> dict[str, Any]:
-        """Word of the recipe -> its text; `label` is the value as it is, None where it is missing or empty.
+        """Key of the recipe -> its text; `label` is the value as it is, None where it is missing or empty.
 
         Raises:
             UserError: not a row with these columns, or a column that holds no text.

@@ -107,7 +107,7 @@ def encode_rows(
 ) -> list[Encoded]:
     """The tokens of every row, special tokens included, cut to `length`.
 
-    The library's own truncation is not asked for: it also builds every way of pairing the pieces that it cuts off.
+    The library's own truncation is not asked for: it also builds every way of pairing the tokens that it cuts off.
     """
     rows = texts if pairs is None else list(zip(texts, pairs, strict=True))
     with _able():

@@ -1,7 +1,7 @@
-"""A model with a smaller vocabulary: its most frequent pieces, and the rows of its embedding and output that belong to them.
+"""A model with a smaller vocabulary: its most frequent tokens, and the rows of its embedding and output that belong to them.
 
-What it says of a text that is made of kept pieces is what it said before: its hidden states are the same, and so are the logits
-of the kept pieces. Rarer words are spelled with more pieces.
+What it says of a text that is made of kept tokens is what it said before: its hidden states are the same, and so are the logits
+of the kept tokens. Rarer words are spelled with more tokens.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Growth(NamedTuple):
 class Trimmed(NamedTuple):
     """What became of a model: numbers before and after."""
 
-    pieces: tuple[int, int]
+    vocabulary: tuple[int, int]
     parameters: tuple[int, int]
     growth: Growth
 
@@ -64,7 +64,7 @@ class Trimmed(NamedTuple):
         more = 100 * (tokens[1] / tokens[0] - 1) if tokens[0] else 0.0
         changed = 100 * words[1] / words[0] if words[0] else 0.0
         return [
-            f"{'pieces':14} {self.pieces[0]:,} -> {self.pieces[1]:,}",
+            f"{'vocabulary':14} {self.vocabulary[0]:,} -> {self.vocabulary[1]:,} tokens",
             f"{'parameters':14} {self.parameters[0]:,} -> {self.parameters[1]:,}",
             f"{'tokens':14} {tokens[0]:,} -> {tokens[1]:,} ({more:+.1f} %), unknown {unknown[0]:,} -> {unknown[1]:,}",
             f"{'words':14} {changed:.1f} % of {words[0]:,} are spelled anew",
@@ -77,8 +77,8 @@ def trim(model: str, out: str | Path, size: int, corpora: Sequence[str], fields:
     Args:
         model: a folder, `embedded` or a Hub id (`org/name@revision`).
         out: the folder that is made.
-        size: how many pieces stay, special tokens included.
-        corpora: texts in which pieces are counted, in the words of `data.corpus`.
+        size: how many tokens stay, special tokens included.
+        corpora: texts in which tokens are counted, in the words of `data.corpus`.
         fields: columns that hold text, by name, or by number from 0 where a file has no line of names; a corpus is read for
             those of them that it has.
 
@@ -86,7 +86,7 @@ def trim(model: str, out: str | Path, size: int, corpora: Sequence[str], fields:
         UserError: no usable model, a tokenizer that cannot be trimmed, no text, no such size, or `out` is there already.
 
     Example:
-        >>> trim("bert", "bert-8000", 8000, ["train.tsv"], ["sentence"]).pieces   # doctest: +SKIP
+        >>> trim("bert", "bert-8000", 8000, ["train.tsv"], ["sentence"]).vocabulary   # doctest: +SKIP
         (30522, 8000)
     """
     place = path_of(out)
@@ -98,19 +98,19 @@ def trim(model: str, out: str | Path, size: int, corpora: Sequence[str], fields:
     there = trim_tokenizer.read(json.loads(before.to_str()))
     if (highest := max(there.ids.values())) >= config.vocab_size:
         raise UserError(
-            f"{model}: the tokenizer has a piece {highest}, and the model {config.vocab_size} rows; mend it"
+            f"{model}: the tokenizer has a token {highest}, and the model {config.vocab_size} rows; mend it"
         )
     core = trim_tokenizer.core(there, size, _named(config))
     whole = pretrained.model_of(source, getattr(config, "dtype", None) or torch.float32, config=config)
     kept = trim_tokenizer.choose(there, count(before, texts(corpora, fields), config.vocab_size), size, core)
     sizes = [whole.num_parameters()]
-    keep_rows(whole, [there.ids[piece] for piece in kept])
+    keep_rows(whole, [there.ids[token] for token in kept])
     sizes.append(whole.num_parameters())
     with _appearing(place) as folder:
         whole.save_pretrained(folder)
         _save_tokenizer(tokenizer, kept, folder)
         after = reader(pretrained.tokenizer_of(Source(source=str(folder))))
-        if after.get_vocab() != {piece: i for i, piece in enumerate(kept)}:
+        if after.get_vocab() != {token: i for i, token in enumerate(kept)}:
             raise UserError(
                 f"{model}: a tokenizer of the class {type(tokenizer).__name__} cannot be trimmed; save it as a plain tokenizer.json"
             )
@@ -170,7 +170,7 @@ def _encoded(tokenizer: Tokenizer, batch: list[str]) -> list[Encoding]:
 
 
 def count(tokenizer: Tokenizer, some: Iterable[str], rows: int) -> list[int]:
-    """How often each of `rows` pieces stands in texts."""
+    """How often each of `rows` tokens stands in texts."""
     total = np.zeros(rows, np.int64)
     for batch in _batches(some):
         for encoding in _encoded(tokenizer, batch):
@@ -186,7 +186,7 @@ def growth(before: Tokenizer, after: Tokenizer, some: Iterable[str]) -> Growth:
         some: the texts.
     """
     left = after.get_vocab()
-    gone = np.array([number for piece, number in before.get_vocab().items() if piece not in left], np.int64)
+    gone = np.array([number for token, number in before.get_vocab().items() if token not in left], np.int64)
     unknown = [_unknown(tokenizer) for tokenizer in (before, after)]
     tokens, lost, words, characters = np.zeros(2, int), np.zeros(2, int), np.zeros(2, int), 0
     for batch in _batches(some):
@@ -272,10 +272,10 @@ def _named(config: PretrainedConfig) -> set[int]:
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[str], folder: Path) -> None:
-    """Its settings as they are, and its table with these pieces alone."""
+    """Its settings as they are, and its table with these tokens alone."""
     tokenizer.save_pretrained(folder)
     for path in (folder / name for name in type(tokenizer).vocab_files_names.values()):
-        path.unlink(missing_ok=True)  # the same pieces in an older form: vocab.txt, merges.txt
+        path.unlink(missing_ok=True)  # the same tokens in an older form: vocab.txt, merges.txt
     table = trim_tokenizer.cut(json.loads(serialised(tokenizer)), kept)
     (folder / "tokenizer.json").write_text(json.dumps(table, ensure_ascii=False, indent=1), encoding="utf-8")
 
@@ -296,4 +296,4 @@ def _appearing(place: Path) -> Iterator[Path]:
 
 def _card(model: str, corpora: Sequence[str], found: Trimmed) -> str:
     numbers = "\n".join(found.lines())
-    return f"# {model} with {found.pieces[1]:,} pieces\n\nTrimmed by limbeck; pieces counted in {', '.join(corpora)}.\n\n```\n{numbers}\n```\n"
+    return f"# {model} with {found.vocabulary[1]:,} tokens\n\nTrimmed by limbeck; tokens counted in {', '.join(corpora)}.\n\n```\n{numbers}\n```\n"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.distil.learner import Learner, take, weights
-from limbeck.recipe.words import MEASURES
+from limbeck.recipe.keys import MEASURES
 from limbeck.training.loop import RunState
 
 
@@ -66,7 +66,7 @@ class Keeper:
 
     Args:
         bests: of every learner.
-        measure: a name of `words.MEASURES`, in the line of an evaluation or among its metrics.
+        measure: a name of `keys.MEASURES`, in the line of an evaluation or among its metrics.
         patience: evaluations in a row without a better one, after which a learner stops; None: never.
     """
 

@@ -129,7 +129,7 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items() if not name.startswith("optimizer.")}
 
 
-def aids(place: Path, learner: str) -> dict[str, Tensor]:
+def modules(place: Path, learner: str) -> dict[str, Tensor]:
     """The modules that a learner had learned by at a checkpoint: name of a parameter -> its value.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Finished students as plain Hugging Face folders: weights, config, tokenizer, model card. Bridges stay behind."""
+"""Finished students as plain Hugging Face folders: weights, config, tokenizer, model card. Projections stay behind."""
 
 from __future__ import annotations
 

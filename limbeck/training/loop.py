@@ -290,7 +290,7 @@ def _row(
         "grad_norm": norms.whole,
         "grad_norm_mean": sum(norms.layers) / len(norms.layers),
         "grad_norm_layers": norms.layers,
-        "grad_norm_bridges": norms.bridges,
+        "grad_norm_bridges": norms.modules,
         "lr": norms.learning_rate,
         "skipped": tally.skipped,
         "accumulate": tally.micro_batches,

@@ -57,7 +57,7 @@ def untrained() -> Tokenizer:
 
 
 def train(corpus: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Return a tokenizer of at most `vocabulary` pieces, trained on the texts."""
+    """Return a tokenizer of at most `vocabulary` tokens, trained on the texts."""
     tokenizer = untrained()
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary, special_tokens=SPECIALS, limit_alphabet=ALPHABET, show_progress=False
@@ -81,14 +81,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the uncased WordPiece tokenizer that limbeck carries.")
     parser.add_argument("--corpus", nargs="+", type=Path, required=True, help=".jsonl or .jsonl.xz, field `text`")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tokenizer")
-    parser.add_argument("--vocabulary", type=int, default=8192, help="pieces, special tokens included")
+    parser.add_argument("--vocabulary", type=int, default=8192, help="tokens, special tokens included")
     parser.add_argument("--characters", type=int, default=100_000_000, help="read no more of --corpus than this")
     args = parser.parse_args()
     corpus = first((text for path in args.corpus for text in texts(path)), args.characters)
     prose = (text for _, text in documents())
     tokenizer = train((text for part in (corpus, prose) for text in part), args.vocabulary)
     save(tokenizer, args.out)
-    print(f"{tokenizer.get_vocab_size()} pieces in {args.out}")
+    print(f"{tokenizer.get_vocab_size()} tokens in {args.out}")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def forks() -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
 def fork(world: Path, tmp_path_factory: pytest.TempPathFactory, forks: Callable[..., Any]) -> Fork:
     """Runs a tiny recipe into a folder, in a fork: `out`, what is changed in the recipe, and a job's words.
 
-    One of its two settings has all that must be remembered: bridges, an average of its weights, a memory bank, a balance.
+    One of its two settings has all that must be remembered: projections, an average of its weights, a memory bank, a balance.
     """
     recipes = tmp_path_factory.mktemp("recipes")
 

@@ -103,7 +103,7 @@ def test_one_line_of_50_megabytes(refused: Refused, tmp_path: Path) -> None:
     assert refused({"data": {"corpus": str(path)}}).endswith("break it into documents, or raise data.longest")
 
 
-def test_the_limit_is_a_word_of_the_recipe(refused: Refused, tmp_path: Path) -> None:
+def test_the_limit_is_a_key_of_the_recipe(refused: Refused, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(GOOD)
     longest = max(map(len, GOOD.splitlines()))

@@ -49,7 +49,7 @@ CONTRAST = Term(
     (Pair("pooled", "pooled", memory="memory"),),
     constant(0.1),
     per="row",
-    aids={"memory": contrastive_memory(16, 24, width=8, negatives=4)},
+    modules={"memory": contrastive_memory(16, 24, width=8, negatives=4)},
 )
 
 
@@ -142,7 +142,7 @@ FEW = {(*SPLITS[1], min(SAID), True), (*SPLITS[4], max(SAID), False)}
     [pytest.param(*case, marks=() if case in FEW else pytest.mark.slow) for case in sorted(CASES)],
 )
 def test_the_update_is_the_same(size: int, rows: int, parts: int, error: str, back: bool) -> None:
-    """In fp64 without dropout to 1e-10: weights, bridges, losses and norms of every step."""
+    """In fp64 without dropout to 1e-10: weights, projections, losses and norms of every step."""
     feed, plain = Rows(size), Rows(size)
     terms = spoiled(feed, rows, SAID[error], since=1, back=back)
     one, twin = learner("multi-seed0", terms), learner("multi-seed0", MULTI)
@@ -195,7 +195,7 @@ def test_what_the_failed_try_has_seen_is_forgotten() -> None:
         one = learner("a", terms)
         teacher = Frozen("teacher", frozen().model, ["hidden.2", "pooled", "logits"])
         run(feed, [(one, terms)], teacher)
-        memory: Any = one.bridges["memory"]
+        memory: Any = one.modules["memory"]
         assert memory.updates == 3 and not memory._seen
         ends.append({"bank": memory.teacher_bank.clone(), "student": memory.student_bank.clone(), **parameters_of(one)})
     close(*ends)
@@ -224,7 +224,7 @@ def test_of_peers_that_take_turns_each_is_updated_once() -> None:
     for rows in (4, 99):
         feed = Rows()
         peer = replace(LOGIT, name="peer", teacher="peers")
-        inner = replace(HIDDEN, pairs=(replace(HIDDEN.pairs[1], teacher="hidden.2", bridge=None),), teacher="peers")
+        inner = replace(HIDDEN, pairs=(replace(HIDDEN.pairs[1], teacher="hidden.2", projection=None),), teacher="peers")
         pair = [learner(f"mutual-seed0-{name}", (peer, inner), seed=seed) for seed, name in enumerate("ab")]
         cast = schemes.mutual(pair, {}, (peer, inner), alternate=True)
         late = short(feed, inner, rows)

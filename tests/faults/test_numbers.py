@@ -118,14 +118,14 @@ CONTRAST = Term(
     (Pair("pooled", "pooled", memory="memory"),),
     constant(0.1),
     per="row",
-    aids={"memory": contrastive_memory(16, 24, width=8, negatives=4)},
+    modules={"memory": contrastive_memory(16, 24, width=8, negatives=4)},
 )
 
 
 @pytest.mark.parametrize("which", [term.name for term in (*MULTI, LABEL)])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None], ids=["nan", "inf", "-inf", "gradient"])
 def test_a_broken_step_changes_nothing_of_its_learner(which: str, bad: float | None) -> None:
-    """Weights, bridges, moments: as before the step, bit for bit; the line says which term; the next step is taken."""
+    """Weights, projections, moments: as before the step, bit for bit; the line says which term; the next step is taken."""
     feed, terms, states = Rows(), (*MULTI, LABEL), []
     spoiled = tuple(broken(feed, term, [1], bad) if term.name == which else term for term in terms)
     one = learner("multi-seed0", spoiled, dropout=0.1)
@@ -156,13 +156,13 @@ def test_the_layer_is_the_first_whose_gradient_is_not_finite() -> None:
     assert trained(course(feed, still, steps=1))[0].rows[0]["skipped"] == "gradient, layer 2"
 
 
-def test_a_gradient_of_a_bridge_alone_is_found() -> None:
-    """Bridges are clipped apart, and one that is lost poisons its student a step later."""
+def test_a_gradient_of_a_projection_alone_is_found() -> None:
+    """Projections are clipped apart, and one that is lost poisons its student a step later."""
     feed, one = Rows(), learner("multi-seed0", MULTI)
-    one.bridges["hidden-1"].weight.register_hook(lambda gradient: gradient * math.inf)  # pyright: ignore
+    one.modules["hidden-1"].weight.register_hook(lambda gradient: gradient * math.inf)  # pyright: ignore
     before = bits(one)
     records = trained(course(feed, still_of(frozen(), [(one, MULTI)]), steps=1))
-    assert records[0].rows[0]["skipped"] == "gradient, bridges"
+    assert records[0].rows[0]["skipped"] == "gradient, modules of the terms"
     same(before, bits(one))
 
 
@@ -191,8 +191,8 @@ def test_a_skipped_step_is_as_if_it_had_not_been_but_for_its_number() -> None:
             same(before, bits(one, average))
             assert row["skipped"] and row["lr"] == 2e-3
         trained(replace(run, start=2, steps=4))
-        assert not torch.equal(before["ema-seed0 bridges.memory.teacher_bank"], one.bridges["memory"].teacher_bank)  # pyright: ignore
-        assert one.bridges["memory"].updates == 3  # pyright: ignore
+        assert not torch.equal(before["ema-seed0 bridges.memory.teacher_bank"], one.modules["memory"].teacher_bank)  # pyright: ignore
+        assert one.modules["memory"].updates == 3  # pyright: ignore
         ends.append(bits(one, average))
     same(*ends)
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from limbeck.losses import LOSSES
-from limbeck.recipe.settings import TermWords
+from limbeck.recipe.settings import TermKeys
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -34,7 +34,7 @@ def test_a_docstring_says_what_a_user_asks(reference: ModuleType, name: str) -> 
     said = reference.parsed(name)
     assert said["body"] and said["when"] and ">>>" in said["Example"]
     assert "arXiv" in said["source"] or "doi" in said["source"]
-    term = TermWords(**yaml.safe_load(said["Recipe"]))
+    term = TermKeys(**yaml.safe_load(said["Recipe"]))
     assert term.loss == name
     table = reference.table()
     assert f"[`{name}`]({name}.md)" in table

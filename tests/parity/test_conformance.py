@@ -98,7 +98,7 @@ def cached(teacher: Frozen, one: Learner, batches: Sequence[Batch], folder: Path
 
 
 def in_bf16(teacher: Frozen, one: Learner, batches: Sequence[Batch], **_: Any) -> Found:
-    one.model.float(), one.bridges.float(), teacher.model.bfloat16()
+    one.model.float(), one.modules.float(), teacher.model.bfloat16()
     return step(teacher, one, batches, autocast=torch.bfloat16, world=World())
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.losses import LOSSES, attention_kl, attention_mse, attention_scores_mse
 from limbeck.losses.sparse import TopK
-from limbeck.recipe.words import LOSS_WORDS
+from limbeck.recipe.keys import LOSS_KEYS
 from parity.cases import CASES, RUNS, SIZES, TINY, Case, Given, counts, fresh, inputs, leaves
 
 SQUARE = {"B": 3, "T": 3, "S": 5}  # as many rows as tokens: there a mask of rows looks like one of tokens
@@ -226,7 +226,7 @@ def test_lists_of_other_tokens_are_refused(name: str, tail: bool) -> None:
 
 @pytest.mark.parametrize(
     ("loss", "parameter", "kind"),
-    [(loss, *each) for loss, words in LOSS_WORDS.items() for each in words.parameters.items() if each[1] != "flag"],
+    [(loss, *each) for loss, keys in LOSS_KEYS.items() for each in keys.parameters.items() if each[1] != "flag"],
 )
 def test_what_a_recipe_refuses_is_refused_in_code(loss: str, parameter: str, kind: str) -> None:
     given = inputs(next(name for name, case in CASES.items() if case.loss == loss))

@@ -27,8 +27,8 @@ from limbeck.recipe.settings import Setting
 
 LENGTHS = (9, 4, 7, 1, 6)
 INSIDE: list[dict[str, Any]] = [
-    {"loss": "tinybert_hidden_mse", "tap": "embedding", "bridge": "shared"},
-    {"loss": "tinybert_hidden_mse", "tap": "hidden", "layers": "skip", "bridge": "shared"},
+    {"loss": "tinybert_hidden_mse", "tap": "embedding", "projection": "shared"},
+    {"loss": "tinybert_hidden_mse", "tap": "hidden", "layers": "skip", "projection": "shared"},
     {"loss": "tinybert_scores_mse", "tap": "scores", "layers": "skip"},
 ]
 
@@ -98,20 +98,22 @@ def by_code(student: Any, teacher: Any, fit: nn.Module | None, rows: dict[str, T
 
 
 def by_limbeck(student: Any, teacher: Any, said: list[dict[str, Any]], rows: dict[str, Tensor]) -> Any:
-    """The same by a learner's lesson; also its bridge."""
+    """The same by a learner's lesson; also its projection."""
     student, teacher = copy.deepcopy(student), copy.deepcopy(teacher)
     made = terms.of_setting(Setting.model_validate({"terms": said}), student.config, {"teacher": teacher.config}, "a")
-    aids = projections.build({n: m for term in made for n, m in term.aids.items()}, projections.Making(0, 100)).double()
+    modules = projections.build(
+        {n: m for term in made for n, m in term.modules.items()}, projections.Making(0, 100)
+    ).double()
     taps = {side: sorted({tap for term in made for tap in term.taps(side)}) for side in ("student", "teacher")}
     how = Optimisation(constant(1e-3), weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, clip=None)
-    one = Learner("a", student, taps["student"], seed=0, bridges=aids, optimisation=how)
+    one = Learner("a", student, taps["student"], seed=0, modules=modules, optimisation=how)
     fixed = Frozen("teacher", teacher, taps["teacher"])
     still = schemes.together([schemes.offline(one, {"teacher": fixed}, made)], chunk=100)
     tally = still.gradients(*views([rows]), 0)["a"]
     named = dict(one.model.named_parameters())
-    named |= {f"fit.{n.partition('.')[2]}": p for n, p in aids.named_parameters()}
+    named |= {f"fit.{n.partition('.')[2]}": p for n, p in modules.named_parameters()}
     found = {name: p.grad for name, p in named.items() if p.grad is not None}
-    return torch.stack(list(tally.terms.values())).sum(), found, next(iter(aids.values()), None)
+    return torch.stack(list(tally.terms.values())).sum(), found, next(iter(modules.values()), None)
 
 
 def agree(mine: tuple[Tensor, dict[str, Tensor]], theirs: tuple[Tensor, dict[str, Tensor]]) -> None:

@@ -30,15 +30,15 @@ from limbeck.distil.teachers import Frozen
 from limbeck.errors import Interrupted
 from limbeck.lab.page import report
 from limbeck.losses import LOSSES
+from limbeck.recipe.keys import LOSS_KEYS
 from limbeck.recipe.load import load
-from limbeck.recipe.settings import Setting, TermWords
-from limbeck.recipe.words import LOSS_WORDS
+from limbeck.recipe.settings import Setting, TermKeys
 from limbeck.system.processes import World
 
 BLOCKS, STEPS, PARAPHRASER = 12, 4, 5
 PLAINLY = Optimisation(constant(1e-3), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=None)
 OF_SCORES = ("squared_error",)  # losses of a task whose labels are numbers
-TAPS = [(loss, tap) for loss, words in LOSS_WORDS.items() if len(words.taps) > 1 for tap in words.taps]
+TAPS = [(loss, tap) for loss, keys in LOSS_KEYS.items() if len(keys.taps) > 1 for tap in keys.taps]
 
 
 def quick(term: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def of_scores(world: Path, out: Path) -> dict[str, Any]:
 class Moved:
     """What became of one student, on the training batch and in fp64."""
 
-    began: float  # the term with the student and the aids of the start
+    began: float  # the term with the student and the modules of the start
     ended: float  # with those of the end; what is no parameter, such as a memory, as at the start
     slope: float  # the derivative along the student's own way, by central differences
     gradient: float  # the same by the gradient
@@ -166,7 +166,7 @@ def moved(study: Study, run: limbeck.Run) -> dict[str, Moved]:
 def named(learner: Learner) -> dict[str, torch.nn.Parameter]:
     """What is trained, by the names of a checkpoint."""
     found = {f"model.{name}": parameter for name, parameter in learner.model.named_parameters()}
-    return found | {f"bridges.{name}": p for name, p in learner.bridges.named_parameters() if p.requires_grad}
+    return found | {f"bridges.{name}": p for name, p in learner.modules.named_parameters() if p.requires_grad}
 
 
 # every loss
@@ -175,10 +175,10 @@ def named(learner: Learner) -> dict[str, torch.nn.Parameter]:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_recipe_of_a_docstring_is_a_term(loss: str) -> None:
     said = fragment(loss)
-    term = TermWords.model_validate(said)
+    term = TermKeys.model_validate(said)
     assert term.loss == loss
-    assert set(term.parameters) <= set(LOSS_WORDS[loss].parameters) | set(LOSS_WORDS[loss].made)
-    assert set(said) <= {*TermWords.model_fields, *term.parameters}
+    assert set(term.parameters) <= set(LOSS_KEYS[loss].parameters) | set(LOSS_KEYS[loss].made)
+    assert set(said) <= {*TermKeys.model_fields, *term.parameters}
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_metrics_of_every_loss(trained: Everything, setting: str) -> None:
         (label,) = row["terms"]
         numbers = [row["loss"], row["terms"][label], row["grad_norm_bridges"], *row["grad_norm_layers"]]
         assert all(math.isfinite(number) for number in numbers)
-        assert row["grad_norm"] > 0, "the student itself learns, and not its bridges alone"
+        assert row["grad_norm"] > 0, "the student itself learns, and not its projections alone"
         assert row["gradient_share"] == ({label: 1.0} if row["step"] in (1, 3) else None)
 
 
@@ -235,10 +235,10 @@ def in_longer_padding(said: list[dict[str, Any]]) -> tuple[list[dict[str, Tensor
     teacher, student = bert(24, 4, seed=99), bert(16, 2, seed=0)
     made = terms.of_setting(Setting.model_validate({"terms": said}), student.config, {"teacher": teacher.config}, "a")
     taps = {side: sorted({tap for term in made for tap in term.taps(side)}) for side in ("student", "teacher")}
-    aids = projections.build(
-        {n: m for term in made for n, m in term.aids.items()}, projections.Making(0, BLOCKS)
+    modules = projections.build(
+        {n: m for term in made for n, m in term.modules.items()}, projections.Making(0, BLOCKS)
     ).double()
-    one = Learner("a", student, taps["student"], seed=0, bridges=aids, optimisation=PLAINLY)
+    one = Learner("a", student, taps["student"], seed=0, modules=modules, optimisation=PLAINLY)
     still: Still = still_of(Frozen("teacher", teacher, taps["teacher"]), [(one, made)], chunk=7)
     short = batch()
     fill = {"labels": -100, "documents": -1}
@@ -258,17 +258,17 @@ def in_longer_padding(said: list[dict[str, Any]]) -> tuple[list[dict[str, Tensor
 
 def test_padding_counts_in_no_loss() -> None:
     """Longer padding, and other tokens in it, change no value and no gradient; but of losses that say so, below."""
-    values, gradients = in_longer_padding([term for term in named_terms() if not LOSS_WORDS[term["loss"]].padding])
+    values, gradients = in_longer_padding([term for term in named_terms() if not LOSS_KEYS[term["loss"]].padding])
     for name, value in values[0].items():
         torch.testing.assert_close(value, values[1][name], rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("loss", [loss for loss, words in LOSS_WORDS.items() if words.padding])
+@pytest.mark.parametrize("loss", [loss for loss, keys in LOSS_KEYS.items() if keys.padding])
 def test_padding_counts_where_a_loss_says_so(loss: str) -> None:
     """As in the code that it repeats: its denominator holds padding, and so do its padded queries or states."""
-    (short, longer), gradients = in_longer_padding([{"loss": loss, "tap": LOSS_WORDS[loss].taps[0], "name": "it"}])
+    (short, longer), gradients = in_longer_padding([{"loss": loss, "tap": LOSS_KEYS[loss].taps[0], "name": "it"}])
     assert abs(longer["it"] / short["it"] - 1) > 1e-3
     assert any((mine - theirs).abs().max() > 1e-6 for mine, theirs in zip(*gradients, strict=True))
 
@@ -284,17 +284,17 @@ def test_a_nan_of_any_model_skips_the_step_of_every_loss(whose: str) -> None:
 
     if whose == "teacher":
         spoil(teacher)
-    said = {loss: {"terms": [quick(fragment(loss))]} for loss in LOSSES if "teacher" in LOSS_WORDS[loss].needs}
+    said = {loss: {"terms": [quick(fragment(loss))]} for loss in LOSSES if "teacher" in LOSS_KEYS[loss].needs}
     for name, setting in said.items():
         student = bert(16, 2, seed=0)
         made = terms.of_setting(Setting.model_validate(setting), student.config, {"teacher": teacher.config}, name)
         taps = sorted({tap for term in made for tap in term.taps("student")})
-        aids = projections.build(
-            {n: m for term in made for n, m in term.aids.items()}, projections.Making(0, BLOCKS)
+        modules = projections.build(
+            {n: m for term in made for n, m in term.modules.items()}, projections.Making(0, BLOCKS)
         ).double()
         if whose == "student":
             spoil(student)
-        cast.append((Learner(name, student, taps, seed=0, bridges=aids, optimisation=PLAINLY), made))
+        cast.append((Learner(name, student, taps, seed=0, modules=modules, optimisation=PLAINLY), made))
     taps = sorted({tap for _, made in cast for term in made for tap in term.taps("teacher")})
     still = still_of(Frozen("teacher", teacher, taps), cast, chunk=7)
     before = {one.name: {name: p.detach().clone() for name, p in named(one).items()} for one, _ in cast}

@@ -41,11 +41,11 @@ def terms(*said: dict[str, Any], **more: Any) -> dict[str, Any]:
         ),
         (
             terms(AT_EXIT | {"layers": {1: 2}}, exits=[1]),
-            "settings.one.terms[0].layers: the tap exit has no layers; leave the word out",
+            "settings.one.terms[0].layers: the tap exit has no layers; leave the key out",
         ),
         (
             terms(AT_EXIT | {"teacher": "self"}, exits=[1]),
-            "settings.one.terms[0].teacher: the loss cross_entropy learns from no teacher; leave the word out",
+            "settings.one.terms[0].teacher: the loss cross_entropy learns from no teacher; leave the key out",
         ),
         (
             terms({"loss": "mse", "tap": "exit"}, exits=[1]),
@@ -56,8 +56,8 @@ def terms(*said: dict[str, Any], **more: Any) -> dict[str, Any]:
             "settings.one.terms[0].tap: the loss contrastive compares pooled, not exit; change tap or loss",
         ),
         (
-            terms(OWN | {"bridge": "each"}, exits=[1]),
-            "settings.one.terms[0].bridge: the loss forward_kl needs no bridge; leave the word out",
+            terms(OWN | {"projection": "each"}, exits=[1]),
+            "settings.one.terms[0].projection: the loss forward_kl needs no projection; leave the key out",
         ),
         (
             terms({"loss": "forward_kl", "tap": ["exit", "hidden"]}, exits=[1]),

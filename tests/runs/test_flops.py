@@ -63,7 +63,7 @@ def of_rows(place: Path, out: Path, **more: Any) -> dict[str, Any]:
 
 
 def of_text(place: Path, out: Path) -> dict[str, Any]:
-    """Running text, with bridges and maps."""
+    """Running text, with projections and maps."""
     return recipe(place, out, only=["multi"], train={"steps": STEPS, "eval_every": 99})
 
 

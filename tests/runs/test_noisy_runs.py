@@ -56,7 +56,7 @@ def test_the_share_is_the_recipes(world: Path, tmp_path: Path) -> None:
     one, calm = study.stills[0].actors["teacher"], study.teachers["logit-seed0"]["teacher"]
     assert isinstance(one, Noisy) and isinstance(calm, Frozen)
     given = study.feeds[0].batch(0)
-    ratio = one.read(given)["embedding"] / calm.read(given)["embedding"]
+    ratio = one.forward(given)["embedding"] / calm.forward(given)["embedding"]
     dropped = ratio == 0
     assert abs(dropped.double().mean() - 0.25) < 0.05
     torch.testing.assert_close(ratio[~dropped], torch.full_like(ratio[~dropped], 4 / 3))

@@ -72,15 +72,15 @@ def test_a_loss_of_ones_own_trains(own: Callable[[str], str], world: Path, tmp_p
             {"loss": f"{name}:batch", "tap": "hidden"},
         ],
         "shared": [
-            {"loss": "mse", "tap": "hidden", "bridge": "shared"},
-            {"loss": f"{name}:tokens", "tap": "hidden", "bridge": "shared"},
+            {"loss": "mse", "tap": "hidden", "projection": "shared"},
+            {"loss": f"{name}:tokens", "tap": "hidden", "projection": "shared"},
         ],
         "pooled": [{"loss": "mse", "tap": "pooled"}, {"loss": f"{name}:tokens", "tap": "pooled"}],
         "logits": [{"loss": "forward_kl", "temperature": 2.0}, {"loss": f"{name}:logits", "temperature": 2.0}],
         "labels": [{"loss": "cross_entropy"}, {"loss": f"{name}:labels"}],
     }
     said = {f"{what}-{i}": {"terms": [term]} for what, some in twins.items() for i, term in enumerate(some)}
-    said["unlike"] = {"terms": [{"loss": f"{name}:lengths", "tap": "hidden", "bridge": "none"}]}
+    said["unlike"] = {"terms": [{"loss": f"{name}:lengths", "tap": "hidden", "projection": "none"}]}
     said["relations"] = {"terms": [{"loss": f"{name}:relations", "tap": ["query", "value"], "name": "r"}]}
     path = list(sys.path)
     table = recipe(world, tmp_path / "run", settings=said, train={"steps": 3, "eval_every": 3})
@@ -154,9 +154,9 @@ def test_a_loss_that_is_none(
 
 
 def test_a_loss_is_tried_out_on_the_widths_that_it_gets(own: Callable[[str], str], world: Path, tmp_path: Path) -> None:
-    """Without a bridge it is given 16 and 24: what cannot be subtracted must not be found out by the run."""
-    said = {"loss": f"{own(OWN)}:tokens", "tap": "hidden", "bridge": "none"}
-    with pytest.raises(UserError, match="bridge"):
+    """Without a projection it is given 16 and 24: what cannot be subtracted must not be found out by the run."""
+    said = {"loss": f"{own(OWN)}:tokens", "tap": "hidden", "projection": "none"}
+    with pytest.raises(UserError, match="projection"):
         api.check(recipe(world, tmp_path / "run", settings={"a": {"terms": [said]}}))
 
 

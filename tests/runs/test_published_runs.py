@@ -1,4 +1,4 @@
-"""The losses of TinyBERT's code in whole runs of a task, in which padding counts: how far rows are padded is then a word."""
+"""The losses of TinyBERT's code in whole runs of a task, in which padding counts: how far rows are padded is then a key."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from limbeck.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("fast")
 INSIDE = [
-    {"loss": "tinybert_hidden_mse", "tap": "embedding", "bridge": "shared"},
-    {"loss": "tinybert_hidden_mse", "tap": "hidden", "layers": "skip", "bridge": "shared"},
+    {"loss": "tinybert_hidden_mse", "tap": "embedding", "projection": "shared"},
+    {"loss": "tinybert_hidden_mse", "tap": "hidden", "layers": "skip", "projection": "shared"},
     {"loss": "tinybert_scores_mse", "tap": "scores", "layers": "skip"},
 ]
 SETTINGS = {"inside": {"terms": INSIDE}, "prediction": {"terms": [{"loss": "tinybert_soft_cross_entropy"}]}}
@@ -54,6 +54,6 @@ def test_running_text_has_no_padding(tmp_path: Path) -> None:
     table: dict[str, Any] = of_text(tmp_path, tmp_path / "run")
     table["data"]["pad_to"] = "max_length"
     with pytest.raises(
-        UserError, match=r"data\.pad_to: running text is packed into blocks without padding; leave the word"
+        UserError, match=r"data\.pad_to: running text is packed into blocks without padding; leave the key"
     ):
         api.check(table)

@@ -178,7 +178,7 @@ def test_students_begin_as_what_the_stage_before_left(go: Callable[..., limbeck.
     assert initial(other) == {f"x-seed{seed}": left[f"b-seed{seed}"] for seed in (0, 1)}
 
 
-def test_bridges_go_on_where_names_and_shapes_agree(
+def test_projections_go_on_where_names_and_shapes_agree(
     go: Callable[..., limbeck.Run], world: Path, tmp_path: Path
 ) -> None:
     more = [{"loss": "mse", "tap": "embedding", "name": "words"}, {"loss": "forward_kl"}]
@@ -206,11 +206,11 @@ def test_bridges_go_on_where_names_and_shapes_agree(
             for init in ("$hints", str(hints.students["kl-seed0"]))
         )
         assert goes_on.optimizer.state_dict()["state"] == {}, "the optimizer begins anew"
-        for (name, mine), fresh in zip(goes_on.bridges.named_parameters(), anew.bridges.parameters(), strict=True):
+        for (name, mine), fresh in zip(goes_on.modules.named_parameters(), anew.modules.parameters(), strict=True):
             carried = name in kept and kept[name].shape == mine.shape
             assert torch.equal(mine, kept[name] if carried else fresh), name
             assert not carried or not torch.equal(mine, fresh), name
-        names = {name for name, _ in goes_on.bridges.named_parameters()}
+        names = {name for name, _ in goes_on.modules.named_parameters()}
         assert any(name.startswith("words") for name in names - kept.keys()) and names & kept.keys()
 
 
@@ -466,5 +466,5 @@ def test_two_processes_are_one(world: Path, tmp_path: Path, fast: None) -> None:
 def test_the_modules_of_the_last_checkpoint_are_kept(hinted: limbeck.Run) -> None:
     """Those of a checkpoint before it would be of other weights."""
     folder = inner(hinted, "hints").folder / "checkpoints"
-    last, before = (checkpoint.aids(folder / f"step-00000{step}", "kl-seed0") for step in (4, 2))
+    last, before = (checkpoint.modules(folder / f"step-00000{step}", "kl-seed0") for step in (4, 2))
     assert last.keys() == before.keys() and not any(torch.equal(last[name], before[name]) for name in last)

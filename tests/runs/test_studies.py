@@ -181,7 +181,7 @@ def test_killed_between_arms_it_goes_on(train: Train, monkeypatch: pytest.Monkey
 
 def test_trackers_are_no_part_of_a_study(train: Train, world: Path, tmp_path: Path) -> None:
     asked = [arms.asked(recipe(world, tmp_path / "x", vary=RATES, report_to=names)) for names in ([], ["tensorboard"])]
-    assert len({studies.key(one.words, one.arms()) for one in asked}) == 1
+    assert len({studies.key(one.keys, one.arms()) for one in asked}) == 1
 
 
 def test_a_folder_with_something_else_is_refused(train: Train, tmp_path: Path, through: limbeck.Run) -> None:

@@ -266,11 +266,11 @@ def test_half_of_every_batch_has_no_label(world: Path, tuned: limbeck.Run, tmp_p
     still, whole = study.stills[0], [feed.batch(0)]
     (one,) = still.learners
     tally = still.gradients(*views(whole), 0)[one.name]
-    logits = one.speak(one.read(whole[0]).features).detach()
+    logits = one.logits(one.forward(whole[0]).features).detach()
     labels, taught = whole[0]["labels"], still.actors["teacher"]
     expected = torch.nn.functional.cross_entropy(logits[labels != -100], labels[labels != -100])
     torch.testing.assert_close(tally.terms["label"], expected)
-    target = taught.speak(taught.read(whole[0]).features)
+    target = taught.logits(taught.forward(whole[0]).features)
     kl = torch.nn.functional.kl_div(logits.log_softmax(-1), target.softmax(-1), reduction="batchmean")
     torch.testing.assert_close(tally.terms["logit"], kl)
     run = limbeck.run(said, quiet=True)
@@ -382,13 +382,13 @@ MISTAKES = [
     (["data.task.kind=regression"], "made for single_label_classification, and the task is a regression; take another"),
     (["data.heldout=0.0001", "data.corpus={folder}/opinions/train.tsv"], "no row to hold out with data.heldout at 0.0001"),
     (["data.heldout=nope.tsv"], "nope.tsv: no such file or folder; name"),
-    (["data.positions=masked"], "data.positions: rows of a task are not masked; leave the word out"),
-    (["data.masking.mode=static"], "data.masking: rows of a task are not masked; leave the word out"),
-    (["data.masking.probability=0.3"], "data.masking: rows of a task are not masked; leave the word out"),
+    (["data.positions=masked"], "data.positions: rows of a task are not masked; leave the key out"),
+    (["data.masking.mode=static"], "data.masking: rows of a task are not masked; leave the key out"),
+    (["data.masking.probability=0.3"], "data.masking: rows of a task are not masked; leave the key out"),
     (["data.unlabelled.share=0.3"], "makes 2.4 rows, and must be a whole number of them beside others"),
     (["data.unlabelled.corpus=nope.tsv"], "nope.tsv: no such file or folder; name"),
     (["data.task=null"], "a classifier of rows, and the data are running text; set data.task, or take a language model"),
-    (["settings.soft.terms.0.loss=squared_error", "settings.soft.terms.0.temperature=null"], "unknown word for the loss"),
+    (["settings.soft.terms.0.loss=squared_error", "settings.soft.terms.0.temperature=null"], "unknown key for the loss"),
     (["settings.inner.terms.0.loss=squared_error"], "settings.inner.logit: squared_error learns scores; use cross_entropy"),
     (["data.task.label=null"], "cross_entropy learns labels, and data.task.label is null; name their column"),
     (["models.teacher={folder}/bert"], "models.teacher: a language model, which predicts no class yet; fine-tune it first"),

@@ -230,7 +230,7 @@ def test_some_tokens_of_a_prediction_are_near(world: Path, tmp_path: Path) -> No
 
 def _said(actor: Any, batch: Any) -> torch.Tensor:
     with torch.no_grad():
-        return dense(actor.speak(actor.read(batch).features[batch["select"]])).double()
+        return dense(actor.logits(actor.forward(batch).features[batch["select"]])).double()
 
 
 READING = [
@@ -452,7 +452,7 @@ def test_a_row_of_other_text_is_refused(what: str, world: Path, tmp_path: Path) 
     study = build_study(plan, World(), read_text(plan, lambda line: None))
     teacher: Any = study.stills[0].actors["teacher"]
     batch = study.feeds[0].batch(0)
-    assert teacher.read(batch).features.shape[:2] == batch["input_ids"].shape
+    assert teacher.forward(batch).features.shape[:2] == batch["input_ids"].shape
     other = {name: tensor.clone() for name, tensor in batch.items()}
     if what == "blocks":
         other["blocks"] = other["blocks"].flip(0)
@@ -461,7 +461,7 @@ def test_a_row_of_other_text_is_refused(what: str, world: Path, tmp_path: Path) 
     else:
         other["input_ids"][2, 4] += 1
     with pytest.raises(UserError, match=r"row \d+ is another text than the teacher read; remove the folder"):
-        teacher.read(other)
+        teacher.forward(other)
 
 
 # interrupted

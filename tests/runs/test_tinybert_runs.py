@@ -14,8 +14,8 @@ import limbeck
 
 STEPS = {"general": 4, "teacher": 5, "intermediate": 4, "prediction": 6}
 LAYERS = [
-    {"loss": "mse", "tap": "embedding", "bridge": "each"},
-    {"loss": "cosine", "tap": "hidden", "layers": "uniform", "bridge": "each"},
+    {"loss": "mse", "tap": "embedding", "projection": "each"},
+    {"loss": "cosine", "tap": "hidden", "layers": "uniform", "projection": "each"},
     {"loss": "attention_scores_mse", "tap": "scores", "layers": "uniform"},
 ]
 

@@ -139,7 +139,7 @@ def test_initial_students_are_equal_over_settings_and_differ_over_seeds(finished
 
 @pytest.mark.parametrize("name", ["logit-seed0", "multi-seed1"])
 def test_the_exported_student_is_the_learner(finished: limbeck.Run, name: str) -> None:
-    """Loaded by transformers alone: the checkpoint's tensors, the checkpoint's logits, nothing of limbeck, no bridge."""
+    """Loaded by transformers alone: the checkpoint's tensors, the checkpoint's logits, nothing of limbeck, no projection."""
     place = finished.students[name]
     exported = AutoModelForMaskedLM.from_pretrained(place).eval()
     assert exported.config._attn_implementation != "limbeck" and "limbeck" not in (place / "config.json").read_text()
@@ -159,7 +159,7 @@ def test_the_exported_student_is_the_learner(finished: limbeck.Run, name: str) -
     ids = torch.randint(5, 60, (2, 10), generator=torch.Generator().manual_seed(0))
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        torch.testing.assert_close(exported(**given).logits, learner.read(given)["logits"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(exported(**given).logits, learner.forward(given)["logits"], rtol=1e-5, atol=1e-5)
 
 
 def study_of(table: Any) -> Study:

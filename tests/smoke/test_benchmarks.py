@@ -79,11 +79,13 @@ def test_the_peers_losses_are_limbecks() -> None:
     still = sides.still_of(shape, "fp32", 1)
     tally = still.gradients(*views([given]), 0)["setting0-seed0"]
     teacher, student = sides.plain_models(shape, torch.float32)
-    bridges = torch.nn.ModuleList(still.learners[0].bridges[name] for name in ("embedding:0", "hidden:1", "hidden:2"))
+    projections = torch.nn.ModuleList(
+        still.learners[0].modules[name] for name in ("embedding:0", "hidden:1", "hidden:2")
+    )
     asked = {"input_ids": given["input_ids"], "output_hidden_states": True, "output_attentions": True}
     with torch.no_grad():
         theirs, mine = teacher(**asked), student(**asked)
-        whole = sides.four_losses(mine, theirs, bridges, shape)
+        whole = sides.four_losses(mine, theirs, projections, shape)
         maps = [(mine.attentions[s - 1] - theirs.attentions[t - 1]).square().mean() for s, t in shape.pairs]
     limbecks = sum(tally.terms[name] for name in ("logits", "embedding", "hidden"))
     torch.testing.assert_close(whole - sum(maps), limbecks, atol=1e-5, rtol=1e-5)
@@ -96,10 +98,10 @@ def test_flops_of_a_product_of_known_size() -> None:
     for who, size in (("teacher", shape.teacher), ("student", shape.student)):
         layer = 2 * (4 * size.hidden**2 + 2 * size.hidden * size.intermediate) + 4 * shape.length * size.hidden
         forward[who] = size.layers * layer + 2 * (size.hidden**2 + size.hidden * shape.vocabulary)
-    bridge = 2 * shape.student.hidden * shape.teacher.hidden * (1 + len(shape.pairs))
+    projection = 2 * shape.student.hidden * shape.teacher.hidden * (1 + len(shape.pairs))
     counted = flops.flops(shape)
     assert counted.teacher == shape.tokens * forward["teacher"]
-    assert counted.student == pytest.approx(3 * shape.tokens * (forward["student"] + bridge), rel=0.01)
+    assert counted.student == pytest.approx(3 * shape.tokens * (forward["student"] + projection), rel=0.01)
 
 
 def test_a_bend_is_seen() -> None:

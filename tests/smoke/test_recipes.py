@@ -196,7 +196,7 @@ def test_recipe(name: str, large: bool, corpus: Path, tmp_path: Path, monkeypatc
 
 
 def published(run: api.Run) -> None:
-    """TinyBERT's shape, its layer map, and one bridge for embedding and all layers that stays out of the student."""
+    """TinyBERT's shape, its layer map, and one projection for embedding and all layers that stays out of the student."""
     assert run.manifest["layers"]["multi"] == {"hidden": "1<-3 2<-6 3<-9 4<-12", "attention": "1<-3 2<-6 3<-9 4<-12"}
     config = AutoConfig.from_pretrained(run.students["multi-seed0"])
     shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size)

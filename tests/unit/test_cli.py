@@ -90,7 +90,10 @@ MISTAKES = [
     (["settings.multi.terms.2.layers={1: 9}"], "settings.multi.hidden: layers: the teacher has no layer 9"),
     (["settings.multi.terms.3.layers={0: 0}"], "settings.multi.attention: layer 0 is the embedding and has no scores"),
     (["settings.multi.terms.2.layers=skip", "models.student.layers=3"], "4 layers over 3; use layers: uniform"),
-    (["settings.multi.terms.1.bridge=none"], "settings.multi.embedding: widths 16 and 24 differ; set bridge to"),
+    (
+        ["settings.multi.terms.1.projection=none"],
+        "settings.multi.embedding: widths 16 and 24 differ; set projection to",
+    ),
     (["settings.multi.terms.1.loss=mes"], "unknown loss 'mes'; did you mean 'mse'?"),
     # terms: what a loss compares, and where
     (["settings.multi.terms.2.tap=scores"], "terms[2].tap: the loss mse compares embedding or hidden or ffn or pooled"),
@@ -106,8 +109,8 @@ MISTAKES = [
         "compares one tap; name one, and write a term for each",
     ),
     (["settings.x={terms: [{loss: relation_kl, tap: [query, pooled]}]}"], "several taps at once must all have layers"),
-    (["settings.multi.terms.1.layers=last"], "layers: the tap embedding has no layers; leave the word out"),
-    (["settings.x={terms: [{loss: cka, tap: pooled, layers: last}]}"], "the tap pooled has no layers; leave the word"),
+    (["settings.multi.terms.1.layers=last"], "layers: the tap embedding has no layers; leave the key out"),
+    (["settings.x={terms: [{loss: cka, tap: pooled, layers: last}]}"], "the tap pooled has no layers; leave the key"),
     (
         ["settings.x={terms: [{loss: cka, tap: ffn, layers: all-to-on}]}"],
         "layers: unknown layer map 'all-to-on'; did you",
@@ -120,16 +123,16 @@ MISTAKES = [
     ),
     # terms: widths and heads
     (
-        ["settings.x={terms: [{loss: mse, tap: ffn, bridge: none}]}"],
-        "settings.x.ffn: widths 32 and 48 differ; set bridge",
+        ["settings.x={terms: [{loss: mse, tap: ffn, projection: none}]}"],
+        "settings.x.ffn: widths 32 and 48 differ; set projection",
     ),
     (
-        ["settings.x={terms: [{loss: flow, tap: hidden, bridge: none}]}"],
-        "widths 16 and 24 differ; set bridge to each or",
+        ["settings.x={terms: [{loss: flow, tap: hidden, projection: none}]}"],
+        "widths 16 and 24 differ; set projection to each or",
     ),
     (
-        ["settings.x={terms: [{loss: cka, tap: hidden, bridge: each}]}"],
-        "bridge: the loss cka needs no bridge; leave the",
+        ["settings.x={terms: [{loss: cka, tap: hidden, projection: each}]}"],
+        "projection: the loss cka needs no projection; leave the",
     ),
     (
         [
@@ -156,13 +159,13 @@ MISTAKES = [
     # terms: hyper-parameters (values of the wrong kind: test_terms)
     (
         ["settings.logit.terms.0.temprature=2"],
-        "temprature: unknown word for the loss forward_kl; did you mean 'temperature'?",
+        "temprature: unknown key for the loss forward_kl; did you mean 'temperature'?",
     ),
     (
         ["settings.multi.terms.2.temperature=2"],
-        "temperature: unknown word for the loss mse; known words: bridge, layers",
+        "temperature: unknown key for the loss mse; known: layers, loss",
     ),
-    (["settings.multi.terms.2.relation_heads=4"], "relation_heads: unknown word for the loss mse; known words: bridge"),
+    (["settings.multi.terms.2.relation_heads=4"], "relation_heads: unknown key for the loss mse; known: layers"),
     # terms: labels
     (
         ["data.masking.mode=none", "data.positions=all", "settings={x: {terms: [{loss: decoupled_kl}]}}"],

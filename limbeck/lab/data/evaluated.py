@@ -1,4 +1,4 @@
-"""Lines of evals.jsonl: the last evaluation of all learners, and the loss that a line tells."""
+"""Lines of evals.jsonl: the last evaluation of all students, and the loss that a line tells."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from limbeck.lab import names
 from limbeck.lab.data.run import RunData
-from limbeck.recipe.words import MEASURES
+from limbeck.recipe.keys import MEASURES
 
 
 class Caption(NamedTuple):

@@ -16,7 +16,7 @@ from limbeck.lab.data.run import RunData
 from limbeck.lab.names import NamedMeasure, RunNames, compared, measured, of
 from limbeck.lab.numbers import Spread, count, duration, flops, number, percent, whole
 from limbeck.lab.page import exits
-from limbeck.recipe.words import MEASURED_BY_TEACHER, MEASURES
+from limbeck.recipe.keys import MEASURED_BY_TEACHER, MEASURES
 
 LEAST_TEACHER = 0.1  # metric of a teacher of which a share is told
 TEACHERS_OWN = ("teacher_label_loss", "teacher_label_accuracy")

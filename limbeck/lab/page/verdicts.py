@@ -12,7 +12,7 @@ from limbeck.lab.numbers import count, number
 from limbeck.lab.statistics import documents
 from limbeck.lab.statistics.outcomes import Outcome, of_run
 from limbeck.lab.statistics.verdicts import Verdict
-from limbeck.recipe.words import MEASURED_BY_TEACHER
+from limbeck.recipe.keys import MEASURED_BY_TEACHER
 
 FEW = 5  # seeds below which the smallest effect is stated
 MOST = 45  # pairs that a table shows

@@ -13,7 +13,7 @@ import numpy as np
 
 from limbeck.errors import UserError
 from limbeck.lab.data.run import shown
-from limbeck.recipe.words import MEASURES, Measure
+from limbeck.recipe.keys import MEASURES, Measure
 from limbeck.rundir import DOCUMENTS, step_name
 
 Documents = Mapping[int, tuple[float, float]]  # document -> sum of a measure, number of tokens

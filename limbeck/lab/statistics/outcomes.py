@@ -13,7 +13,7 @@ import numpy as np
 from limbeck.errors import UserError
 from limbeck.lab.data.evaluated import last_rows
 from limbeck.lab.statistics.verdicts import Verdict, verdicts
-from limbeck.recipe.words import MEASURES, Measure
+from limbeck.recipe.keys import MEASURES, Measure
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def of_run(
     groups = [[row for row in kept if row["setting"] == it] for it in settings] if own_ends else [kept]
     ends = [last_rows(group) for group in groups]
     if not all(ends):
-        raise UserError("evals.jsonl: no step at which all learners were evaluated; run the recipe again to go on")
+        raise UserError("evals.jsonl: no step at which all students were evaluated; run the recipe again to go on")
     last = [row for rows in ends for row in rows]
     step = max(row["step"] for row in last)
     found = (

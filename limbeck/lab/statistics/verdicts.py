@@ -18,7 +18,7 @@ from scipy.optimize import root_scalar
 from scipy.special import chdtri, gammaln, nctdtr, ndtri, stdtr, stdtrit
 
 from limbeck.errors import UserError
-from limbeck.recipe.words import Measure
+from limbeck.recipe.keys import Measure
 
 Word = Literal["better", "worse", "inconclusive"]
 POWER = 0.8  # with which `detectable` would have been found
@@ -116,7 +116,7 @@ def compare(
     Sources: Student 1908, The probable error of a mean; Cohen 1988, Statistical power analysis for the behavioral sciences;
     Hedges 1981, Distribution theory for Glass's estimator of effect size and related estimators.
 
-    >>> from limbeck.recipe.words import MEASURES
+    >>> from limbeck.recipe.keys import MEASURES
     >>> found = compare({0: 2.0, 1: 3.0, 2: 4.0}, {0: 1.5, 1: 2.4, 2: 3.6}, MEASURES["logit_loss"])
     >>> found.word, round(found.mean, 3), [round(end, 3) for end in found.interval]
     ('better', -0.5, [-0.748, -0.252])
@@ -236,7 +236,7 @@ def verdicts(
             verdict where it has no value.
 
     >>> seeds = {"a": {0: 2.0, 1: 3.0, 2: 4.0}, "b": {0: 1.5, 1: 2.4, 2: 3.6}, "c": {0: 1.9, 1: 3.0, 2: 4.1}}
-    >>> from limbeck.recipe.words import MEASURES
+    >>> from limbeck.recipe.keys import MEASURES
     >>> for verdict in verdicts(seeds, MEASURES["logit_loss"]):
     ...     print(verdict.second, "against", verdict.first, verdict.word, round(verdict.adjusted, 3))
     b against a better 0.039

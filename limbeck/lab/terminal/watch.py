@@ -1,4 +1,4 @@
-"""A run while it goes on, in the terminal: how far it is, how fast, and a curve for each learner."""
+"""A run while it goes on, in the terminal: how far it is, how fast, and a curve for each student."""
 
 from __future__ import annotations
 

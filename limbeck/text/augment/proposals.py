@@ -1,7 +1,7 @@
 """What may stand in the place of the words of a text, as TinyBERT augments its data (arXiv 1909.10351, algorithm 1).
 
-A word is replaced where it is made of letters and is no stop word: one of a single piece by what a masked language model says
-in its place, one of several pieces by the words of the nearest vectors.
+A word is replaced where it is made of letters and is no stop word: one of a single token by what a masked language model says
+in its place, one of several tokens by the words of the nearest vectors.
 
 M candidates, B queries, T tokens, H width, V vocabulary.
 """
@@ -164,7 +164,7 @@ class Proposer:
         return [some if word.place < self.room else () for some, (_, word) in zip(found, queries, strict=True)]
 
     def _best(self, logits_BV: Tensor, queries: Sequence[tuple[Encoding, Word]]) -> list[tuple[str, ...]]:
-        """The words of the largest logits; as published, those that are no pieces among the M largest of all tokens."""
+        """The words of the largest logits; as published, those that stand alone among the M largest of all tokens."""
         if self.how.as_published:
             rows = logits_BV.topk(min(self.how.candidates, logits_BV.shape[1])).indices.tolist()
             return [tuple(self.tokens[i] for i in row if not self.tokens[i].startswith("##")) for row in rows]
@@ -179,7 +179,7 @@ class Proposer:
         return tuple([word for word in words if word.casefold() != said.casefold()][: self.how.candidates])
 
     def _near(self, word: Word) -> tuple[str, ...]:
-        """The words of the nearest vectors; of the model's own the query is the mean of its pieces'."""
+        """The words of the nearest vectors; of the model's own the query is the mean of its tokens'."""
         key = word.ids if self.how.vectors == "teacher" else word.said
         if key not in self._known:
             self._known[key] = ()

@@ -62,15 +62,15 @@ def test_a_study_adds_up(tmp_path: Path) -> None:
     tokens, share = 4 * 10, plan.recipe.data.masking.probability
     teacher = tokens * (cost.teachers["teacher"].backbone_flops + share * cost.teachers["teacher"].head_flops)
     student = 3 * tokens * (cost.student.backbone_flops + share * cost.student.head_flops)
-    bridges = 3 * tokens * 3 * 2 * 16 * 24  # of the embedding and two layers, forward and backward
+    projections = 3 * tokens * 3 * 2 * 16 * 24  # of the embedding and two layers, forward and backward
     scores = tokens * 2 * 2 * 10 * (3 * 16 + 24)  # q.k of two layers: the student's three times, the teacher's once
     assert cost.flops_per_step["logit"] == pytest.approx(teacher + student)
-    assert cost.flops_per_step["multi"] == pytest.approx(teacher + student + bridges + scores)
-    assert cost.total_flops == pytest.approx(7 * 2 * (teacher + 2 * student + bridges + scores)), (
+    assert cost.flops_per_step["multi"] == pytest.approx(teacher + student + projections + scores)
+    assert cost.total_flops == pytest.approx(7 * 2 * (teacher + 2 * student + projections + scores)), (
         "the teacher reads once a seed"
     )
     assert cost.memory > 4 * cost.student.parameters * costs.OPTIMIZER_BYTES
-    widened = 3 * (16 * 24 + 24)  # the bridges of two seeds of `multi`
+    widened = 3 * (16 * 24 + 24)  # the projections of two seeds of `multi`
     assert cost.disk == pytest.approx((4 * cost.student.parameters + 2 * widened) * (2 * 12 + 4))
 
 

@@ -43,10 +43,10 @@ def test_every_token_has_a_position_and_an_embedding() -> None:
         checks.fits(bert, 8, 101)
 
 
-def test_embedding_terms_have_bridges_of_their_own(tmp_path: Path) -> None:
+def test_embedding_terms_have_projections_of_their_own(tmp_path: Path) -> None:
     terms = [
         {"loss": "mse", "tap": "embedding", "name": "near"},
         {"loss": "cosine", "tap": "embedding", "name": "turned"},
     ]
     plan = design.design(load(recipe(lay_out(tmp_path), tmp_path / "run", settings={"a": {"terms": terms}})))
-    assert [pair.bridge for term in plan.terms["a"] for pair in term.pairs] == ["near:", "turned:"]
+    assert [pair.projection for term in plan.terms["a"] for pair in term.pairs] == ["near:", "turned:"]

@@ -28,11 +28,11 @@ class Sharp(Actor):
         self.name, self.inner, self.width = inner.name, inner, inner.width
         self.heat = inner.model.get_input_embeddings().weight.new_ones(1)
 
-    def read(self, batch, moment=START, whole=True):
-        return self.inner.read(batch, moment, whole)
+    def forward(self, batch, moment=START, whole=True):
+        return self.inner.forward(batch, moment, whole)
 
-    def speak(self, features, tap="logits"):
-        return self.inner.speak(features, tap) * 2 * self.heat
+    def logits(self, features, tap="logits"):
+        return self.inner.logits(features, tap) * 2 * self.heat
 
     def advance(self, updated):
         self.heat *= 1.5
@@ -176,7 +176,7 @@ def test_a_cache_holds_the_answers_of_models_alone(world: Path, tmp_path: Path) 
 
 
 def test_a_recipe_without_them_is_what_it_was(world: Path, tmp_path: Path) -> None:
-    """Its hash is that of before there were such words."""
+    """Its hash is that of before there were such keys."""
     from limbeck.recipe.identity import dump
     from limbeck.recipe.load import load
 

@@ -48,12 +48,12 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         sys.modules.pop(name, None)
 
 
-def said(path: str, tap: Any = "hidden", **more: Any) -> settings.TermWords:
-    return settings.TermWords(loss=path, tap=tap, **more)
+def said(path: str, tap: Any = "hidden", **more: Any) -> settings.TermKeys:
+    return settings.TermKeys(loss=path, tap=tap, **more)
 
 
 def refused(path: str, match: str, tap: Any = "hidden", **more: Any) -> None:
-    """`words` says one line that begins with the place in the recipe."""
+    """`keys` says one line that begins with the place in the recipe."""
     with pytest.raises(UserError, match=match) as error:
         own_losses.words(said(path, tap, **more), "settings.a.hidden")
     assert str(error.value).startswith(f"settings.a.hidden.loss: {path}: ")
@@ -145,7 +145,7 @@ def test_a_class_is_no_function() -> None:
 
 @pytest.mark.parametrize(
     ("word", "near"),
-    [("scal", r"did you mean 'scale'\?"), ("wieght", r"did you mean 'weight'\?"), ("xyz", "known words: .*scale.*tap")],
+    [("scal", r"did you mean 'scale'\?"), ("wieght", r"did you mean 'weight'\?"), ("xyz", "known: .*scale.*tap")],
 )
 def test_an_unknown_hyper_parameter(write: Write, word: str, near: str) -> None:
     name = write(PLAIN)
@@ -275,7 +275,7 @@ def mine(student, labels):
 @pytest.mark.parametrize(
     ("tap", "wide"), [("hidden", True), ("embedding", True), ("ffn", True), ("pooled", True), ("logits", False)]
 )
-def test_features_can_be_bridged(write: Write, tap: str, wide: bool) -> None:
+def test_features_can_be_projected(write: Write, tap: str, wide: bool) -> None:
     name = write("def mine(student, teacher): return (student - teacher).abs().mean(-1)")
     assert own_losses.words(said(f"{name}:mine", tap), "settings.a").same_width == wide
 
@@ -287,7 +287,7 @@ def test_a_trial_leaves_the_generator(write: Write) -> None:
 
 
 def test_a_term_passes_the_hyper_parameters_on(write: Write) -> None:
-    """From the recipe to the term of a lesson: what the loss is given, and the bridge that widens the student."""
+    """From the recipe to the term of a lesson: what the loss is given, and the projection that widens the student."""
     name = write(PLAIN)
     setting = recipe.Setting(terms=(said(f"{name}:mine", layers={1: 2}, scale=3.0, weight=0.5),))
     student, teacher = (
@@ -297,8 +297,8 @@ def test_a_term_passes_the_hyper_parameters_on(write: Write) -> None:
     (term,) = terms.of_setting(setting, student, {"teacher": teacher} if teacher else {}, "settings.a")
     assert (term.name, term.needs, term.per, term.weight(0)) == ("hidden", ("teacher", "mask"), "token", 0.5)
     (pair,) = term.pairs
-    assert (pair.student, pair.teacher, pair.bridge) == ("hidden.1", "hidden.2", "hidden:1")
-    assert set(term.aids) == {"hidden:1"}
+    assert (pair.student, pair.teacher, pair.projection) == ("hidden.1", "hidden.2", "hidden:1")
+    assert set(term.modules) == {"hidden:1"}
     assert term.loss(student=torch.ones(1, 2), teacher=torch.zeros(1, 2), mask=None).tolist() == [3.0]
 
 

@@ -264,7 +264,7 @@ def test_embeddings_of_other_sizes_cut_no_class(tmp_path: Path) -> None:
     study = build_study(found, World(), read_text(found, lambda line: None))
     rows_ = study.feeds[0].batch(0)
     for actor in study.stills[0].actors.values():
-        assert actor.speak(actor.read(rows_).features).shape == (8, 3)
+        assert actor.logits(actor.forward(rows_).features).shape == (8, 3)
 
 
 def test_segments_are_given_where_one_of_the_tokenizers_has_them(world: Path, tmp_path: Path) -> None:

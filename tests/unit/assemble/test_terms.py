@@ -1,4 +1,4 @@
-"""From a term of a recipe to a term of a lesson: layers, bridges and other aids, heads; and losses of one's own."""
+"""From a term of a recipe to a term of a lesson: layers, projections and other modules, heads; and losses of one's own."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def refusal(*said: dict[str, Any], **configs: Any) -> str:
     return str(caught.value)
 
 
-def aids(term: Term) -> nn.ModuleDict:
-    return projections.build(term.aids, projections.Making(0, blocks=12))
+def modules(term: Term) -> nn.ModuleDict:
+    return projections.build(term.modules, projections.Making(0, blocks=12))
 
 
 def sizes(module: Any) -> tuple[int, int]:
@@ -98,7 +98,7 @@ def test_layer_0_is_the_embedding() -> None:
 
 def test_several_taps_are_one_pair_a_layer() -> None:
     (term,) = made({"loss": "relation_kl", "tap": ["query", "key", "value"]})
-    assert term.name == "relation" and not term.aids
+    assert term.name == "relation" and not term.modules
     assert [pair.student for pair in term.pairs] == [(f"query.{n}", f"key.{n}", f"value.{n}") for n in (1, 2)]
     assert [pair.teacher for pair in term.pairs] == [(f"query.{n}", f"key.{n}", f"value.{n}") for n in (2, 4)]
 
@@ -116,57 +116,57 @@ def test_a_list_of_one_tap_is_not_called_empty() -> None:
     assert "tap" in str(caught.value) and "empty" not in str(caught.value)
 
 
-# bridges
+# projections
 
 
 @pytest.mark.parametrize(
     ("tap", "widths"), [("embedding", (16, 24)), ("pooled", (16, 24)), ("hidden", (16, 24)), ("ffn", (32, 48))]
 )
-def test_bridges_are_as_wide_as_their_tap(tap: str, widths: tuple[int, int]) -> None:
+def test_projections_are_as_wide_as_their_tap(tap: str, widths: tuple[int, int]) -> None:
     for how in ("auto", "each"):
-        (term,) = made({"loss": "mse", "tap": tap, "bridge": how})
-        assert set(term.aids) == {pair.bridge for pair in term.pairs}
-        assert len(term.aids) == len(term.pairs), "one for each pair"
-        assert {sizes(module) for module in aids(term).values()} == {widths}
+        (term,) = made({"loss": "mse", "tap": tap, "projection": how})
+        assert set(term.modules) == {pair.projection for pair in term.pairs}
+        assert len(term.modules) == len(term.pairs), "one for each pair"
+        assert {sizes(module) for module in modules(term).values()} == {widths}
 
 
 @pytest.mark.parametrize("tap", ["embedding", "hidden", "ffn", "pooled"])
-def test_equal_widths_need_no_bridge(tap: str) -> None:
+def test_equal_widths_need_no_projection(tap: str) -> None:
     equal = shape(24, 2, 4, 48)
-    for how, bridged in (("auto", False), ("none", False), ("each", True), ("shared", True)):
-        (term,) = made({"loss": "mse", "tap": tap, "bridge": how}, student=equal)
-        assert bool(term.aids) == bridged and all(bool(pair.bridge) == bridged for pair in term.pairs)
-    assert "widths 16 and 24 differ; set bridge to each or shared" in refusal(
-        {"loss": "mse", "tap": "hidden", "bridge": "none"}
+    for how, projected in (("auto", False), ("none", False), ("each", True), ("shared", True)):
+        (term,) = made({"loss": "mse", "tap": tap, "projection": how}, student=equal)
+        assert bool(term.modules) == projected and all(bool(pair.projection) == projected for pair in term.pairs)
+    assert "widths 16 and 24 differ; set projection to each or shared" in refusal(
+        {"loss": "mse", "tap": "hidden", "projection": "none"}
     )
 
 
 def test_equal_states_and_other_inner_widths() -> None:
     near = shape(24, 2, 4, 32)
     hidden, ffn = made({"loss": "mse", "tap": "hidden"}, {"loss": "mse", "tap": "ffn"}, student=near)
-    assert not hidden.aids and {sizes(module) for module in aids(ffn).values()} == {(32, 48)}
-    assert "widths 32 and 48 differ" in refusal({"loss": "mse", "tap": "ffn", "bridge": "none"}, student=near)
+    assert not hidden.modules and {sizes(module) for module in modules(ffn).values()} == {(32, 48)}
+    assert "widths 32 and 48 differ" in refusal({"loss": "mse", "tap": "ffn", "projection": "none"}, student=near)
 
 
-def test_a_shared_bridge_is_one() -> None:
+def test_a_shared_projection_is_one() -> None:
     """Of all terms that say so and have the widths of hidden states; pre-activations are wider and have their own."""
     found = made(
-        {"loss": "mse", "tap": "hidden", "bridge": "shared"},
-        {"loss": "cosine", "tap": "embedding", "bridge": "shared"},
-        {"loss": "mse", "tap": "ffn", "bridge": "shared"},
+        {"loss": "mse", "tap": "hidden", "projection": "shared"},
+        {"loss": "cosine", "tap": "embedding", "projection": "shared"},
+        {"loss": "mse", "tap": "ffn", "projection": "shared"},
     )
-    hidden, embedding, ffn = ({pair.bridge for pair in term.pairs} for term in found)
+    hidden, embedding, ffn = ({pair.projection for pair in term.pairs} for term in found)
     assert hidden == embedding and len(hidden) == len(ffn) == 1 and not ffn & hidden
     for term, widths in zip(found, [(16, 24), (16, 24), (32, 48)], strict=True):
-        assert [sizes(module) for module in aids(term).values()] == [widths]
+        assert [sizes(module) for module in modules(term).values()] == [widths]
 
 
 @pytest.mark.parametrize(("loss", "tap"), [("attention_transfer", "hidden"), ("cka", "pooled"), ("similarity", "ffn")])
-def test_losses_without_widths_have_no_bridge(loss: str, tap: str) -> None:
+def test_losses_without_widths_have_no_projection(loss: str, tap: str) -> None:
     (term,) = made({"loss": loss, "tap": tap})
-    assert not term.aids and not any(pair.bridge for pair in term.pairs)
-    with pytest.raises(ValueError, match="needs no bridge; leave the word out"):
-        made({"loss": loss, "tap": tap, "bridge": "each"})
+    assert not term.modules and not any(pair.projection for pair in term.pairs)
+    with pytest.raises(ValueError, match="needs no projection; leave the key out"):
+        made({"loss": loss, "tap": tap, "projection": "each"})
 
 
 @pytest.mark.parametrize(
@@ -175,13 +175,13 @@ def test_losses_without_widths_have_no_bridge(loss: str, tap: str) -> None:
         ({"loss": "mse", "tap": "embedding", "name": "a.b"}, {"loss": "mse", "tap": "embedding", "name": "a_b"}),
         ({"loss": "mse", "tap": "embedding", "name": "hidden-1"}, {"loss": "mse", "tap": "hidden"}),
         ({"loss": "mse", "tap": "embedding", "name": "a-1"}, {"loss": "mse", "tap": "ffn", "name": "a"}),
-        ({"loss": "mse", "tap": "pooled", "name": "shared"}, {"loss": "mse", "tap": "hidden", "bridge": "shared"}),
+        ({"loss": "mse", "tap": "pooled", "name": "shared"}, {"loss": "mse", "tap": "hidden", "projection": "shared"}),
     ],
     ids=["dot", "layer", "other widths", "shared"],
 )
-def test_terms_do_not_take_each_others_bridges(first: dict[str, Any], second: dict[str, Any]) -> None:
+def test_terms_do_not_take_each_others_projections(first: dict[str, Any], second: dict[str, Any]) -> None:
     one, other = made(first, second)
-    assert not set(one.aids) & set(other.aids)
+    assert not set(one.modules) & set(other.modules)
 
 
 @pytest.mark.parametrize("name", ["a.b", "values", "train", "type"])
@@ -189,9 +189,9 @@ def test_terms_do_not_take_each_others_bridges(first: dict[str, Any], second: di
 def test_a_term_may_have_any_name(name: str, loss: str, tap: str) -> None:
     """Names are those of metrics; that torch's containers have attributes of their own is no concern of a recipe."""
     (term,) = made({"loss": loss, "tap": tap, "name": name})
-    built = aids(term)
+    built = modules(term)
     for pair in term.pairs:
-        assert (pair.bridge or pair.memory) in built
+        assert (pair.projection or pair.memory) in built
 
 
 # modules of losses
@@ -201,14 +201,14 @@ def test_flow_goes_from_each_mapped_layer_to_the_next() -> None:
     (term,) = made({"loss": "flow", "tap": "hidden", "layers": {3: 4, 1: 1, 2: 3}}, student=shape(depth=3))
     assert [pair.student for pair in term.pairs] == [("hidden.1", "hidden.2"), ("hidden.2", "hidden.3")]
     assert [pair.teacher for pair in term.pairs] == [("hidden.1", "hidden.3"), ("hidden.3", "hidden.4")]
-    (first, second), (same, third) = (each(pair.bridge or ()) for pair in term.pairs)
-    assert second == same and {first, second, third} == set(term.aids), "one for each layer"
-    assert [sizes(module) for module in aids(term).values()] == [(16, 24)] * 3
-    (term,) = made({"loss": "flow", "tap": "hidden", "bridge": "shared"})
-    (name,) = term.aids
-    assert [pair.bridge for pair in term.pairs] == [(name, name)]
+    (first, second), (same, third) = (each(pair.projection or ()) for pair in term.pairs)
+    assert second == same and {first, second, third} == set(term.modules), "one for each layer"
+    assert [sizes(module) for module in modules(term).values()] == [(16, 24)] * 3
+    (term,) = made({"loss": "flow", "tap": "hidden", "projection": "shared"})
+    (name,) = term.modules
+    assert [pair.projection for pair in term.pairs] == [(name, name)]
     (term,) = made({"loss": "flow", "tap": "hidden"}, student=shape(24))
-    assert [pair.bridge for pair in term.pairs] == [None] and not term.aids
+    assert [pair.projection for pair in term.pairs] == [None] and not term.modules
 
 
 @pytest.mark.parametrize("layers", ["last", {1: 2}])
@@ -221,11 +221,11 @@ def test_flow_needs_two_layers(layers: Any) -> None:
 def test_factor_transfer_has_a_translator_and_a_paraphraser_a_pair(rate: float | None, factors: int) -> None:
     said = {"loss": "factor_transfer", "tap": "hidden", "paraphraser_steps": 7} | ({"rate": rate} if rate else {})
     (term,) = made(said)
-    built = aids(term)
+    built = modules(term)
     assert len(built) == 4
     for pair in term.pairs:
-        assert isinstance(pair.bridge, str) and pair.lens
-        translator, paraphraser = built[pair.bridge], built[pair.lens]
+        assert isinstance(pair.projection, str) and pair.teacher_module
+        translator, paraphraser = built[pair.projection], built[pair.teacher_module]
         assert translator(torch.zeros(2, 3, 16)).shape == paraphraser(torch.zeros(2, 3, 24)).shape == (2, 3, factors)
         assert isinstance(paraphraser, Paraphraser) and paraphraser.steps == 7
         assert not any(p.requires_grad for p in paraphraser.parameters())
@@ -233,8 +233,10 @@ def test_factor_transfer_has_a_translator_and_a_paraphraser_a_pair(rate: float |
 
 def test_contrastive_has_a_memory() -> None:
     (term,) = made({"loss": "contrastive", "tap": "pooled", "width": 8, "negatives": 3, "momentum": 0.9})
-    (pair,), (memory,) = term.pairs, aids(term).values()
-    assert (pair.student, pair.teacher, pair.bridge) == ("pooled", "pooled", None) and {pair.memory} == set(term.aids)
+    (pair,), (memory,) = term.pairs, modules(term).values()
+    assert (pair.student, pair.teacher, pair.projection) == ("pooled", "pooled", None) and {pair.memory} == set(
+        term.modules
+    )
     assert isinstance(memory, ContrastiveMemory)
     assert (sizes(memory.student), sizes(memory.teacher)) == ((16, 8), (24, 8))
     assert memory.student_bank.shape == memory.teacher_bank.shape == (12, 8)
@@ -353,7 +355,7 @@ def test_widths_and_heads_are_those_of_the_tensors(name: str) -> None:
     ids=str,
 )  # fmt: skip
 def test_values_of_the_wrong_kind(said: dict[str, Any], word: str, message: str, tmp_path: Path, world: Path) -> None:
-    """One line: the place, what may stand there, what does. Without the word the term is sound."""
+    """One line: the place, what may stand there, what does. Without the key the term is sound."""
 
     def table(term: dict[str, Any]) -> dict[str, Any]:
         return recipe(world, tmp_path / "run", settings={"a": {"terms": [term]}})
@@ -404,7 +406,7 @@ def test_a_grouped_query_student_learns_every_part(causal: Path, tmp_path: Path,
         {"loss": "relation_kl", "tap": "key", "layers": "all-to-one", "relation_heads": 4},
         {"loss": "attention_kl", "tap": "scores"},
         {"loss": "attention_mse", "tap": "probs"},
-        {"loss": "activation_boundary", "tap": "ffn", "bridge": "shared"},
+        {"loss": "activation_boundary", "tap": "ffn", "projection": "shared"},
         {"loss": "patient", "tap": "hidden", "position": "last"},
         {"loss": "contrastive", "tap": "pooled", "negatives": 50, "width": 8, "temperature": 1.0},
     ]

@@ -208,7 +208,7 @@ def balanced(
         plain.model,
         list(plain.tapped.taps),
         seed=plain.seed,
-        bridges=plain.bridges,
+        modules=plain.modules,
         optimisation=Optimisation(constant(1e-3), weight_decay, (0.9, 0.999), 1e-8, clip),
         balance=Balance(how, [term.name for term in terms]).double(),
     )

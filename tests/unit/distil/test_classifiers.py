@@ -18,7 +18,7 @@ from limbeck.distil.lessons import Pair, Term
 from limbeck.distil.schedules import constant
 from limbeck.distil.teachers import Frozen
 from limbeck.losses import LOSSES, cross_entropy, logit_mse, mse, squared_error
-from limbeck.recipe.words import LOSS_WORDS
+from limbeck.recipe.keys import LOSS_KEYS
 
 PLAINLY = Optimisation(constant(1e-3), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=None)
 LEARNED = Term("label", cross_entropy, LOGITS, constant(1.0), needs=("labels",))
@@ -30,7 +30,7 @@ Gradients = dict[str, Tensor]
 
 def student(model: Any, *terms: Term) -> Learner:
     taps = sorted({tap for term in terms for tap in term.taps("student")})
-    return Learner("a", model, taps, seed=0, bridges=nn.ModuleDict(), optimisation=PLAINLY)
+    return Learner("a", model, taps, seed=0, modules=nn.ModuleDict(), optimisation=PLAINLY)
 
 
 def learned(
@@ -185,13 +185,13 @@ def test_rows_without_a_label_teach_nothing_to_a_loss_of_labels() -> None:
     assert values["label"] == 0 and all(not gradient.any() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("loss", [name for name, words in LOSS_WORDS.items() if words.taps == ("logits",)])
+@pytest.mark.parametrize("loss", [name for name, keys in LOSS_KEYS.items() if keys.taps == ("logits",)])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_every_loss_on_logits_takes_classes(loss: str, classes: int) -> None:
     """What it says of tokens it says of rows: the same logits as tokens of one row, and a gradient for the model."""
     if loss == "squared_error":
         return
-    term = Term("it", LOSSES[loss], LOGITS, constant(1.0), LOSS_WORDS[loss].needs, LOSS_WORDS[loss].per)
+    term = Term("it", LOSSES[loss], LOGITS, constant(1.0), LOSS_KEYS[loss].needs, LOSS_KEYS[loss].per)
     model, teacher, rows = classifier("bert", classes), classifier("bert", classes, seed=5), batch(LENGTHS, classes)
     values, gradients = learned(model, (term,), [rows], teacher if "teacher" in term.needs else None)
     with torch.no_grad():

@@ -316,7 +316,7 @@ CONTRAST = Term(
     (Pair("pooled", "pooled", memory="pooled"),),
     constant(0.8),
     per="row",
-    aids={"pooled": contrastive_memory(STUDENT_WIDTH, TEACHER_WIDTH, width=8, negatives=NEGATIVES, momentum=0.5)},
+    modules={"pooled": contrastive_memory(STUDENT_WIDTH, TEACHER_WIDTH, width=8, negatives=NEGATIVES, momentum=0.5)},
 )
 
 
@@ -333,7 +333,7 @@ def test_a_step_splits_into_micro_batches(rows: int) -> None:
         gradients = gradients_of(one)
         one.optimizer.zero_grad(set_to_none=True)
         still.step(share(batches), 0)
-        found.append((value, gradients, one.bridges["pooled"].state_dict()))
+        found.append((value, gradients, one.modules["pooled"].state_dict()))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-12, atol=1e-12)
     assert {name for name, g in found[0][1].items() if g is not None} >= {
         f"bridges.pooled.{side}.{kind}" for side in ("student", "teacher") for kind in ("weight", "bias")
@@ -349,7 +349,7 @@ def test_a_step_splits_into_micro_batches(rows: int) -> None:
 def test_the_step_is_the_loss_of_the_means_by_hand() -> None:
     """Rows' last states, averaged over attended tokens, embedded, against the bank of before the update."""
     one, teacher, inputs = learner("a", (CONTRAST,)), frozen(), batch(1)
-    memory_of = one.bridges["pooled"]
+    memory_of = one.modules["pooled"]
     means = []
     for model in (one.model, teacher.model):
         last = model(

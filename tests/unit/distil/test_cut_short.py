@@ -148,10 +148,18 @@ def test_a_classifier_stops_too(name: str) -> None:
 # in a step
 
 LOW = Term(
-    "low", mse, (Pair("hidden.1", "hidden.2", "hidden-1"),), constant(1.0), aids={"hidden-1": HIDDEN.aids["hidden-1"]}
+    "low",
+    mse,
+    (Pair("hidden.1", "hidden.2", "hidden-1"),),
+    constant(1.0),
+    modules={"hidden-1": HIDDEN.modules["hidden-1"]},
 )
 MEAN = Term(
-    "mean", mse, (Pair("pooled", "pooled", "hidden-1"),), constant(1.0), aids={"hidden-1": HIDDEN.aids["hidden-1"]}
+    "mean",
+    mse,
+    (Pair("pooled", "pooled", "hidden-1"),),
+    constant(1.0),
+    modules={"hidden-1": HIDDEN.modules["hidden-1"]},
 )
 
 

@@ -1,4 +1,4 @@
-"""An ensemble speaks with one voice: the average that it is asked for, of the logits of its members."""
+"""An ensemble gives one prediction: the average that it is asked for, of the logits of its members."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def whole(model: Frozen, given: dict[str, Tensor]) -> Tensor:
 def test_the_average_is_what_it_is_called(average: Average) -> None:
     both, given = members(), batch()
     ensemble = Ensemble("teacher", both, average, [3.0, 1.0])
-    voice = ensemble.speak(ensemble.read(given).features).softmax(-1)
+    prediction = ensemble.logits(ensemble.forward(given).features).softmax(-1)
     first, second = (whole(one, given) for one in both)
     expected = {
         "logits": (0.75 * first + 0.25 * second).softmax(-1),
         "probabilities": 0.75 * first.softmax(-1) + 0.25 * second.softmax(-1),
         "log_probabilities": (0.75 * first.log_softmax(-1) + 0.25 * second.log_softmax(-1)).softmax(-1),
     }[average]
-    torch.testing.assert_close(voice, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(prediction, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_averages_of_logits_and_of_log_probabilities_predict_the_same() -> None:
     both, given = members(), batch()
-    voices = [Ensemble("teacher", both, average) for average in ("logits", "log_probabilities")]
-    mine, theirs = (voice.speak(voice.read(given).features).softmax(-1) for voice in voices)
+    averages = [Ensemble("teacher", both, average) for average in ("logits", "log_probabilities")]
+    mine, theirs = (prediction.logits(prediction.forward(given).features).softmax(-1) for prediction in averages)
     torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
@@ -62,7 +62,7 @@ def test_an_ensemble_of_one_teacher_twice_is_that_teacher() -> None:
 
 def test_it_has_no_inside() -> None:
     with pytest.raises(KeyError, match="its members have"):
-        Ensemble("teacher", members(), "logits").read(batch())["hidden.1"]
+        Ensemble("teacher", members(), "logits").forward(batch())["hidden.1"]
 
 
 # from recipes
@@ -129,7 +129,7 @@ def test_what_cannot_be(several: Path, tmp_path: Path, models: dict[str, object]
 def test_an_ensemble_is_asked_for_its_logits_alone(several: Path, tmp_path: Path) -> None:
     said = recipe(several, tmp_path / "run")
     said["models"]["teacher"] = {"ensemble": [str(several / "teacher"), str(several / "padded")]}
-    with pytest.raises(UserError, match="an ensemble has one voice"):
+    with pytest.raises(UserError, match="an ensemble has nothing but logits"):
         load(said)
 
 

@@ -57,20 +57,20 @@ def model_of(name: str, tied: bool = True, seed: int = 0) -> Any:
 def pupil(
     name: str, said: Sequence[Said], at: Sequence[int] = (1, 2), *, tied: bool = True, seed: int = 0, who: str = "one"
 ) -> tuple[Learner, Terms]:
-    """A learner with trained exits, and its terms as a recipe's words make them."""
+    """A learner with trained exits, and its terms as a recipe's keys make them."""
     model = model_of(name, tied, seed)
     roles = {term.get("teacher", "teacher") for term in said}
     words = {"exits": at, "terms": said, "ema": 0.9 if "ema" in roles else None, "peers": 1 + ("peers" in roles)}
     setting = settings.Setting.model_validate(words)
     made = terms.of_setting(setting, model.config, {"teacher": frozen().model.config}, "settings.one")
-    aids = {name: make for term in made for name, make in term.aids.items()}
-    built = projections.build(aids, projections.Making(seed, BLOCKS, Tapped(model))).to(torch.float64)
+    modules = {name: make for term in made for name, make in term.modules.items()}
+    built = projections.build(modules, projections.Making(seed, BLOCKS, Tapped(model))).to(torch.float64)
     with seeds.seeded(7, torch.device("cpu")), torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     taps = {tap for term in made for tap in term.taps("student")} | set(actors.read_of("self", made))
     how = Optimisation(constant(1e-3), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=1.0)
-    return Learner(who, model, sorted(taps), seed=seed, bridges=built, optimisation=how), made
+    return Learner(who, model, sorted(taps), seed=seed, modules=built, optimisation=how), made
 
 
 def run(one: Learner, made: Terms, batches: Sequence[Batch], chunk: int = 7, step: int = 0) -> StepResult:
@@ -162,7 +162,7 @@ def test_a_map_of_ones_own_goes_from_layer_to_layer(said: Said) -> None:
 # the whole step
 
 
-def spoken(name: str, weights: dict[str, Tensor], decoder: Tensor, states: Tensor) -> Tensor:
+def predicted(name: str, weights: dict[str, Tensor], decoder: Tensor, states: Tensor) -> Tensor:
     """An exit's head, its formulas written out."""
     width = (states.shape[-1],)
     if name == "gpt2":
@@ -178,7 +178,7 @@ def spoken(name: str, weights: dict[str, Tensor], decoder: Tensor, states: Tenso
 def by_hand(name: str, one: Learner, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
     """The values of LABEL, AT_EXITS, FROM_ABOVE and STATES, and all gradients of their weighted sum."""
     model = plain(one)
-    held = {f"bridges.{key}": p.detach().clone().requires_grad_() for key, p in one.bridges.named_parameters()}
+    held = {f"bridges.{key}": p.detach().clone().requires_grad_() for key, p in one.modules.named_parameters()}
     labels = sum(int((b["labels"] != -100).sum()) for b in batches)
     selected = sum(int(b["select"].sum()) for b in batches)
     tokens = sum(int(b["attention_mask"].sum()) for b in batches)
@@ -194,7 +194,7 @@ def by_hand(name: str, one: Learner, batches: Sequence[Batch]) -> tuple[dict[str
             own = {key.split(".", 2)[2]: p for key, p in held.items() if key.startswith(f"bridges.:exit:{layer}.")}
             decoders = [p for p in own.values() if tuple(p.shape) == (VOCABULARY, p.shape[-1])]
             decoder = decoders[0] if decoders else model.get_input_embeddings().weight
-            logits = spoken(name, own, decoder, whole.hidden_states[layer])
+            logits = predicted(name, own, decoder, whole.hidden_states[layer])
             values["exit-label"] = values["exit-label"] + entropy(logits)
             apart = divergence(whole.logits.detach(), logits, WARM)[b["select"]].sum() / selected
             values["exit-self"] = values["exit-self"] + apart
@@ -239,7 +239,7 @@ def test_the_step_is_the_plain_one(name: str, tied: bool, chunk: int, sizes: tup
 # who else may teach an exit, and by what
 
 
-def voices(one: Learner, given: Batch) -> tuple[Tensor, Tensor]:
+def both_logits(one: Learner, given: Batch) -> tuple[Tensor, Tensor]:
     """The selected logits of the first exit, and of the last layer."""
     with torch.no_grad():
         mine = read(cut(one.model, one.exits["exit.1"], 1), given).logits
@@ -251,7 +251,7 @@ def test_a_fixed_teacher_teaches_exits_and_measures_the_last_layer() -> None:
     one, made = pupil("bert", ({"loss": "forward_kl", "tap": "exit"},), at=(1,))
     still = still_of(teacher, [(one, made)], chunk=4)
     tally = still.gradients(*views([given]), 0)["one"]
-    exit, last = voices(one, given)
+    exit, last = both_logits(one, given)
     target = read(teacher.model, given).logits[given["select"]]
     torch.testing.assert_close(tally.terms["exit"], divergence(target, exit).mean(), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(tally.logit_loss, divergence(target, last).mean(), rtol=1e-10, atol=1e-12)
@@ -264,13 +264,13 @@ def test_peers_teach_each_others_exits() -> None:
     peers, made = [one for one, _ in cast], cast[0][1]
     still = schemes.together([schemes.mutual(peers, {}, made)], chunk=5)
     tallies = still.gradients(*views([given]), 0)
-    heard = {one.name: voices(one, given) for one in peers}
+    heard = {one.name: both_logits(one, given) for one in peers}
     for one in peers:
         mine = heard[one.name][0]
         others = [divergence(last, mine).mean() for name, (_, last) in heard.items() if name != one.name]
         expected = torch.stack(others).sum()
         torch.testing.assert_close(tallies[one.name].terms["exit-peers"], expected, rtol=1e-10, atol=1e-12)
-        slope = one.bridges[":exit:1"].held[0].predictions.transform.dense.weight.grad
+        slope = one.modules[":exit:1"].held[0].predictions.transform.dense.weight.grad
         assert slope is not None and slope.any()
 
 
@@ -297,7 +297,7 @@ def test_a_loss_of_a_whole_batch_sees_it_at_exits(chunk: int) -> None:
     one, made = pupil("bert", ({"loss": "pearson", "tap": "exit", "teacher": "self"}, LABEL), at=(1,))
     batches = [batch(1), batch(2, rows=4)]
     found = run(one, made, batches, chunk)
-    heard = [voices(one, given) for given in batches]
+    heard = [both_logits(one, given) for given in batches]
     expected = sum(LOSSES["pearson"](student=exit, teacher=last) for exit, last in heard) / 2
     torch.testing.assert_close(found.terms["exit-self"], expected, rtol=1e-10, atol=1e-12)
 

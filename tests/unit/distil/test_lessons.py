@@ -151,14 +151,14 @@ def widen(*names: str) -> nn.ModuleDict:
     return projections.build(dict.fromkeys(names, WIDEN), projections.Making(3, BLOCKS)).double()
 
 
-def value_of(term: Term, batches: list[dict[str, Tensor]], aids: nn.ModuleDict | None = None) -> Tensor:
+def value_of(term: Term, batches: list[dict[str, Tensor]], modules: nn.ModuleDict | None = None) -> Tensor:
     """The term over a step of some micro-batches."""
     counts = Counts.of(batches)
     parts = [
         term.of_readouts(
             read(*term.taps("student"), batch=batch),
             read(*term.taps("teacher"), batch=batch, teacher=True),
-            nn.ModuleDict() if aids is None else aids,
+            nn.ModuleDict() if modules is None else modules,
             batch,
             counts,
         )
@@ -202,34 +202,35 @@ def test_relations_of_several_taps_by_hand(padded: bool) -> None:
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_flow_goes_through_a_bridge_at_each_end(padded: bool) -> None:
-    pair = Pair(("hidden.1", "hidden.2"), ("hidden.2", "hidden.4"), bridge=("first", "second"))
-    batch, aids = inputs(padded), widen("first", "second")
-    found = value_of(Term("flow", flow, (pair,), constant(1.0)), [batch], aids)
+def test_flow_goes_through_a_projection_at_each_end(padded: bool) -> None:
+    pair = Pair(("hidden.1", "hidden.2"), ("hidden.2", "hidden.4"), projection=("first", "second"))
+    batch, modules = inputs(padded), widen("first", "second")
+    found = value_of(Term("flow", flow, (pair,), constant(1.0)), [batch], modules)
     mine, theirs = states(STUDENT, batch), states(TEACHER, batch)
     rows = []
     for row, n in enumerate(batch["attention_mask"].sum(1).tolist()):
         if n:
-            low, high = aids["first"](mine[1][row, :n]), aids["second"](mine[2][row, :n])
+            low, high = modules["first"](mine[1][row, :n]), modules["second"](mine[2][row, :n])
             difference = low.T @ high / n - theirs[2][row, :n].T @ theirs[4][row, :n] / n
             rows.append((difference**2).mean())
     assert len(rows) == (3 if padded else 4)
     torch.testing.assert_close(found, sum(rows) / len(rows), rtol=1e-10, atol=1e-12)
-    bridge = [p for name in ("first", "second") for p in aids[name].parameters()]
-    for gradient in torch.autograd.grad(found, bridge):
+    projection = [p for name in ("first", "second") for p in modules[name].parameters()]
+    for gradient in torch.autograd.grad(found, projection):
         assert gradient.abs().sum() > 0
 
 
 def test_pairs_of_a_term_add_up() -> None:
     pairs = (Pair("hidden.1", "hidden.2", "low"), Pair("hidden.2", "hidden.4", "high"))
-    batch, aids = inputs(True), widen("low", "high")
-    both = value_of(Term("hidden", mse, pairs, constant(1.0)), [batch], aids)
-    each = [value_of(Term("hidden", mse, (pair,), constant(1.0)), [batch], aids) for pair in pairs]
+    batch, modules = inputs(True), widen("low", "high")
+    both = value_of(Term("hidden", mse, pairs, constant(1.0)), [batch], modules)
+    each = [value_of(Term("hidden", mse, (pair,), constant(1.0)), [batch], modules) for pair in pairs]
     torch.testing.assert_close(both, each[0] + each[1], rtol=1e-12, atol=0)
     kept = batch["attention_mask"].bool()
     mine, theirs = states(STUDENT, batch), states(TEACHER, batch)
     by_hand = sum(
-        ((aids[bridge](mine[i]) - theirs[j])[kept] ** 2).mean() for bridge, i, j in (("low", 1, 2), ("high", 2, 4))
+        ((modules[projection](mine[i]) - theirs[j])[kept] ** 2).mean()
+        for projection, i, j in (("low", 1, 2), ("high", 2, 4))
     )
     torch.testing.assert_close(both, by_hand, rtol=1e-10, atol=1e-12)
 
@@ -246,15 +247,15 @@ def test_rows_without_a_token_do_not_count() -> None:
 
 
 def test_patient_reads_one_row_of_pooled_states() -> None:
-    batch, aids = inputs(True), widen("bridge")
-    term = Term("pooled", patient, (Pair("pooled", "pooled", "bridge"),), constant(1.0), per="row")
+    batch, modules = inputs(True), widen("projection")
+    term = Term("pooled", patient, (Pair("pooled", "pooled", "projection"),), constant(1.0), per="row")
     mine, theirs = states(STUDENT, batch)[-1], states(TEACHER, batch)[-1]
     rows = []
     for row, n in enumerate(batch["attention_mask"].sum(1).tolist()):
         if n:
-            s, t = aids["bridge"](mine[row, :n].mean(0)), theirs[row, :n].mean(0)
+            s, t = modules["projection"](mine[row, :n].mean(0)), theirs[row, :n].mean(0)
             rows.append(((s / s.norm() - t / t.norm()) ** 2).mean())
-    torch.testing.assert_close(value_of(term, [batch], aids), sum(rows) / 3, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(value_of(term, [batch], modules), sum(rows) / 3, rtol=1e-10, atol=1e-12)
 
 
 def test_losses_of_a_batch_are_averaged_over_micro_batches() -> None:
@@ -302,11 +303,11 @@ SPLITTABLE = {
 @pytest.mark.parametrize("name", SPLITTABLE)
 def test_tokens_and_rows_split_exactly(name: str) -> None:
     """The value and the gradients of a batch are those of its micro-batches together, down to one row."""
-    whole, aids = inputs(True), widen("low", "high")
-    parameters = [*STUDENT.bert.parameters(), *aids.parameters()]
+    whole, modules = inputs(True), widen("low", "high")
+    parameters = [*STUDENT.bert.parameters(), *modules.parameters()]
     found = []
     for cuts in HALVES:
-        value = value_of(SPLITTABLE[name], [part(whole, start, stop) for start, stop in cuts], aids)
+        value = value_of(SPLITTABLE[name], [part(whole, start, stop) for start, stop in cuts], modules)
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         found.append((value.detach(), [g for g in gradients if g is not None]))
     expected = found[0]

@@ -27,7 +27,7 @@ def dropping(share: float = 0.3, taps: list[str] = TAPS) -> Frozen:
 
 
 def said(one: Noisy, *moment: int, whole: bool = True) -> dict[str, Tensor]:
-    readout = one.read(batch(), Moment(*moment), whole)
+    readout = one.forward(batch(), Moment(*moment), whole)
     return {tap: readout[tap] for tap in TAPS if whole or tap != "logits"}
 
 
@@ -51,7 +51,7 @@ def test_how_deep_it_is_read_changes_nothing() -> None:
     """So that company, which asks for more, does not disturb."""
     first, low = said(Noisy(dropping(), 0), 1, 0, 0), dropping(taps=["hidden.2"])
     assert not any(differ(first, said(Noisy(dropping(), 0), 1, 0, 0, whole=False)))
-    assert torch.equal(Noisy(low, 0).read(batch(), Moment(1), whole=False)["hidden.2"], first["hidden.2"])
+    assert torch.equal(Noisy(low, 0).forward(batch(), Moment(1), whole=False)["hidden.2"], first["hidden.2"])
 
 
 def test_it_is_as_it_was_when_others_ask() -> None:
@@ -59,9 +59,9 @@ def test_it_is_as_it_was_when_others_ask() -> None:
     one, before = Noisy(teacher, 0), torch.get_rng_state()
     said(one, 0, 0, 0)
     assert torch.equal(torch.get_rng_state(), before) and not teacher.model.training
-    assert torch.equal(teacher.read(batch())["logits"], calm.read(batch())["logits"])
+    assert torch.equal(teacher.forward(batch())["logits"], calm.forward(batch())["logits"])
     with pytest.raises(IndexError):
-        one.read(batch() | {"input_ids": torch.full((3, 9), 10**6)})
+        one.forward(batch() | {"input_ids": torch.full((3, 9), 10**6)})
     assert not any(module.training for module in teacher.model.modules())
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
     assert not any(tensor.requires_grad for tensor in said(one, 0, 0, 0).values())
@@ -89,10 +89,10 @@ def test_a_step_is_that_of_a_teacher_in_training_mode(share: float) -> None:
 class Held(Noisy):
     """The same teacher, always in training mode, as published; only the generator is set."""
 
-    def read(self, batch: Any, moment: Moment = START, whole: bool = True) -> Any:
+    def forward(self, batch: Any, moment: Moment = START, whole: bool = True) -> Any:
         self.model.train()
         torch.manual_seed(derive_seed(self.seed, "teacher dropout", self.name, *moment))
-        return self._teacher.read(batch, whole=whole)
+        return self._teacher.forward(batch, whole=whole)
 
 
 def test_an_ensemble_has_members_with_dropout_and_without() -> None:
@@ -100,7 +100,7 @@ def test_an_ensemble_has_members_with_dropout_and_without() -> None:
     taught = schemes.teaching({"teacher": Ensemble("teacher", [noisy, calm], "logits")}, 0)["teacher"]
     assert isinstance(taught, Ensemble)
     (first, same), (second, again) = (
-        taught.read(batch(), Moment(step)).features.split([24, 16], -1) for step in (0, 1)
+        taught.forward(batch(), Moment(step)).features.split([24, 16], -1) for step in (0, 1)
     )
     assert not torch.equal(first, second) and torch.equal(same, again)
 

@@ -103,7 +103,7 @@ def test_frozen_before_and_after() -> None:
 
 
 def test_no_gradient_stays_behind() -> None:
-    """It would count among the gradients of the bridges, and be clipped with them."""
+    """It would count among the gradients of the projections, and be clipped with them."""
     one = made()
     one.fit(features(3), never)
     assert all(parameter.grad is None for parameter in one.parameters())
@@ -196,7 +196,7 @@ FACTORS = Term(
     (Pair("hidden.2", "hidden.4", "hidden", lens="hidden-paraphraser"),),
     constant(5.0),
     per="row",
-    aids={
+    modules={
         "hidden": translator(STUDENT_WIDTH, K),
         "hidden-paraphraser": paraphraser(TEACHER_WIDTH, K, 4),
     },
@@ -205,17 +205,17 @@ FACTORS = Term(
 
 def test_a_step_teaches_the_translator_and_leaves_the_paraphraser() -> None:
     one, teacher, batches = learner("a", (FACTORS,)), frozen(), [batch(1), batch(2)]
-    lens = one.bridges["hidden-paraphraser"]
+    lens = one.modules["hidden-paraphraser"]
     assert isinstance(lens, Paraphraser)
-    lens.fit(((teacher.read(each)["hidden.4"], each["attention_mask"].bool()) for each in batches), never)
+    lens.fit(((teacher.forward(each)["hidden.4"], each["attention_mask"].bool()) for each in batches), never)
     before, still = bits(lens), still_of(teacher, [(one, (FACTORS,))], chunk=5)
     value = still.gradients(*views(batches), 0)["a"].terms["hidden"]
 
     rows = []
     for each in batches:
-        mine, theirs = one.read(each)["hidden.2"], teacher.read(each)["hidden.4"]
+        mine, theirs = one.forward(each)["hidden.2"], teacher.forward(each)["hidden.4"]
         for row, n in enumerate(each["attention_mask"].sum(1).tolist()):
-            f_s = leaky(mine[row, :n], one.bridges["hidden"], ("0", "2", "4"))
+            f_s = leaky(mine[row, :n], one.modules["hidden"], ("0", "2", "4"))
             f_t = leaky(theirs[row, :n], lens.encoder, ("0", "2", "4"))
             rows.append((f_s / f_s.norm() - f_t / f_t.norm()).abs().mean())
     torch.testing.assert_close(value, torch.stack(rows).mean().detach(), rtol=1e-10, atol=1e-12)
@@ -225,5 +225,5 @@ def test_a_step_teaches_the_translator_and_leaves_the_paraphraser() -> None:
     norm = torch.stack([g.norm() for n, g in gradients.items() if n.startswith("bridges.hidden.")]).norm()
     one.optimizer.zero_grad(set_to_none=True)
     norms = still.step(share(batches), 0)["a"].norms
-    assert norms is not None and norms.bridges == pytest.approx(norm.item()), "of what is trained"
+    assert norms is not None and norms.modules == pytest.approx(norm.item()), "of what is trained"
     assert all(torch.equal(before[name], tensor) for name, tensor in bits(lens).items())

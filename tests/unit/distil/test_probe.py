@@ -51,7 +51,7 @@ CONTRAST = Term(
     (Pair("pooled", "pooled", memory="contrast"),),
     constant(0.1),
     per="row",
-    aids={"contrast": contrastive_memory(STUDENT_WIDTH, TEACHER_WIDTH, width=8, negatives=5, momentum=0.5)},
+    modules={"contrast": contrastive_memory(STUDENT_WIDTH, TEACHER_WIDTH, width=8, negatives=5, momentum=0.5)},
 )
 TERMS = (LOGIT, LABEL, PEARSON, EMBEDDING, HIDDEN, SCORES, POOLED)
 
@@ -90,11 +90,13 @@ def pooled_gap(mine: Tensor, theirs: Tensor, attended: Tensor) -> Tensor:
     return F.smooth_l1_loss(*sides)
 
 
-def of_one(name: str, student: nn.Module, guide: nn.Module, bridges: nn.ModuleDict, each: Batch) -> tuple[Tensor, int]:
+def of_one(
+    name: str, student: nn.Module, guide: nn.Module, projections: nn.ModuleDict, each: Batch
+) -> tuple[Tensor, int]:
     """What a micro-batch adds to a term, and how much of what the term is averaged over it holds."""
     attended, labels = each["attention_mask"], each["labels"]
     if name in ("embedding", "hidden", "attention"):
-        return plain_terms(student, guide, bridges, each)[name], int(attended.sum())
+        return plain_terms(student, guide, projections, each)[name], int(attended.sum())
     inputs = {"input_ids": each["input_ids"], "attention_mask": attended}
     mine, theirs = (model(**inputs, output_hidden_states=True) for model in (student, guide))
     if name == "pooled":
@@ -110,11 +112,11 @@ def of_one(name: str, student: nn.Module, guide: nn.Module, bridges: nn.ModuleDi
 
 def plain(teacher: Frozen, one: Learner, name: str, batches: Sequence[Batch]) -> Probed:
     """A term alone: its mean, and the norm of its gradient in the student's parameters."""
-    student, guide, bridges = (copy.deepcopy(part) for part in (one.model, teacher.model, one.bridges))
+    student, guide, projections = (copy.deepcopy(part) for part in (one.model, teacher.model, one.modules))
     for model in (student, guide):
         model.set_attn_implementation("sdpa")
         model.zero_grad(set_to_none=True)
-    found = [of_one(name, student, guide, bridges, each) for each in batches]
+    found = [of_one(name, student, guide, projections, each) for each in batches]
     value = torch.stack([part for part, _ in found]).sum() / sum(count for _, count in found)
     value.backward()
     squares = [parameter.grad.square().sum() for parameter in student.parameters() if parameter.grad is not None]
@@ -187,12 +189,12 @@ def test_a_probe_is_unweighted() -> None:
         assert found == plainly
 
 
-def test_bridges_do_not_count() -> None:
-    """Of a term whose gradient is in the bridge as well, only the student's part is measured."""
+def test_projections_do_not_count() -> None:
+    """Of a term whose gradient is in the projection as well, only the student's part is measured."""
     one, teacher, batches = learner("a", (HIDDEN,), clip=None), frozen(), [batch(1)]
     found = find(one, batches, (HIDDEN,), teacher=teacher)["hidden"]
     norms = still(teacher, (one, (HIDDEN,))).step(share(batches), 0)["a"].norms
-    assert norms is not None and norms.bridges > 1e-3
+    assert norms is not None and norms.modules > 1e-3
     assert HIDDEN.weight(0) * found.gradient_norm == pytest.approx(norms.whole, rel=1e-9)
 
 
@@ -310,7 +312,7 @@ def with_balance(
         one.model,
         list(one.tapped.taps),
         seed=one.seed,
-        bridges=one.bridges,
+        modules=one.modules,
         optimisation=Optimisation(constant(1e-3), 0.01, (0.9, 0.999), 1e-8, 1.0),
         balance=Balance(how, [term.name for term in terms]).to(dtype),
     )
@@ -344,7 +346,7 @@ def test_a_step_after_a_probe_is_the_step(how: str, autocast: torch.dtype | None
                 assert all(probed.gradient_norm > 0 for probed in found.values())
                 same(before, bits(one))
                 assert torch.equal(torch.random.get_rng_state(), state)
-                assert all(p.grad is None for part in (one.model, one.bridges, one.balance) for p in part.parameters())
+                assert all(p.grad is None for part in (one.model, one.modules, one.balance) for p in part.parameters())
             tally = cast.step(share(batches), step)["a"]
         tallies.append(tally)
         ends.append(bits(one))

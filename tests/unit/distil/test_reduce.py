@@ -40,7 +40,7 @@ def test_rows_and_batches_without_an_attended_token_do_not_count() -> None:
 def test_counts_of_parts_are_those_of_the_whole(at: int) -> None:
     whole = batch(rows=4)
     parts = Counts.of(halves(whole, at))
-    assert replace(parts, batches=1, spoken=1) == Counts.of([whole])
+    assert replace(parts, batches=1, selecting=1) == Counts.of([whole])
     assert parts.batches == (1 if at in (0, 4) else 2)
 
 

@@ -214,7 +214,7 @@ def test_the_students_of_peers_have_names_of_their_own(company: limbeck.Run) -> 
         ({"ema": 0.9, "terms": [{"loss": "forward_kl"}]}, "teaches nobody; give a term teacher: ema"),
         ({"ema": 1.0, "terms": [{"loss": "forward_kl", "teacher": "ema"}]}, "must be below 1"),
         ({"alternate": True, "terms": [{"loss": "forward_kl"}]}, "one student has nobody to alternate with"),
-        ({"terms": [{"loss": "cross_entropy", "teacher": "peers"}]}, "learns from no teacher; leave the word out"),
+        ({"terms": [{"loss": "cross_entropy", "teacher": "peers"}]}, "learns from no teacher; leave the key out"),
         ({"terms": [{"loss": "forward_kl", "teacher": "peer"}]}, "there is no teacher 'peer'; did you mean 'peers'"),
     ],
 )

@@ -143,9 +143,9 @@ def test_the_teacher_is_left_alone() -> None:
         assert torch.equal(parameter, before[f"model.{name}"]), name
     assert not any(module.training for module in teacher.model.modules())
     assert all(module.training for module in one.model.modules())
-    readout = teacher.read(batch())
+    readout = teacher.forward(batch())
     assert not any(readout[tap].requires_grad for tap in readout)
-    assert not teacher.speak(readout.features.clone().requires_grad_()).requires_grad
+    assert not teacher.logits(readout.features.clone().requires_grad_()).requires_grad
 
 
 def test_peers_are_constants_to_each_other() -> None:
@@ -164,7 +164,7 @@ def test_peers_are_constants_to_each_other() -> None:
 
 def test_peers_hidden_states_are_constants_too() -> None:
     to_peer = dataclasses.replace(
-        HIDDEN, pairs=(dataclasses.replace(HIDDEN.pairs[1], teacher="hidden.2", bridge=None),)
+        HIDDEN, pairs=(dataclasses.replace(HIDDEN.pairs[1], teacher="hidden.2", projection=None),)
     )
     pair = {name: learner(name, (to_peer,), seed=seed) for name, seed in (("a", 1), ("b", 2))}
     batches = [batch()]
@@ -204,10 +204,11 @@ def test_dropout_is_drawn_by_step_and_micro_batch_and_leaves_the_generator() -> 
     one = learner("a", (LOGIT,), dropout=0.3)
     state = torch.random.get_rng_state()
     features = {
-        moment: one.read(batch(), Moment(*moment)).features for moment in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1))
+        moment: one.forward(batch(), Moment(*moment)).features
+        for moment in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1))
     }
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(one.read(batch(), Moment(0, 0, 0)).features, features[0, 0, 0])
+    assert torch.equal(one.forward(batch(), Moment(0, 0, 0)).features, features[0, 0, 0])
     distinct = list(features.values())
     assert all(not torch.equal(x, y) for i, x in enumerate(distinct) for y in distinct[:i])
 

@@ -22,7 +22,7 @@ from limbeck.lab.statistics.verdicts import (
     verdicts,
 )
 from limbeck.measure.evaluation import SUMS, document_rows
-from limbeck.recipe.words import MEASURES, METRICS
+from limbeck.recipe.keys import MEASURES, METRICS
 
 LOSS, SCORE = MEASURES["logit_loss"], MEASURES["f1"]
 NOISES = {

@@ -14,10 +14,10 @@ from limbeck.losses import LOSSES, forward_kl
 from limbeck.losses import blockwise as module
 from limbeck.losses.blockwise import blockwise
 from limbeck.losses.facts import FACTS, facts_of
-from limbeck.recipe.words import LOSS_WORDS
+from limbeck.recipe.keys import LOSS_KEYS
 
 V = 40
-PER_TOKEN = sorted(name for name, it in LOSS_WORDS.items() if it.taps == ("logits",) and it.per == "token")
+PER_TOKEN = sorted(name for name, it in LOSS_KEYS.items() if it.taps == ("logits",) and it.per == "token")
 
 
 @pytest.fixture(autouse=True, params=[1, 3 * V, 7 * V + 5])
@@ -57,7 +57,7 @@ def test_every_loss_of_tokens(name: str) -> None:
     student, others = given()
     if name == "squared_error":
         student, others["labels"] = student[:, :1], others["labels"].double()
-    needed = {key: others[key] for key in LOSS_WORDS[name].needs} | {"mask": None}
+    needed = {key: others[key] for key in LOSS_KEYS[name].needs} | {"mask": None}
     compare(LOSSES[name], student, needed)
 
 

@@ -69,7 +69,7 @@ def test_equals_plain_transformers(teacher: Frozen, chunk: int) -> None:
 def test_the_teacher_agrees_with_itself(teacher: Frozen) -> None:
     twin = learner("twin", (LOGIT,))
     twin.model.__dict__.update(copy.deepcopy(teacher.model).requires_grad_(True).__dict__)
-    twin = Learner("twin", twin.model, ["logits"], seed=0, bridges=twin.bridges, optimisation=twin.optimisation)
+    twin = Learner("twin", twin.model, ["logits"], seed=0, modules=twin.modules, optimisation=twin.optimisation)
     for found in evaluate([twin], teacher).values():
         assert found["agreement"] == 1.0 and abs(found["logit_loss"]) < 1e-12
         assert found["teacher_label_loss"] == pytest.approx(found["label_loss"], rel=1e-12)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from limbeck.measure.metrics import scores
-from limbeck.recipe.words import METRICS
+from limbeck.recipe.keys import METRICS
 
 Rows = list[float]
 

@@ -267,7 +267,7 @@ def test_two_teachers_at_once(teacher: Frozen) -> None:
 
 def student(name: str, model: Any) -> Learner:
     plain = learner(name, (LOGIT,))
-    return Learner(name, model, ["logits"], seed=0, bridges=nn.ModuleDict(), optimisation=plain.optimisation)
+    return Learner(name, model, ["logits"], seed=0, modules=nn.ModuleDict(), optimisation=plain.optimisation)
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2"])

@@ -144,13 +144,13 @@ def test_cut_keeps_what_the_config_says_of_each_layer() -> None:
 
 def pupil(name: str, sort: str, layers: tuple[int, ...] = (1, 2)) -> Learner:
     model = made(name, sort)
-    aids = {f":exit:{layer}": head for layer in layers}
+    modules = {f":exit:{layer}": head for layer in layers}
     return Learner(
         "one",
         model,
         [f"exit.{layer}" for layer in layers],
         seed=0,
-        bridges=projections.build(aids, projections.Making(0, BLOCKS, Tapped(model))).to(torch.float64),
+        modules=projections.build(modules, projections.Making(0, BLOCKS, Tapped(model))).to(torch.float64),
         optimisation=Optimisation(constant(0.01), weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=0.01),
     )
 
@@ -163,16 +163,16 @@ def test_what_is_tied_is_trained_clipped_and_kept_once(name: str, sort: str) -> 
     held = [id(p) for group in one.optimizer.param_groups for p in group["params"]]
     assert len(set(held)) == len(held) == len(one.parameters)
     assert sum(parameter is embedding for parameter in one.parameters) == 1
-    readout = one.read(inputs)
-    sum(one.speak(readout.inputs(tap), tap).square().mean() for tap in one.exits).backward()
+    readout = one.forward(inputs)
+    sum(one.logits(readout.inputs(tap), tap).square().mean() for tap in one.exits).backward()
     by_decoding = embedding.grad.clone()
-    apart = torch.cat([p.grad.flatten() for p in one.bridges.parameters() if p.grad is not None]).norm().item()
+    apart = torch.cat([p.grad.flatten() for p in one.modules.parameters() if p.grad is not None]).norm().item()
     whole = torch.cat([p.grad.flatten() for p in one.model.parameters() if p.grad is not None]).norm().item()
     before = embedding.detach().clone()
     norms = one.update(0, World())
-    assert (norms.bridges, norms.whole) == pytest.approx((apart, whole), rel=1e-12)
+    assert (norms.modules, norms.whole) == pytest.approx((apart, whole), rel=1e-12)
     assert min(apart, whole) > 0.01, "clipped, the heads apart from the model"
-    for module in (one.model, one.bridges):
+    for module in (one.model, one.modules):
         means = [one.optimizer.state[p]["exp_avg"].flatten() for p in module.parameters() if p in one.optimizer.state]
         assert torch.cat(means).norm().item() == pytest.approx(0.1 * 0.01, rel=1e-4)
     step = (embedding.detach() - before)[by_decoding.abs() > 1e-6].abs()
@@ -186,7 +186,7 @@ def test_what_is_tied_is_trained_clipped_and_kept_once(name: str, sort: str) -> 
         assert torch.equal(mine, theirs)
     with torch.no_grad():
         for tap in one.exits:
-            assert torch.equal(one.speak(readout.inputs(tap), tap), again.speak(readout.inputs(tap), tap))
+            assert torch.equal(one.logits(readout.inputs(tap), tap), again.logits(readout.inputs(tap), tap))
 
 
 def test_a_mean_behind_a_norm_is_refused() -> None:
@@ -307,7 +307,7 @@ def test_an_evaluation_of_an_exit_is_that_of_the_cut_model(name: str, sort: str)
     cuts = []
     for layer in (1, 2):
         small = cut(one.model, one.exits[f"exit.{layer}"], layer)
-        how = {"seed": 0, "bridges": nn.ModuleDict(), "optimisation": one.optimisation}
+        how = {"seed": 0, "modules": nn.ModuleDict(), "optimisation": one.optimisation}
         cuts.append(Learner(f"cut-{layer}", small, ["logits"], **how))
     task = "classification" if sort == "classifier" else None
     who = dict.fromkeys(("one", "cut-1", "cut-2"), teacher)

@@ -184,12 +184,12 @@ class Shelf:
 def test_a_cached_teacher_answers_as_what_is_kept_says() -> None:
     given, model = batch((9, 4)), tiny("bert")
     teacher = Frozen("teacher", model, ["hidden.2", "scores.1", "logits"])
-    live = teacher.read(given)
+    live = teacher.forward(given)
     names = readouts.kept(teacher.tapped.taps, 3)
     cached = Cached(teacher, Shelf(live, names, given["attention_mask"]), LENGTH)
     calls: list[int] = []
     model.base_model.register_forward_hook(lambda *_: calls.append(1))
-    found = cached.read(given)
+    found = cached.forward(given)
     for tap in ("hidden.2", "scores.1"):
         close(tap, found[tap], live[tap], given)
     assert torch.equal(found["logits"], live.features * 2)

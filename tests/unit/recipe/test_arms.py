@@ -103,7 +103,7 @@ def test_what_is_not_trained_is_no_setting() -> None:
     table = words(baselines=["teacher", "no-teacher", "initial", "teacher"])
     assert list(settings_of(table)) == ["kl", "no-teacher"]
     asked = arms.asked(table)
-    assert asked.words.shown == ("teacher", "initial") and not asked.words.resolves
+    assert asked.keys.shown == ("teacher", "initial") and not asked.keys.resolves
     assert asked.arms()[0].last == arms.asked(words(baselines=["no-teacher"])).arms()[0].last, "the run is the same one"
 
 
@@ -173,12 +173,12 @@ def test_words_of_a_study_on_the_command_line() -> None:
     table = words({"a": {"terms": [KL, HIDDEN]}})
     given = ["ablate=terms", "together=1", "vary={train.lr: [1e-3, 1e-4]}", "train.steps=7", "baselines=[no-teacher]"]
     asked = arms.asked(table, given)
-    assert asked.words.together == 1 and asked.words.resolves
+    assert asked.keys.together == 1 and asked.keys.resolves
     assert [(arm.last.train.lr, arm.last.train.steps) for arm in asked.arms()] == [(1e-3, 7), (1e-4, 7)]
     assert list(asked.arms()[0].last.chosen) == ["a", "no-teacher", "a-without-logit", "a-without-hidden"]
     assert list(table) == ["name", "models", "settings"], "the table that was given is as it was"
     plain = arms.asked(table)
-    assert not plain.words.resolves and plain.arms()[0].last == load.load(table), "a recipe without them is as it was"
+    assert not plain.keys.resolves and plain.arms()[0].last == load.load(table), "a recipe without them is as it was"
 
 
 # what is refused
@@ -188,19 +188,19 @@ GRID = {"train.lr": [0.1, 0.2]}
 STAGED = [{"stage": "first", "settings": TWO | {"b": TWO["a"]}}, {"models": {"student": {"init": "$previous"}}}]
 REFUSED: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
     # words
-    ({"tune": {"vary": GRID, "stepz": 3}}, (), "tiny.yaml: tune.stepz: unknown word; did you mean 'steps'?"),
-    ({"sample": {"count": 1, "sede": 3}, "vary": GRID}, (), "tiny.yaml: sample.sede: unknown word; did you mean 'seed'?"),
-    ({"baseline": ["no-teacher"]}, (), "tiny.yaml: baseline: unknown word; did you mean 'baselines'?"),
-    ({}, ("abalte=terms",), "tiny.yaml: abalte: unknown word; did you mean 'ablate'?"),
+    ({"tune": {"vary": GRID, "stepz": 3}}, (), "tiny.yaml: tune.stepz: unknown key; did you mean 'steps'?"),
+    ({"sample": {"count": 1, "sede": 3}, "vary": GRID}, (), "tiny.yaml: sample.sede: unknown key; did you mean 'seed'?"),
+    ({"baseline": ["no-teacher"]}, (), "tiny.yaml: baseline: unknown key; did you mean 'baselines'?"),
+    ({}, ("abalte=terms",), "tiny.yaml: abalte: unknown key; did you mean 'ablate'?"),
     ({"baselines": ["noteacher"]}, (), "tiny.yaml: baselines[0]: must be 'no-teacher', 'initial' or 'teacher', not 'noteacher'"),
     ({"ablate": "layers"}, (), "tiny.yaml: ablate: must be 'terms'"),
     ({"equal": "steps"}, (), "tiny.yaml: equal: must be 'flops' or 'seconds'"),
     ({"together": 0}, (), "tiny.yaml: together: must be above 0, not 0"),
     ({}, ("together=x",), "tiny.yaml: together: must be a whole number, not 'x'"),
-    ({"vary": 3}, (), "tiny.yaml: vary: must be a table of words and values, not 3"),
+    ({"vary": 3}, (), "tiny.yaml: vary: must be a table of keys and values, not 3"),
     ({"vary": {"train.lr": 3}}, (), "tiny.yaml: vary['train.lr']: must be a list such as [1, 2], not 3"),
     # grids
-    ({"vary": {"train.lrr": [1, 2]}}, (), "tiny.yaml: train.lrr: unknown word; did you mean 'lr'?"),
+    ({"vary": {"train.lrr": [1, 2]}}, (), "tiny.yaml: train.lrr: unknown key; did you mean 'lr'?"),
     ({"vary": {"trian.lr": [1, 2]}}, (), "trian.lr: there is no 'trian'; did you mean 'train'?"),
     ({"vary": {"train.lr": [-1]}}, (), "tiny.yaml: train.lr: must be above 0, not -1"),
     ({"vary": {"train.lr": []}}, (), "tiny.yaml: vary.train.lr: give different values, such as [1, 2]"),
@@ -209,14 +209,14 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
     ({"vary": {"train.threads": [1, 2]}}, (), "tiny.yaml: vary: train.threads is one for all arms; run the recipe once for"),
     ({"sample": {"count": 2}}, (), "tiny.yaml: sample: there is nothing to draw from; set vary"),
     # tuning
-    ({"tune": {}}, (), "tiny.yaml: tune.vary: missing; say which words are tried"),
+    ({"tune": {}}, (), "tiny.yaml: tune.vary: missing; say which keys are tried"),
     ({"tune": {"sample": {"count": 2}}}, (), "tiny.yaml: tune.sample: there is nothing to draw from; set tune.vary"),
     ({"tune": {"vary": GRID}, "vary": GRID}, (), "tiny.yaml: tune: settings that are tuned differ already"),
     ({"tune": {"vary": GRID}, "equal": "flops"}, (), "tiny.yaml: tune: settings that are tuned differ already"),
     ({"tune": {"vary": {"train.lr": []}}}, (), "tiny.yaml: tune.vary.train.lr: give different values"),
     ({"tune": {"vary": GRID, "seeds": [1, 1]}}, (), "seeds: one seed stands twice: [1, 1]; give each once"),
     ({"tune": {"vary": GRID, "seeds": []}}, (), "seeds: is empty; give at least one"),
-    ({"tune": {"vary": {"train.lrr": [1]}}}, (), "tiny.yaml: train.lrr: unknown word"),
+    ({"tune": {"vary": {"train.lrr": [1]}}}, (), "tiny.yaml: train.lrr: unknown key"),
     # names, and what later stages take
     ({"settings": TWO | {"a-without-logit": TWO["a"]}, "ablate": "terms"}, (), "settings.a-without-logit: baselines and ablate make"),
     ({"settings": TWO | {"no-teacher": TWO["a"]}, "baselines": ["no-teacher"]}, (), "settings.no-teacher: baselines and ablate"),
@@ -284,25 +284,25 @@ def test_a_recipe_object_takes_words_too(world: Path) -> None:
 
 def test_the_schema_knows_the_words() -> None:
     schema = json.loads(json.dumps(arms.schema()))
-    assert set(arms.StudyWords.model_fields) <= set(schema["properties"])
+    assert set(arms.StudyKeys.model_fields) <= set(schema["properties"])
     assert {"Tune", "Sample", "Stage"} <= set(schema["$defs"])
-    assert not set(arms.StudyWords.model_fields) & set(schema["$defs"]["Stage"]["properties"]), (
+    assert not set(arms.StudyKeys.model_fields) & set(schema["$defs"]["Stage"]["properties"]), (
         "they belong to the whole"
     )
-    with pytest.raises(UserError, match=r"stages\[0\]: ablate: unknown word"):
+    with pytest.raises(UserError, match=r"stages\[0\]: ablate: unknown key"):
         arms.asked(words(stages=[{"ablate": "terms"}])).arms()
 
 
 def test_dots_reach_into_the_words_of_a_study() -> None:
     dotted = ["vary.train.lr=[1e-3, 1e-4]", "vary.settings.logit.terms[0].weight=[1, 2]", "sample.count=3"]
     whole = ["vary={train.lr: [1e-3, 1e-4], 'settings.logit.terms[0].weight': [1, 2]}", "sample={count: 3}"]
-    assert arms.asked("quickstart", dotted).words == arms.asked("quickstart", whole).words
-    tuned = arms.asked("quickstart", ["tune.vary.train.lr=[1e-3, 1e-4]", "tune.steps=5"]).words.tune
+    assert arms.asked("quickstart", dotted).keys == arms.asked("quickstart", whole).keys
+    tuned = arms.asked("quickstart", ["tune.vary.train.lr=[1e-3, 1e-4]", "tune.steps=5"]).keys.tune
     assert tuned is not None and (tuned.steps, tuned.vary) == (5, {"train.lr": (1e-3, 1e-4)})
     for override, message in (
         ("vary.train.lr=1e-3", "vary['train.lr']: must be a list such as"),
         ("vary.train.lr=[1", "vary: '[1' is not YAML"),
-        ("tune.stepz=3", "tune.stepz: unknown word; did you mean 'steps'?"),
+        ("tune.stepz=3", "tune.stepz: unknown key; did you mean 'steps'?"),
     ):
         with pytest.raises(UserError) as caught:
             arms.asked("quickstart", [override])

@@ -13,12 +13,12 @@ from limbeck.recipe.arms import asked, placed_all
 from limbeck.recipe.identity import identity, text
 from limbeck.recipe.load import built_in, load
 from limbeck.recipe.stages import placed_sources
-from limbeck.running.changes import changed_words
+from limbeck.running.changes import changed_keys
 
 FILES: list[tuple[bytes, str]] = [
-    (b"", "a recipe is a table of words and values"),
-    (b"- 1\n- 2", "a recipe is a table of words and values"),
-    (b"hello", "a recipe is a table of words and values"),
+    (b"", "a recipe is a table of keys and values"),
+    (b"- 1\n- 2", "a recipe is a table of keys and values"),
+    (b"hello", "a recipe is a table of keys and values"),
     (b"a: [1,\n b: }", "not YAML: line 2, column 5"),
     (bytes(range(256)), "not YAML"),
     (b"a: \x00", "not YAML"),
@@ -29,11 +29,11 @@ FILES: list[tuple[bytes, str]] = [
     (b"name: !!python/object/apply:os.system [ls]", "not YAML: line 1, column 7"),
     (b"name: a\nname: b", "line 2, column 1: 'name' stands twice"),
     (b"train:\n  lr: 1\n  lr: 2", "line 3, column 3: 'lr' stands twice"),
-    (b"1: 2\n", "[1]: is no word of a recipe; words are text"),
+    (b"1: 2\n", "[1]: is no key of a recipe; keys are text"),
     # what newcomers do to a file
     (b"name: x\nmodels\n  teacher: embedded\n", "line 3, column 10: a ':' is missing here or on the line before"),
     (b"name: x\nmodels:\n\tteacher: embedded\n", "line 3, column 1: a tab; indent with spaces"),
-    (b"a:\n  b: 1\n c: 2\n", "line 3, column 2: indented otherwise than the words beside it"),
+    (b"a:\n  b: 1\n c: 2\n", "line 3, column 2: indented otherwise than the keys beside it"),
     (b"a: {b: 1\nc: 2\n", "line 2, column 2: a ',' or '}' is missing before this place"),
     (b"a: [1, 2\nc: 2\n", "a ',' or ']' is missing before this place"),
     (b'name: "x\n', "a quotation mark is not closed"),
@@ -41,17 +41,17 @@ FILES: list[tuple[bytes, str]] = [
     (b"a: \xff\xfe", "not YAML: no text in UTF-8"),
     (
         b"models:\n  teacher:embedded\n",
-        "models: must be a table of words and values, not 'teacher:embedded'; write a space",
+        "models: must be a table of keys and values, not 'teacher:embedded'; write a space",
     ),
     (
         b"settings: {a: [{loss: mse}]}",
-        "settings.a: must be a table of words and values, not [{'loss': 'mse'}]; write `terms:` before it",
+        "settings.a: must be a table of keys and values, not [{'loss': 'mse'}]; write `terms:` before it",
     ),
     (
         b"settings: {a: {terms: {loss: mse}}}",
         "settings.a.terms: must be a list such as [1, 2], not {'loss': 'mse'}; put '- ' before it",
     ),
-    (b"terms: [{loss: mse}]", "terms: unknown word; did you mean 'settings'?"),
+    (b"terms: [{loss: mse}]", "terms: unknown key; did you mean 'settings'?"),
     (b"models: {teacher: embedded}", "settings: missing; set it"),
     (b"models: {teacher: embedded}\nsettings: {1: {terms: [{loss: forward_kl}]}}", "settings[1]: must be text, not 1"),
     (b"settings: &a {multi: *a}", "too large; a recipe has at most"),
@@ -64,41 +64,41 @@ OVERRIDES = [
     ("train..lr=1", "is no override"),
     (".lr=1", "is no override"),
     ("train.lr=[1", "train.lr: '[1' is not YAML: line 1, column 3"),
-    # unknown words, at every level
+    # unknown keys, at every level
     ("trian.lr=1", "there is no 'trian'; did you mean 'train'?"),
-    ("trian=1", "trian: unknown word; did you mean 'train'?"),
-    ("lr=1", "lr: unknown word; did you mean 'train.lr'?"),
-    ("stpes=1", "stpes: unknown word; did you mean 'train.steps'?"),
-    ("epochs=1", "epochs: unknown word; did you mean 'train.steps'?"),
-    ("corpus=docs", "corpus: unknown word; did you mean 'data.corpus'?"),
-    ("output_dir=x", "output_dir: unknown word; did you mean 'out'?"),
-    ("train.lerning_rate=1", "train.lerning_rate: unknown word; did you mean 'lr'?"),
-    ("models.student.head=3", "models.student.head: unknown word; did you mean 'heads'?"),
-    ("models.techer=embedded", "models.techer: unknown word; did you mean 'teacher'?"),
-    ("models.teacher.revison=3", "models.teacher.revison: unknown word; did you mean 'revision'?"),
-    ("data.masking.mod=none", "data.masking.mod: unknown word; did you mean 'mode'?"),
+    ("trian=1", "trian: unknown key; did you mean 'train'?"),
+    ("lr=1", "lr: unknown key; did you mean 'train.lr'?"),
+    ("stpes=1", "stpes: unknown key; did you mean 'train.steps'?"),
+    ("epochs=1", "epochs: unknown key; did you mean 'train.steps'?"),
+    ("corpus=docs", "corpus: unknown key; did you mean 'data.corpus'?"),
+    ("output_dir=x", "output_dir: unknown key; did you mean 'out'?"),
+    ("train.lerning_rate=1", "train.lerning_rate: unknown key; did you mean 'lr'?"),
+    ("models.student.head=3", "models.student.head: unknown key; did you mean 'heads'?"),
+    ("models.techer=embedded", "models.techer: unknown key; did you mean 'teacher'?"),
+    ("models.teacher.revison=3", "models.teacher.revison: unknown key; did you mean 'revision'?"),
+    ("data.masking.mod=none", "data.masking.mod: unknown key; did you mean 'mode'?"),
     ("data.maskin.mode=none", "there is no 'maskin'; did you mean 'masking'?"),
     ("settings.mulit.terms.0.weight=1", "there is no 'mulit'; did you mean 'multi'?"),
-    ("settings.multi.term=[]", "settings.multi.term: unknown word; did you mean 'terms'?"),
+    ("settings.multi.term=[]", "settings.multi.term: unknown key; did you mean 'terms'?"),
     (
         "settings.multi.terms.0.temprature=2",
-        "settings.multi.terms[0].temprature: unknown word for the loss forward_kl; did",
+        "settings.multi.terms[0].temprature: unknown key for the loss forward_kl; did",
     ),
     (
         "settings.multi.terms[1].temprature=2",
-        "settings.multi.terms[1].temprature: unknown word for the loss mse; known",
+        "settings.multi.terms[1].temprature: unknown key for the loss mse; known",
     ),
     ("settings.multi.terms.1.loss=mes", "settings.multi.terms[1].loss: unknown loss 'mes'; did you mean 'mse'?"),
     ("settings.multi.terms.1.tap=hiden", "settings.multi.terms[1].tap: unknown tap 'hiden'; did you mean 'hidden'?"),
     ("settings.multi.terms.2.layers=unifrom", "unknown layer map 'unifrom'; did you mean 'uniform'?"),
     ("models.student.family=brt", "unknown model family 'brt'; did you mean 'bert'?"),
-    ("ünï=1", "ünï: unknown word"),
+    ("ünï=1", "ünï: unknown key"),
     # wrong places
     ("train.lr.x=1", "train.lr.x: 'x' cannot stand below a single value"),
     ("settings.multi.terms.9.weight=1", "there is no element '9'; the list has 4, counted from 0"),
     ("settings.multi.terms.x.weight=1", "there is no element 'x'"),
     # wrong values
-    ("only=[nope]", "only: there is no setting 'nope'; known words: labels, logit, multi"),
+    ("only=[nope]", "only: there is no setting 'nope'; known: labels, logit, multi"),
     ("only=nope", "only: there is no setting 'nope'"),
     ("only=[]", "only: is empty; give at least one"),
     ("seeds=3", "seeds: must be a list: seeds=[3] for the seed 3, seeds=[0,1,2] for three seeds"),
@@ -114,7 +114,7 @@ OVERRIDES = [
     ("train.betas=0.9", "train.betas: must be a list such as [1, 2], not 0.9"),
     ("train.precision=fp16", "train.precision: must be 'auto', 'fp32', 'bf16' or 'fp64', not 'fp16'"),
     ("train.device=cdua", "train.device: unknown device 'cdua'; write auto, cpu, cuda"),
-    ("train=3", "train: must be a table of words and values, not 3"),
+    ("train=3", "train: must be a table of keys and values, not 3"),
     ("data.corpus=", "data.corpus: must be text, not nothing; set it"),
     ("data.corpus=''", "data.corpus: is empty; set it"),
     ("data.corpus=3", "data.corpus: must be text, not 3; put it in quotes"),
@@ -123,20 +123,23 @@ OVERRIDES = [
     ("data.heldout=2", "data.heldout: must be below 1, not 2"),
     ("models.student.heads=7", "models.student.heads: 7 heads do not divide the width 128; choose heads that do"),
     ("settings.multi.terms=[]", "settings.multi.terms: is empty; give at least one"),
-    ("settings.multi.terms=[3]", "settings.multi.terms[0]: must be a table of words and values, not 3"),
+    ("settings.multi.terms=[3]", "settings.multi.terms[0]: must be a table of keys and values, not 3"),
     ("settings.multi.terms.2.layers={}", "settings.multi.terms[2].layers: is empty; give at least one"),
     (
         "settings.multi.terms.2.layers={x: 2}",
         "settings.multi.terms[2].layers.x: must be a whole number or 'last', not 'x'",
     ),
     ("settings.multi.terms.1.layers={1: 2}", "settings.multi.terms[1].layers: the tap embedding has no layers"),
-    ("settings.multi.terms.0.bridge=shared", "settings.multi.terms[0].bridge: the loss forward_kl needs no bridge"),
+    (
+        "settings.multi.terms.0.projection=shared",
+        "settings.multi.terms[0].projection: the loss forward_kl needs no projection",
+    ),
     ("settings.multi.terms.1.name=hidden", "settings.multi.terms: two terms are named 'hidden'"),
     ("settings.multi.terms.1.loss=forward_kl", "[1].tap: the loss forward_kl compares logits, not embedding"),
     ("settings.multi.terms.2.weight={start: 1}", "settings.multi.terms[2].weight.end: missing; set it (and 1 more)"),
     ("settings.multi.terms.2.weight=.nan", "settings.multi.terms[2].weight: must be a finite number, not nan"),
     ("settings.multi.terms.2.weight=-1", "settings.multi.terms[2].weight: must be at least 0, not -1"),
-    ("settings.multi.terms.2.weight=x", "weight: must be a number or a table of words and values, not 'x'"),
+    ("settings.multi.terms.2.weight=x", "weight: must be a number or a table of keys and values, not 'x'"),
     ("name=2024-01-01", "name: must be text"),
 ]
 
@@ -286,7 +289,7 @@ def test_the_home_in_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_setting_that_is_new_is_named_once(tmp_path: Path) -> None:
     one, other = (asked("quickstart", words).arms()[0] for words in ([], ["ablate=terms"]))
     (tmp_path / "recipe.yaml").write_text(text(one.tables), encoding="utf-8")
-    changes = changed_words(tmp_path, {"recipe_sha256": identity(one.last)}, other.last)
+    changes = changed_keys(tmp_path, {"recipe_sha256": identity(one.last)}, other.last)
     assert "settings.multi-without-logit (nothing then, 'a setting' now)" in changes.harmful
     assert len(changes.harmful) == len(other.last.settings) - len(one.last.settings)
 

@@ -1,4 +1,4 @@
-"""Recipes: the words they know, what they refuse, and that what a run writes down reads back as the same."""
+"""Recipes: the keys they know, what they refuse, and that what a run writes down reads back as the same."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kernel import GIVEN
 from limbeck.errors import UserError
 from limbeck.families import FAMILIES
 from limbeck.recipe.arms import asked
+from limbeck.recipe.keys import LOSS_KEYS
 from limbeck.recipe.load import built_in, load
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.stages import dump, of_table
-from limbeck.recipe.words import LOSS_WORDS
 
 PLAIN: dict[str, Any] = {
     "name": "plain",
@@ -90,10 +90,10 @@ def test_without_a_teacher() -> None:
         load({"name": "a", "models": {"student": alone | {"init": "teacher"}}, "settings": labels})
 
 
-def test_the_schema_offers_the_words() -> None:
+def test_the_schema_offers_the_keys() -> None:
     schema = Recipe.model_json_schema()
-    term, student = (schema["$defs"][name]["properties"] for name in ("TermWords", "Student"))
-    assert term["loss"]["anyOf"][0]["enum"] == list(LOSS_WORDS)
+    term, student = (schema["$defs"][name]["properties"] for name in ("TermKeys", "Student"))
+    assert term["loss"]["anyOf"][0]["enum"] == list(LOSS_KEYS)
     assert student["family"]["anyOf"][0]["enum"] == list(FAMILIES)
     assert schema["additionalProperties"] is False
     assert "uniform" in term["layers"]["anyOf"][0]["enum"]

@@ -34,7 +34,7 @@ def words(*listed: Any, **more: Any) -> dict[str, Any]:
 # what they become
 
 
-def test_a_stage_stands_over_the_shared_words() -> None:
+def test_a_stage_stands_over_the_shared_keys() -> None:
     shared = {
         "models": {
             "teacher": {"source": "org/name", "revision": "v2"},
@@ -174,8 +174,8 @@ REFUSED: list[tuple[Any, tuple[str, ...], str]] = [
     (3, (), "tiny.yaml: stages: must be a list of tables, one for each stage, not 3"),
     ([], (), "tiny.yaml: stages: must be a list of tables"),
     ({"a": {}}, (), "tiny.yaml: stages: must be a list of tables"),
-    ([3], (), "tiny.yaml: stages[0]: must be a table of words and values, not 3"),
-    ([A, "b"], (), "tiny.yaml: stages[1]: must be a table of words and values, not 'b'"),
+    ([3], (), "tiny.yaml: stages[0]: must be a table of keys and values, not 3"),
+    ([A, "b"], (), "tiny.yaml: stages[1]: must be a table of keys and values, not 'b'"),
     ([A, B], ("stages=3",), "tiny.yaml: stages: must be a list"),
     ([A, B], ("stages[1]=3",), "tiny.yaml: stages[1]: must be a table"),
     # names
@@ -192,13 +192,13 @@ REFUSED: list[tuple[Any, tuple[str, ...], str]] = [
     ([A, B], ("stages[1].out=x",), "stages[1].out: belongs to the whole"),
     ([A, {"train": {"threads": 2}}], (), "train.threads: the stages a and stage-2 have different ones"),
     ([A, {"train": {"device": "cuda"}}], (), "train.device: the stages a and stage-2 have different ones"),
-    # unknown words
-    ([A, {"trian": {}}], (), "tiny.yaml: stages[1]: trian: unknown word; did you mean 'train'?"),
-    ([A, {"train": {"stepz": 3}}], (), "tiny.yaml: stages[1]: train.stepz: unknown word; did you mean 'steps'?"),
+    # unknown keys
+    ([A, {"trian": {}}], (), "tiny.yaml: stages[1]: trian: unknown key; did you mean 'train'?"),
+    ([A, {"train": {"stepz": 3}}], (), "tiny.yaml: stages[1]: train.stepz: unknown key; did you mean 'steps'?"),
     ([A, {"settings": {"x": {"terms": [{"loss": "mes"}]}}}], (), "stages[1]: settings.x.terms[0].loss: unknown loss 'mes'"),
     ([A, {"only": "nope"}], (), "stages[1]: only: there is no setting 'nope'"),
     ([A, B], ("stages[7].train.steps=3",), "stages[7].train.steps=3: there is no stage 7; the list has 2, counted from 0"),
-    ([A, B], ("stages.0.train.stepz=3",), "stages[0]: train.stepz: unknown word; did you mean 'steps'?"),
+    ([A, B], ("stages.0.train.stepz=3",), "stages[0]: train.stepz: unknown key; did you mean 'steps'?"),
     ([A, B], ("stages.0.trian.steps=3",), "stages[0]: trian.steps: there is no 'trian'; did you mean 'train'?"),
     ([A, B], ("stages.x.train.steps=3",), "stages.x.train.steps: there is no element 'x'; the list has 2"),
     ([A, B], ("stages[0].train.steps",), "stages[0]: 'train.steps' is no override; write key=value"),
@@ -289,8 +289,8 @@ def test_mistakes(listed: Any, overrides: tuple[str, ...], message: str, limbeck
 
 def test_a_mistake_in_the_shared_words_is_theirs(limbeck: Any) -> None:
     for more, overrides, message in (
-        ({"train": {"stepz": 3}}, (), "error: tiny.yaml: train.stepz: unknown word"),
-        ({"trian": {}}, (), "error: tiny.yaml: trian: unknown word"),
+        ({"train": {"stepz": 3}}, (), "error: tiny.yaml: train.stepz: unknown key"),
+        ({"trian": {}}, (), "error: tiny.yaml: trian: unknown key"),
         ({"seeds": 3}, (), "error: tiny.yaml: seeds: must be a list"),
     ):
         status, _, err = limbeck([A, B], "check", "tiny.yaml", *overrides, **more)

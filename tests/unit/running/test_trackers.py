@@ -114,7 +114,7 @@ def test_what_is_not_installed_is_said_first(
     with pytest.raises(SystemExit) as end:
         cli.main()
     out, err = capsys.readouterr()
-    line = "limbeck: error: report_to: trackio is not installed; pip install limbeck[trackio], or leave the word out"
+    line = "limbeck: error: report_to: trackio is not installed; pip install limbeck[trackio], or leave the key out"
     *told, last = err.splitlines()
     assert (end.value.code, out, last) == (2, "", line)
     assert all(it.startswith("precision ") for it in told), told

@@ -106,7 +106,7 @@ def test_auto_is_what_it_becomes(world: Path, tmp_path: Path, fast: None, monkey
 def test_what_has_begun_keeps_its_own(
     varied: dict[str, Any], world: Path, tmp_path: Path, fast: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a machine that would choose another one, and whether the recipe says auto, nothing or the word."""
+    """On a machine that would choose another one, and whether the recipe says auto, nothing or the key."""
     said = recipe(world, tmp_path / "run", train=SHORT | {"precision": "auto"}) | varied
     on(monkeypatch, "fp32")
     begun = limbeck.run(said, quiet=True)

@@ -20,7 +20,7 @@ from limbeck.distil.schedules import constant
 from limbeck.distil.still import Micro
 from limbeck.losses import LOSSES
 from limbeck.losses.sparse import TopK
-from limbeck.recipe.words import LOSS_WORDS
+from limbeck.recipe.keys import LOSS_KEYS
 from limbeck.teacher_cache.cached import Answers, Cached
 
 
@@ -39,7 +39,7 @@ class Sorting(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("loss", sorted({words.kept for words in LOSS_WORDS.values() if words.kept}))
+@pytest.mark.parametrize("loss", sorted({keys.kept for keys in LOSS_KEYS.values() if keys.kept}))
 def test_a_prediction_that_is_kept_is_not_spread_to_be_sorted_again(loss: str) -> None:
     """In a step with a teacher from the cache; the same count sees what the live teacher has to do."""
     term = Term(loss, partial(LOSSES[loss], k=4), (Pair("logits", "logits"),), constant(1.0), needs=("teacher",))
@@ -49,7 +49,7 @@ def test_a_prediction_that_is_kept_is_not_spread_to_be_sorted_again(loss: str) -
         width = 9
 
         def answers(self, batch: Any) -> Answers:
-            logits = live.speak(live.read(batch).features.flatten(0, -2))
+            logits = live.logits(live.forward(batch).features.flatten(0, -2))
             said = TopK.of(logits, 4)
             assert said.rest is not None
             flat = torch.cat([said.indices.double(), said.logprobs, said.rest[:, None]], 1)

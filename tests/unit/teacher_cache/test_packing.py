@@ -17,8 +17,8 @@ from limbeck.assemble.study import build_study
 from limbeck.assemble.text import read_text
 from limbeck.losses import LOSSES, forward_kl
 from limbeck.losses.sparse import TopK
+from limbeck.recipe.keys import LOSS_KEYS
 from limbeck.recipe.load import load
-from limbeck.recipe.words import LOSS_WORDS
 from limbeck.system.processes import World
 from limbeck.teacher_cache.packing import Packing, grow, shrink
 
@@ -183,7 +183,7 @@ def test_what_packing_costs_on_real_text() -> None:
     study = build_study(plan, World(), read_text(plan, lambda line: None))
     teacher: Any = study.stills[0].actors["teacher"]
     batch = study.feeds[0].batch(0)
-    logits = teacher.speak(teacher.read(batch).features[batch["select"]])
+    logits = teacher.logits(teacher.forward(batch).features[batch["select"]])
     assert len(logits) > 100
     for k in (10, 50):
         costs = cost(logits, k)
@@ -225,7 +225,7 @@ def test_forward_kl_against_them(temperature: float) -> None:
         assert found[row].item() == pytest.approx(by_hand, rel=1e-9)
 
 
-ON_LOGITS = [name for name, words in LOSS_WORDS.items() if words.taps == ("logits",) and "teacher" in words.needs]
+ON_LOGITS = [name for name, keys in LOSS_KEYS.items() if keys.taps == ("logits",) and "teacher" in keys.needs]
 
 
 @pytest.mark.parametrize("name", ON_LOGITS)
@@ -233,16 +233,16 @@ def test_which_losses_see_a_constant(name: str) -> None:
     """What may be taken from a cache, which keeps log-probabilities, is not changed by a number added to all logits of a token."""
     draw = numbers(7)
     student, teacher = (torch.randn(8, 12, generator=draw).double() for _ in range(2))
-    how: dict[str, Any] = {key: value for key, value in fragment(name).items() if key in LOSS_WORDS[name].parameters}
+    how: dict[str, Any] = {key: value for key, value in fragment(name).items() if key in LOSS_KEYS[name].parameters}
     if "k" in how:
         how["k"] = 4
-    if "labels" in LOSS_WORDS[name].needs:
+    if "labels" in LOSS_KEYS[name].needs:
         how["labels"] = torch.arange(8) % 12
     call: Any = LOSSES[name]
     plain = call(student=student, teacher=teacher, **how)
     moved = call(student=student, teacher=teacher + torch.randn(8, 1, generator=draw).double() * 5, **how)
     same = torch.allclose(plain, moved, rtol=0, atol=1e-6)
-    assert same if LOSS_WORDS[name].kept else same == (name != "logit_mse")
+    assert same if LOSS_KEYS[name].kept else same == (name != "logit_mse")
 
 
 # states

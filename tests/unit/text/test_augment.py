@@ -54,7 +54,7 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def pieces_of(word: str) -> list[str]:
-    """The longest piece of the vocabulary first, again and again."""
+    """The longest token of the vocabulary first, again and again."""
     found: list[str] = []
     while word:
         mark = "##" if found else ""
@@ -128,7 +128,7 @@ def test_the_published_lists_hold_what_ours_leave_out(model: Any) -> None:
 
 
 def test_an_unknown_word_stays(model: Any, tmp_path: Path) -> None:
-    """Of several pieces, without a vector: itself. Without a piece: no place."""
+    """Of several tokens, without a vector: itself. Without a token: no place."""
     how = Augment(vectors=str(glove(tmp_path / "glove.txt")), probability=0.99)
     (places,) = Proposer(model, words(), how)(["zebra fastly"])
     assert places == [Place(6, 12, ("fastly",))]

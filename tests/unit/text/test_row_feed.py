@@ -178,7 +178,7 @@ def test_counts_of_the_training_step() -> None:
 
     batches = [feed().sample(np.array([4, 0])), feed().sample(np.array([1]))]
     assert Counts.of(batches) == Counts(
-        tokens=14, selected=3, labels=2, rows=3, batches=2, spoken=2, padded=15, pairs=81
+        tokens=14, selected=3, labels=2, rows=3, batches=2, selecting=2, padded=15, pairs=81
     )
 
 

@@ -172,7 +172,7 @@ def test_truncation_is_that_of_transformers(
 
 
 def test_two_long_texts_are_cut_in_no_time(framed: Build) -> None:
-    """The library's own truncation pairs all pieces that it cuts off: at this length hundreds of millions."""
+    """The library's own truncation pairs all tokens that it cuts off: at this length hundreds of millions."""
     (row,) = Encoder(framed()).rows(["x"], ["a " * 20_000], ["b " * 20_000], 5)
     assert row == ([2, 5, 3, 6, 3], [0, 0, 0, 1, 1], True)
     assert longest_first(20_000, 20_000, 2) == (1, 1)

@@ -1,4 +1,4 @@
-"""`limbeck trim`: what a model with fewer pieces says of a text that is made of them is what it said before."""
+"""`limbeck trim`: what a model with fewer tokens says of a text that is made of them is what it said before."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_states_and_logits_are_what_they_were(both: tuple[str, Path, Path]) -> N
     before, after = (tf.AutoTokenizer.from_pretrained(folder) for folder in (whole, small))
     assert new.config.vocab_size == len(after) == SIZES[FAMILIES[name]] == new.get_input_embeddings().weight.shape[0]
     assert type(new) is type(old)
-    pieces = after.convert_ids_to_tokens(range(len(after)))
-    columns = before.convert_tokens_to_ids(pieces)
+    tokens = after.convert_ids_to_tokens(range(len(after)))
+    columns = before.convert_tokens_to_ids(tokens)
     same, other = 0, 0
     for text in [*sentences(60, seed=5), *(line[:8] for line in sentences(100, seed=6))]:
         told = before(text)["input_ids"]
@@ -142,7 +142,7 @@ def test_the_numbers_are_those_of_the_text(corpus: Path, tmp_path: Path) -> None
     assert found.words == (len(words), changed) and found.characters == sum(map(len, sentences()))
 
 
-def test_all_pieces_may_stay(corpus: Path, tmp_path: Path) -> None:
+def test_all_tokens_may_stay(corpus: Path, tmp_path: Path) -> None:
     whole = lay_out("bert", tmp_path / "whole", spare=0)
     size = len(tf.AutoTokenizer.from_pretrained(whole))
     trim(str(whole), tmp_path / "small", size, [str(corpus)])
@@ -177,7 +177,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert "no column a or b" in told("out", 150, "rows.tsv", more=("--field", "a", "--column", "b"))
     least = int(told("out", 5, str(corpus)).partition("come to ")[2].partition(",")[0])
     assert f"--vocabulary {least - 1}: too few" in told("out", least - 1, str(corpus))
-    assert trim(str(whole), tmp_path / "out", least, [str(corpus)]).pieces[1] == least
+    assert trim(str(whole), tmp_path / "out", least, [str(corpus)]).vocabulary[1] == least
 
 
 def test_the_command_reads_each_corpus_by_its_columns(

@@ -1,4 +1,4 @@
-"""Which pieces stay, and that the tokenizer with these alone reads what is made of them as before."""
+"""Which tokens stay, and that the tokenizer with these alone reads what is made of them as before."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def table(tokenizer: Tokenizer) -> trim_tokenizer.Table:
 
 
 def trimmed(tokenizer: Tokenizer, counts: Sequence[int], size: int) -> Tokenizer:
-    """A tokenizer of so many pieces; the library accepts it, and numbers it in the order of the old numbers."""
+    """A tokenizer of so many tokens; the library accepts it, and numbers it in the order of the old numbers."""
     there = trim_tokenizer.read(table(tokenizer))
     kept = trim_tokenizer.choose(there, counts, size, trim_tokenizer.core(there, size))
     made = Tokenizer.from_str(json.dumps(trim_tokenizer.cut(table(tokenizer), kept)))
-    assert made.get_vocab() == {piece: i for i, piece in enumerate(kept)} and len(kept) == size
+    assert made.get_vocab() == {token: i for i, token in enumerate(kept)} and len(kept) == size
     return made
 
 
 def spelled(tokenizer: Tokenizer, text: str) -> list[str | None]:
-    """The pieces; one that is not known by its name, not by the text that it stands for."""
+    """The tokens; one that is not known by its name, not by the text that it stands for."""
     return [tokenizer.id_to_token(number) for number in tokenizer.encode(text, add_special_tokens=False).ids]
 
 
 def all_splits() -> Tokenizer:
-    """BPE as it is made from tiktoken's files: a merge for every pair of pieces that gives a piece, whole words first."""
+    """BPE as it is made from tiktoken's files: a merge for every pair of tokens that gives a token, whole words first."""
     words = ["abcd", "ab", "cd", "bc", "abc", "bcd", "d", "c", "b", "a", "da", "dab", "abab"]
     order = sorted(dict.fromkeys(words), key=lambda word: (len(word), word))
     ids = {word: i for i, word in enumerate(order)}
@@ -45,8 +45,8 @@ def all_splits() -> Tokenizer:
 
 
 @pytest.mark.parametrize("kind", [*TOKENIZERS, "all splits"])
-def test_texts_of_kept_pieces_are_read_as_before(kind: str) -> None:
-    """Over many choices of pieces that no corpus would make."""
+def test_texts_of_kept_tokens_are_read_as_before(kind: str) -> None:
+    """Over many choices of tokens that no corpus would make."""
     made = all_splits() if kind == "all splits" else Tokenizer.from_str(serialised(TOKENIZERS[kind]()))
     dice, total = random.Random(kind), made.get_vocab_size()
     letters = ["".join(dice.choices("abcd", k=dice.randint(1, 9))) for _ in range(60)]
@@ -72,16 +72,16 @@ def test_texts_of_kept_pieces_are_read_as_before(kind: str) -> None:
     assert same > 20 and other > 20
 
 
-def _works(there: trim_tokenizer.Pieces, size: int) -> bool:
+def _works(there: trim_tokenizer.Tokens, size: int) -> bool:
     try:
         return bool(trim_tokenizer.core(there, size))
     except UserError:
         return False
 
 
-def test_a_piece_stays_with_what_it_is_merged_from() -> None:
+def test_a_token_stays_with_what_it_is_merged_from() -> None:
     merges = [("a", "b"), ("c", "d"), ("ab", "cd"), ("b", "c")]
-    ids = {piece: i for i, piece in enumerate(["a", "b", "c", "d", "ab", "cd", "abcd", "bc"])}
+    ids = {token: i for i, token in enumerate(["a", "b", "c", "d", "ab", "cd", "abcd", "bc"])}
     made = Tokenizer(models.BPE(ids, merges))
     rare = [0, 0, 0, 0, 0, 0, 9, 1]  # "abcd" is frequent, "ab" and "cd" were never seen alone
     assert trimmed(made, rare, 7).get_vocab().keys() == {"a", "b", "c", "d", "ab", "cd", "abcd"}
@@ -90,7 +90,7 @@ def test_a_piece_stays_with_what_it_is_merged_from() -> None:
 
 
 def test_the_most_frequent_stay_and_of_equal_ones_the_first() -> None:
-    ids = {piece: i for i, piece in enumerate(["[UNK]", "a", "##a", "b", "##b", "ab", "aa", "##bb", "ba"])}
+    ids = {token: i for i, token in enumerate(["[UNK]", "a", "##a", "b", "##b", "ab", "aa", "##bb", "ba"])}
     made = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     assert list(
         trim_tokenizer.choose(trim_tokenizer.read(table(made)), [0, 0, 0, 0, 0, 2, 1, 5, 2], 7, set(list(ids)[:5]))
@@ -101,8 +101,8 @@ def test_the_most_frequent_stay_and_of_equal_ones_the_first() -> None:
     ]
 
 
-def test_a_character_that_has_no_piece_of_its_own_stays_in_its_pieces() -> None:
-    ids = {piece: i for i, piece in enumerate(["[UNK]", "a", "##a", "b", "##b", "ab", "##ba", "aé"])}
+def test_a_character_that_has_no_token_of_its_own_stays_in_its_tokens() -> None:
+    ids = {token: i for i, token in enumerate(["[UNK]", "a", "##a", "b", "##b", "ab", "##ba", "aé"])}
     made = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     there = trim_tokenizer.read(table(made))
@@ -110,7 +110,7 @@ def test_a_character_that_has_no_piece_of_its_own_stays_in_its_pieces() -> None:
     assert spelled(trimmed(made, [0] * 8, 6), "aé ab é") == ["aé", "a", "##b", "[UNK]"]
 
 
-def test_processors_and_the_unknown_piece_get_new_numbers() -> None:
+def test_processors_and_the_unknown_token_get_new_numbers() -> None:
     made = Tokenizer(models.Unigram([("</s>", 0.0), ("xy", -1.0), ("x", -2.0), ("y", -2.0), ("<unk>", -9.0)], unk_id=4))
     made.add_special_tokens(["</s>", "<unk>", "<far>"])
     made.post_processor = processors.Sequence(

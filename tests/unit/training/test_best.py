@@ -178,7 +178,7 @@ def test_words_that_do_not_fit(tasks: Path, tmp_path: Path, train: dict[str, Any
 def test_evaluations_that_choose_the_weights_stay_where_they_are(tasks: Path, tmp_path: Path, keep: str) -> None:
     before, after = (load(said(tasks, tmp_path, keep=keep, eval_every=every)) for every in (1, 2))
     (tmp_path / "recipe.yaml").write_text(identity.text([before]))
-    found = changes.changed_words(tmp_path, {"recipe_sha256": identity.identity(before)}, after)
+    found = changes.changed_keys(tmp_path, {"recipe_sha256": identity.identity(before)}, after)
     line = ["train.eval_every (1 then, 2 now)"]
     assert (found.harmful, found.free) == ((line, []) if keep == "best" else ([], line))
 

@@ -104,15 +104,15 @@ def test_gradient_norms_are_those_before_clipping(terms: Terms) -> None:
     still_of(frozen(), [(twin, terms)], chunk=10**6).gradients(*views(whole), 0)
     gradients = gradients_of(twin)
     model = [g for n, g in gradients.items() if n.startswith("model.")]
-    bridges = [g for n, g in gradients.items() if n.startswith("bridges.")]
+    projections = [g for n, g in gradients.items() if n.startswith("bridges.")]
     assert row["grad_norm"] == pytest.approx(norm_of(model), rel=1e-10)
     assert row["grad_norm"] > 1e-2, "it would have been clipped"
     assert row["grad_norm_layers"] == pytest.approx([norm_of(layer) for layer in by_layer(gradients)], rel=1e-10)
-    assert row["grad_norm_bridges"] == pytest.approx(norm_of(bridges), rel=1e-10)
+    assert row["grad_norm_bridges"] == pytest.approx(norm_of(projections), rel=1e-10)
 
 
 def test_the_update_is_adamw_on_the_clipped_gradient() -> None:
-    """One update by hand: clip at 0.01 (bridges apart), AdamW's first step, decay of matrices only."""
+    """One update by hand: clip at 0.01 (projections apart), AdamW's first step, decay of matrices only."""
     clip, rate, decay = 1e-2, 1e-3, 0.01
     one, twin = learner("a", MULTI, clip=clip), learner("a", MULTI)
     before = parameters_of(one)
