@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_serializer
 
 from limbeck.errors import UserError, nearest
 from limbeck.recipe import explain, load, stages
 from limbeck.recipe.fields import Positive, Strict
 from limbeck.recipe.keys import LOSS_KEYS
 from limbeck.recipe.recipe import Recipe
-from limbeck.recipe.settings import Setting
+from limbeck.recipe.settings import BEFORE, Setting
 from limbeck.recipe.stage_texts import stage_of
 
 FOLDER = "arms"
@@ -42,6 +42,11 @@ class Grid(Strict):
 
     vary: dict[str, tuple[Any, ...]] = Field(default={}, description="key of the recipe -> its values")
     sample: Sample | None = Field(default=None, description="of the combinations, when there are too many")
+
+    @field_serializer("vary")
+    def _as_hashed(self, vary: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        """Only what is hashed is made of it, where a term's `projection` has its older name."""
+        return {re.sub(r"(terms[.\[]\d+\]?\.)projection$", rf"\1{BEFORE}", key): it for key, it in vary.items()}
 
 
 class Tune(Grid):

@@ -24,11 +24,16 @@ _KNOWN: dict[str, str] = {}  # recipe -> its identity
 
 def identity(table: Recipe) -> str:
     """sha256 of everything in the recipe that a result is a function of."""
-    plain = table.model_dump(mode="json", exclude=FREE)
+    plain = hashed(table)
     key = repr(plain)
     if key not in _KNOWN:  # YAML takes its time, and a run asks often
         _KNOWN[key] = hashlib.sha256(_yaml(plain).encode()).hexdigest()
     return _KNOWN[key]
+
+
+def hashed(table: Recipe) -> dict[str, Any]:
+    """What a recipe's hash is taken of."""
+    return table.model_dump(mode="json", exclude=FREE, by_alias=True)  # keys by the names that they had in older runs
 
 
 def dump(table: Recipe, exclude: Any = None) -> str:

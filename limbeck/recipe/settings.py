@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 
 from limbeck.errors import KINDS, nearest
 from limbeck.recipe.fields import Depth, LayerMap, Loss, Name, Positive, Strict, Tap, TextField, wrong
 from limbeck.recipe.keys import LAYER_MAPS, LAYERED_TAPS, LOSS_KEYS, LossKeys
+
+BEFORE = "bridge"  # what `projection` was called before 0.1, and still is in what is hashed
+OF_RUN = {"of": "run"}  # context in which a recipe.yaml is read that a run wrote, maybe before 0.1
 
 
 class Ramp(Strict):
@@ -35,6 +38,7 @@ class TermKeys(Strict):
     layers: LayerMap = Field(default="uniform", description=f"{', '.join(LAYER_MAPS)}, or {{student: teacher}}")
     projection: Literal["auto", "each", "shared", "none"] = Field(
         default="auto",
+        serialization_alias=BEFORE,
         description="widens the student's tensor; auto: one linear layer for each pair where widths differ",
     )
     weight: Annotated[float, Field(ge=0)] | Ramp = Field(
@@ -69,6 +73,15 @@ class TermKeys(Strict):
     def parameters(self) -> dict[str, Any]:
         """The hyper-parameters of the loss."""
         return dict(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_its_name(cls, said: Any, info: ValidationInfo) -> Any:
+        if not isinstance(said, dict) or BEFORE not in said:
+            return said
+        if info.context != OF_RUN:
+            raise wrong(BEFORE, "is called projection now; write projection in its place")
+        return {"projection" if key == BEFORE else key: value for key, value in said.items()}
 
     @model_validator(mode="after")
     def _fits_its_loss(self) -> TermKeys:

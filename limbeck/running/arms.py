@@ -156,7 +156,7 @@ def _losses(folder: Path) -> dict[str, float]:
 
 def key(keys: StudyKeys, arms: Sequence[Arm]) -> str:
     """sha256 of what was asked for."""
-    plain = [[table.model_dump(mode="json", exclude=identity.FREE) for table in arm.tables] for arm in arms]
+    plain = [[identity.hashed(table) for table in arm.tables] for arm in arms]
     return hashlib.sha256(json.dumps([keys.model_dump(mode="json"), plain], sort_keys=True).encode()).hexdigest()
 
 

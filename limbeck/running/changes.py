@@ -14,6 +14,7 @@ from limbeck.recipe import stages
 from limbeck.recipe.identity import FREE, identity
 from limbeck.recipe.plain_yaml import of_run
 from limbeck.recipe.recipe import Recipe
+from limbeck.recipe.settings import OF_RUN
 from limbeck.recipe.stage_texts import placed
 from limbeck.running.manifest import Facts, now
 from limbeck.system import files
@@ -209,7 +210,7 @@ def _recorded(folder: Path, stage: str) -> Recipe | None:
         if "stages" in plain:
             (own,) = (it for it in plain["stages"] if it["stage"] == stage)
             plain = {key: plain[key] for key in stages.SHARED} | own
-        return Recipe.model_validate(plain)
+        return Recipe.model_validate(plain, context=OF_RUN)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
 
