@@ -194,7 +194,7 @@ def _arithmetic(asked: recipe_arms.Asked, world: World) -> list[str]:
 
 def _hold_together(
     several: Sequence[arms.Planned],
-    words: recipe_arms.StudyKeys,
+    keys: recipe_arms.StudyKeys,
     folder: Path,
     world: World,
     files: ModelFiles,
@@ -207,7 +207,7 @@ def _hold_together(
         with suppress(*([pretrained.NotDownloaded] if files.offline else [])):
             plans = stages.plans_of(arm.tables, world, files)
             for plan in plans.values() if not force else ():
-                arms.require(words, plan, world, whole=plan.recipe.stage != arm.last.stage)
+                arms.require(keys, plan, world, whole=plan.recipe.stage != arm.last.stage)
             found[number] = arms.Planned(arm, plans)
     return found
 

@@ -80,7 +80,7 @@ class Task(Strict):
 
 
 class Unlabelled(Strict):
-    """Text beside the corpus of which labels are not used: only teachers speak there."""
+    """Text beside the corpus of which labels are not used: it is learnt from teachers alone."""
 
     corpus: Place = Field(description="as data.corpus")
     share: Share = Field(description="of the rows of every batch")
@@ -97,7 +97,7 @@ class Mixture(Strict):
     corpus: Place = Field(description="as data.corpus")
     share: Share = Field(description="of the rows of every batch")
     labels: bool = Field(
-        default=True, description="whether its labels are learnt from; false: only teachers speak there"
+        default=True, description="whether its labels are learnt from; false: from teachers alone"
     )
 
 

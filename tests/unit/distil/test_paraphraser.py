@@ -193,7 +193,7 @@ def test_a_stop_is_heard_before_the_next_update(after: int) -> None:
 FACTORS = Term(
     "hidden",
     factor_transfer,
-    (Pair("hidden.2", "hidden.4", "hidden", lens="hidden-paraphraser"),),
+    (Pair("hidden.2", "hidden.4", "hidden", teacher_module="hidden-paraphraser"),),
     constant(5.0),
     per="row",
     modules={
@@ -205,10 +205,10 @@ FACTORS = Term(
 
 def test_a_step_teaches_the_translator_and_leaves_the_paraphraser() -> None:
     one, teacher, batches = learner("a", (FACTORS,)), frozen(), [batch(1), batch(2)]
-    lens = one.modules["hidden-paraphraser"]
-    assert isinstance(lens, Paraphraser)
-    lens.fit(((teacher.forward(each)["hidden.4"], each["attention_mask"].bool()) for each in batches), never)
-    before, still = bits(lens), still_of(teacher, [(one, (FACTORS,))], chunk=5)
+    paraphraser = one.modules["hidden-paraphraser"]
+    assert isinstance(paraphraser, Paraphraser)
+    paraphraser.fit(((teacher.forward(each)["hidden.4"], each["attention_mask"].bool()) for each in batches), never)
+    before, still = bits(paraphraser), still_of(teacher, [(one, (FACTORS,))], chunk=5)
     value = still.gradients(*views(batches), 0)["a"].terms["hidden"]
 
     rows = []
@@ -216,7 +216,7 @@ def test_a_step_teaches_the_translator_and_leaves_the_paraphraser() -> None:
         mine, theirs = one.forward(each)["hidden.2"], teacher.forward(each)["hidden.4"]
         for row, n in enumerate(each["attention_mask"].sum(1).tolist()):
             f_s = leaky(mine[row, :n], one.modules["hidden"], ("0", "2", "4"))
-            f_t = leaky(theirs[row, :n], lens.encoder, ("0", "2", "4"))
+            f_t = leaky(theirs[row, :n], paraphraser.encoder, ("0", "2", "4"))
             rows.append((f_s / f_s.norm() - f_t / f_t.norm()).abs().mean())
     torch.testing.assert_close(value, torch.stack(rows).mean().detach(), rtol=1e-10, atol=1e-12)
 
@@ -226,4 +226,4 @@ def test_a_step_teaches_the_translator_and_leaves_the_paraphraser() -> None:
     one.optimizer.zero_grad(set_to_none=True)
     norms = still.step(share(batches), 0)["a"].norms
     assert norms is not None and norms.modules == pytest.approx(norm.item()), "of what is trained"
-    assert all(torch.equal(before[name], tensor) for name, tensor in bits(lens).items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in bits(paraphraser).items())
