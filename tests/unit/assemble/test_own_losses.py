@@ -55,7 +55,7 @@ def said(path: str, tap: Any = "hidden", **more: Any) -> settings.TermKeys:
 def refused(path: str, match: str, tap: Any = "hidden", **more: Any) -> None:
     """`keys` says one line that begins with the place in the recipe."""
     with pytest.raises(UserError, match=match) as error:
-        own_losses.words(said(path, tap, **more), "settings.a.hidden")
+        own_losses.keys(said(path, tap, **more), "settings.a.hidden")
     assert str(error.value).startswith(f"settings.a.hidden.loss: {path}: ")
     assert len(str(error.value)) < 240 and "\n" not in str(error.value)
 
@@ -150,7 +150,7 @@ def test_a_class_is_no_function() -> None:
 def test_an_unknown_hyper_parameter(write: Write, word: str, near: str) -> None:
     name = write(PLAIN)
     with pytest.raises(UserError, match=f"takes no '{word}'; {near}") as error:
-        own_losses.words(said(f"{name}:mine", **{word: 2.0}), "settings.a.hidden")
+        own_losses.keys(said(f"{name}:mine", **{word: 2.0}), "settings.a.hidden")
     assert str(error.value).startswith(f"settings.a.hidden.loss: {name}:mine: ")
 
 
@@ -159,7 +159,7 @@ def test_a_hyper_parameter_without_a_value(write: Write) -> None:
     what = "needs the hyper-parameter 'scale'; state it in the term, or give it a default"
     refused(f"{name}:mine", what)
     refused(f"{name}:mine", what, margin=2.0)
-    assert own_losses.words(said(f"{name}:mine", scale=2.0), "settings.a").per == "token"
+    assert own_losses.keys(said(f"{name}:mine", scale=2.0), "settings.a").per == "token"
 
 
 def test_a_trial_that_fails(write: Write) -> None:
@@ -229,7 +229,7 @@ def test_a_value_that_cannot_be_differentiated(write: Write, source: str) -> Non
     ],
 )
 def test_what_it_gives_one_value_for(write: Write, tap: str, source: str, per: str) -> None:
-    found = own_losses.words(said(f"{write(f'def mine(student, teacher): return {source}')}:mine", tap), "settings.a")
+    found = own_losses.keys(said(f"{write(f'def mine(student, teacher): return {source}')}:mine", tap), "settings.a")
     assert (found.per, found.taps) == (per, (tap,))
 
 
@@ -243,7 +243,7 @@ def test_what_it_gives_one_value_for(write: Write, tap: str, source: str, per: s
     ],
 )
 def test_what_it_takes_is_its_signature(write: Write, signature: str, needs: tuple[str, ...], hyper: set[str]) -> None:
-    found = own_losses.words(said(f"{write(f'def mine({signature}): return student.mean(-1)')}:mine"), "settings.a")
+    found = own_losses.keys(said(f"{write(f'def mine({signature}): return student.mean(-1)')}:mine"), "settings.a")
     assert (found.needs, set(found.parameters)) == (needs, hyper)
 
 
@@ -256,7 +256,7 @@ def test_several_taps_come_as_tuples(write: Write) -> None:
             return sum((a - b).square().mean((1, 3)) for a, b in zip(student, teacher))
     """
     name = write("\n".join(line[8:] for line in source.splitlines()))
-    found = own_losses.words(said(f"{name}:mine", ("query", "key")), "settings.a")
+    found = own_losses.keys(said(f"{name}:mine", ("query", "key")), "settings.a")
     assert (found.per, found.taps) == ("token", ("query", "key"))
 
 
@@ -269,7 +269,7 @@ def mine(student, labels):
     return F.cross_entropy(student.flatten(0, -2), labels.flatten(), reduction='none').view(labels.shape)
 """)
     for tap in ("logits", "hidden"):
-        assert own_losses.words(said(f"{name}:mine", tap), "settings.a").per == "token"
+        assert own_losses.keys(said(f"{name}:mine", tap), "settings.a").per == "token"
 
 
 @pytest.mark.parametrize(
@@ -277,12 +277,12 @@ def mine(student, labels):
 )
 def test_features_can_be_projected(write: Write, tap: str, wide: bool) -> None:
     name = write("def mine(student, teacher): return (student - teacher).abs().mean(-1)")
-    assert own_losses.words(said(f"{name}:mine", tap), "settings.a").same_width == wide
+    assert own_losses.keys(said(f"{name}:mine", tap), "settings.a").same_width == wide
 
 
 def test_a_trial_leaves_the_generator(write: Write) -> None:
     name, state = write(PLAIN), torch.random.get_rng_state()
-    own_losses.words(said(f"{name}:mine"), "settings.a")
+    own_losses.keys(said(f"{name}:mine"), "settings.a")
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -324,7 +324,7 @@ from {inner} import mine as inside
 def mine(**given):
     return inside(**given)
 """)
-    assert own_losses.words(said(f"{name}:mine"), "settings.a").per == "token"
+    assert own_losses.keys(said(f"{name}:mine"), "settings.a").per == "token"
     assert own.source_sha256(f"{name}:mine") == hashlib.sha256((tmp_path / f"{inner}.py").read_bytes()).hexdigest()
 
 
@@ -341,7 +341,7 @@ def test_whatever_passes_the_trial_has_a_fingerprint(write: Write, tmp_path: Pat
     """What has none must not pass: the manifest asks for it after the text has been tokenised."""
     path = f"{(name := write(source))}:mine"
     try:
-        own_losses.words(said(path), "settings.a")
+        own_losses.keys(said(path), "settings.a")
     except UserError:
         return
     expected = hashlib.sha256((tmp_path / f"{name}.py").read_bytes()).hexdigest()
@@ -359,9 +359,9 @@ def test_what_the_mask_leaves_out_must_not_matter(write: Write) -> None:
         "    kept = torch.where(mask[..., None], student - teacher, 0).square().mean(-1)\n"
         "    return kept.sum(1) / mask.sum(1)"
     )
-    assert own_losses.words(said(f"{sound}:mine"), "settings.a").per == "row"
+    assert own_losses.keys(said(f"{sound}:mine"), "settings.a").per == "row"
     tokens = write("def mine(student, teacher, mask=None):\n    return (student - teacher).square().mean(-1)")
-    assert own_losses.words(said(f"{tokens}:mine"), "settings.a").per == "token"
+    assert own_losses.keys(said(f"{tokens}:mine"), "settings.a").per == "token"
 
 
 def test_check_says_that_a_loss_of_rows_takes_no_mask(write: Write, tmp_path: Path) -> None:
