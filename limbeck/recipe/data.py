@@ -96,9 +96,7 @@ class Mixture(Strict):
 
     corpus: Place = Field(description="as data.corpus")
     share: Share = Field(description="of the rows of every batch")
-    labels: bool = Field(
-        default=True, description="whether its labels are learnt from; false: from teachers alone"
-    )
+    labels: bool = Field(default=True, description="whether its labels are learnt from; false: from teachers alone")
 
 
 class Sampled(Strict):
