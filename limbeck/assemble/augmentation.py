@@ -64,7 +64,7 @@ def augmented(plan: Design, world: World, corpus: TaskCorpus, tell: Callable[[st
 
 def flops(plan: Design) -> float:
     """What the masked language model multiplies for all training rows, counted on the first `SAMPLE` of them."""
-    source, rest = masked_model(plan), training(plan.recipe.data)
+    source, rest = masked_model(plan), training(plan.data)
     texts = [row for _, row in islice(rest, SAMPLE)]
     config = pretrained.config_of(source)
     with torch.device("meta"):

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from limbeck import families
 from limbeck.assemble import bare, own, tasks, terms, text_writers
 from limbeck.assemble.checks import can_be_cached, fits, has_targets, same_words, sees_enough
+from limbeck.assemble.kinds import kind_of
 from limbeck.assemble.model_files import ModelFiles
 from limbeck.distil import lessons, projections
 from limbeck.distil.still import chunk_of
@@ -167,8 +168,7 @@ def design(
     text_writers.writer_of(table)
     can_be_cached(table, bool(plan.teachers), plan.causal)
     bare.require_states_alone(table, shapes, origin, plan.terms)
-    masks = not plan.causal and table.data.task is None and table.data.masking.mode != "none"
-    if masks and plan.teacher_tokenizer.mask_token_id is None:
+    if kind_of(table).masks(table.data, plan.causal) and plan.teacher_tokenizer.mask_token_id is None:
         raise UserError(
             "the tokenizer has no mask token, and the text is masked; take a tokenizer that has one, or set "
             "data.masking.mode to none"

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from limbeck.assemble import augmentation, own, tasks
 from limbeck.distil.lessons import Term
 from limbeck.errors import UserError
-from limbeck.recipe.data import Data
+from limbeck.recipe.data import Augment, Data
 from limbeck.recipe.recipe import Recipe
 from limbeck.system.processes import World
 from limbeck.text.block_feed import Feed
-from limbeck.text.blocks import Corpus, prepare
+from limbeck.text.blocks import PARTS, Corpus, prepare
 from limbeck.text.feed import Repeatable
+from limbeck.text.heldout import separate, separate_rows
 from limbeck.text.row_feed import TaskFeed
-from limbeck.text.rows import TaskCorpus, prepare_task
+from limbeck.text.rows import TaskCorpus, as_text, label_of, prepare_task
 
 if TYPE_CHECKING:
     from limbeck.assemble.design import Design
@@ -40,12 +41,32 @@ class TextKind(Protocol):
     unit: str  # of what a corpus holds
     one_length: bool  # all rows of a batch have `data.max_length` tokens
 
+    def require(self, plan: Design) -> None:
+        """Whether all is there that its text is made with; raises UserError where not. Asked before any is read."""
+        ...
+
     def prepare(self, plan: Design, tell: Tell) -> TextSources:
         """The tokenised text, from the cache or made now."""
         ...
 
     def copied(self, plan: Design, world: World, corpus: TextSources, tell: Tell) -> TextSources:
         """The text with what the recipe adds to it before training."""
+        ...
+
+    def added(self, plan: Design) -> str:
+        """What `copied` adds, in words; empty where it adds nothing."""
+        ...
+
+    def added_flops(self, plan: Design) -> float:
+        """What that costs."""
+        ...
+
+    def texts(self, data: Data) -> Iterator[tuple[str, str]] | None:
+        """Part (`train`, `heldout` or another word) and text of every document, as `prepare` hashes them; None where only files tell."""
+        ...
+
+    def masks(self, data: Data, causal: bool) -> bool:
+        """Whether tokens of the input are masked."""
         ...
 
     def feed(self, plan: Design, blocks: Any, seed: int, part: str) -> Repeatable:
@@ -82,6 +103,9 @@ class RunningText(TextKind):
 
     noun, unit, one_length = "blocks", "documents", True
 
+    def require(self, plan: Design) -> None:
+        """The files alone."""
+
     def prepare(self, plan: Design, tell: Tell) -> TextSources:
         """Tokens of the documents, packed."""
         return prepare(plan.data, plan.teacher_tokenizer, plan.student_tokenizer, tell=tell)
@@ -89,6 +113,22 @@ class RunningText(TextKind):
     def copied(self, plan: Design, world: World, corpus: TextSources, tell: Tell) -> TextSources:
         """The text as it is."""
         return corpus
+
+    def added(self, plan: Design) -> str:
+        """Nothing."""
+        return ""
+
+    def added_flops(self, plan: Design) -> float:
+        """None."""
+        return 0.0
+
+    def texts(self, data: Data) -> Iterator[tuple[str, str]] | None:
+        """The documents."""
+        return ((part, text) for part, _, text in separate(data))
+
+    def masks(self, data: Data, causal: bool) -> bool:
+        """As the recipe says, but never of a causal model."""
+        return not causal and data.masking.mode != "none"
 
     def feed(self, plan: Design, blocks: Any, seed: int, part: str) -> Repeatable:
         """Blocks, masked unless the model is causal."""
@@ -117,7 +157,7 @@ class RunningText(TextKind):
         """Masked positions and labels need masking."""
         if causal and table.data.positions == "masked":
             raise UserError("data.positions: masked, but a causal model is never masked; set data.positions to all")
-        if causal or table.data.masking.mode != "none":
+        if causal or self.masks(table.data, causal):
             return
         for name, learned in made.items():
             if any("labels" in term.needs for term in learned):
@@ -138,6 +178,11 @@ class Rows(RunningText):
 
     noun, unit, one_length = "rows", "rows", False
 
+    def require(self, plan: Design) -> None:
+        """The model that proposes words for copies."""
+        if _augments(plan.data):
+            augmentation.masked_model(plan)
+
     def prepare(self, plan: Design, tell: Tell) -> TextSources:
         """Tokens and labels of the rows."""
         tokenizers = (plan.teacher_tokenizer, plan.student_tokenizer)
@@ -145,10 +190,27 @@ class Rows(RunningText):
 
     def copied(self, plan: Design, world: World, corpus: TextSources, tell: Tell) -> TextSources:
         """With the copies of its rows that the recipe asks for, of which every process makes a share."""
-        if plan.recipe.data.task is None or plan.recipe.data.task.augment is None:
+        if not _augments(plan.data):
             return corpus
         assert isinstance(corpus, TaskCorpus)
         return augmentation.augmented(plan, world, corpus, tell)
+
+    def added(self, plan: Design) -> str:
+        """Copies of rows."""
+        how = _augments(plan.data)
+        return f"up to {how.copies} copies of each row, made when the run begins" if how else ""
+
+    def added_flops(self, plan: Design) -> float:
+        """Of the model that proposes words for the copies."""
+        return augmentation.flops(plan) if _augments(plan.data) else 0.0
+
+    def texts(self, data: Data) -> Iterator[tuple[str, str]] | None:
+        """The rows, each with its label; copies are not made again."""
+        return None if _augments(data) else _rows(data)
+
+    def masks(self, data: Data, causal: bool) -> bool:
+        """Never."""
+        return False
 
     def feed(self, plan: Design, blocks: Any, seed: int, part: str) -> Repeatable:
         """Rows, filled up to the longest of a batch."""
@@ -179,6 +241,16 @@ class Rows(RunningText):
 
     def repeats(self, data: Data, causal: bool) -> None:
         """Always."""
+
+
+def _rows(data: Data) -> Iterator[tuple[str, str]]:
+    assert data.task is not None
+    for part, name, row in separate_rows(data):
+        yield part, as_text(row, label_of(row, name, data.task.kind)) if part in PARTS else ""
+
+
+def _augments(data: Data) -> Augment | None:
+    return data.task and data.task.augment
 
 
 def kind_of(table: Recipe) -> TextKind:

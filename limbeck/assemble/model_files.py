@@ -43,7 +43,7 @@ class ModelFiles:
     def without_weights(self, source: Source, config: PretrainedConfig) -> PreTrainedModel:
         """The model with the names and shapes that are on disk, on the meta device."""
         folder = Path(pretrained.place(source.source))
-        found = [(it.name, it.stat().st_size, it.stat().st_mtime_ns) for it in sorted(folder.glob("*"))]
+        found = [(it.name, it.lstat().st_size, it.lstat().st_mtime_ns) for it in sorted(folder.glob("*"))]
         key = str((folder, found, config.to_json_string(use_diff=False)))
         if not found or key not in self._models:
             how: dict[str, Any] = {"offline": self.offline, "config": config, "bare": True, "device_map": "meta"}

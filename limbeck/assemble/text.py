@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from limbeck.assemble import augmentation, tasks
+from limbeck.assemble import tasks
 from limbeck.assemble.design import Design
 from limbeck.assemble.kinds import TextSources, kind_of
 from limbeck.errors import UserError
@@ -46,9 +46,9 @@ def read_text(plan: Design, tell: Callable[[str], None]) -> Material:
         raise UserError(
             f"${name}: the stage {name} has not written its text yet; run the recipe, which has it written first"
         )
-    if data.task and data.task.augment:
-        augmentation.masked_model(plan)
-    corpus = _called(kind_of(plan.recipe).prepare(plan, tell), plan.recipe.data.corpus)
+    kind = kind_of(plan.recipe)
+    kind.require(plan)
+    corpus = _called(kind.prepare(plan, tell), plan.recipe.data.corpus)
     tasks.labelled(plan.recipe, plan.terms, corpus.facts.get("labelled", 0))
     tasks.measurable(plan.recipe, corpus.facts.get("heldout_labelled", 0))
     others = {}

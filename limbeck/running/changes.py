@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from limbeck import rundir
+from limbeck.assemble.kinds import kind_of
 from limbeck.errors import UserError
 from limbeck.recipe import stages
 from limbeck.recipe.identity import FREE, identity
@@ -106,7 +107,7 @@ def finished(folder: Path, table: Recipe, before: Mapping[str, Recipe]) -> list[
     began, found = files.read_json(folder / rundir.MANIFEST), []
     if table.write and not files.is_same(folder / rundir.TEXT, began["written"]):
         found.append("the text that it wrote")
-    texts = {} if table.write else unchanged.changed(placed(table.data, before), began["data"])
+    texts = {} if table.write else unchanged.changed(placed(table.data, before), began["data"], kind_of(table).texts)
     for what, path in HARMFUL.items():
         if path[0] == "data" and path[1] in texts:
             found.append(f"{what} ({why})" if (why := texts[path[1]]) else what)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from limbeck.assemble import actors, augmentation, costs, design, tasks, teacher_caches, terms
+from limbeck.assemble import actors, costs, design, tasks, teacher_caches, terms
 from limbeck.assemble.kinds import kind_of
 from limbeck.assemble.model_files import ModelFiles
 from limbeck.assemble.text import feed_of, read_text
@@ -155,8 +155,8 @@ def _text(plan: design.Design) -> tuple[list[Row], costs.Load]:
     ]
     if plan.classes:
         rows.append(("classes", tasks.listed(plan.classes)))
-    if plan.recipe.data.task and (how := plan.recipe.data.task.augment):
-        rows.append(("augmented", f"up to {how.copies} copies of each row, made when the run begins"))
+    if said := kind_of(plan.recipe).added(plan):
+        rows.append(("augmented", said))
     others = {"unlabelled": it} if (it := facts.get("unlabelled")) else {}
     for name, more in (others | {f"with {name}": it for name, it in facts.get("mixture", {}).items()}).items():
         rows.append((name, f"{more['corpus']}: {more['documents']:,} {noun}, {more['tokens']:,} tokens"))
@@ -257,14 +257,14 @@ def _kind(module: torch.nn.Module) -> str:
 
 def _cost(plan: design.Design, world: World, load: costs.Load | None) -> list[str]:
     """What training costs; where no text is there yet, with rows of full length and without copies."""
-    how, cost, task = plan.recipe.train, costs.of_study(plan, load), plan.recipe.data.task
-    copies = augmentation.flops(plan) if task and task.augment and load else 0.0
+    how, cost, kind = plan.recipe.train, costs.of_study(plan, load), kind_of(plan.recipe)
+    copies = kind.added_flops(plan) if load else 0.0
     rate = precision.matrix_rate(how.precision) * costs.EFFICIENCY
     included: list[Row] = [("", f"{_scaled(copies / rate, TIMES)} of it for copies of rows, once")] if copies else []
     cast = f"settings {len(plan.terms)} x seeds {len(plan.recipe.seeds)}"
     alone = ", ".join(f"{name} {flops / 1e9:,.1f}" for name, flops in cost.flops_per_step.items())
     size = f"{how.batch_size} x {plan.recipe.data.max_length} tokens"
-    if task and load:
+    if load and not kind.one_length:
         size = f"{how.batch_size} rows, on average {load.tokens:,.0f} tokens with padding"
     note = precision.emulated(how.precision, world.device)
     return _aligned(
