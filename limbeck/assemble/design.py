@@ -67,7 +67,7 @@ class Design:
     def columns(self) -> int | None:
         """The columns that all logits share, where embeddings are padded to different sizes; None where all are alike."""
         sizes = {config.vocab_size for config in (*self.teachers.values(), self.student)}
-        return min(sizes) if len(sizes) > 1 and self.recipe.data.task is None else None
+        return min(sizes) if len(sizes) > 1 and kind_of(self.recipe).of_tokens else None
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ class TextKind(Protocol):
     noun: str  # of what is measured
     unit: str  # of what a corpus holds
     one_length: bool  # all rows of a batch have `data.max_length` tokens
+    of_tokens: bool  # tokens are predicted, not classes or scores
 
     def require(self, plan: Design) -> None:
         """Whether all is there that its text is made with; raises UserError where not. Asked before any is read."""
@@ -101,7 +102,7 @@ class TextKind(Protocol):
 class RunningText(TextKind):
     """Documents, packed into blocks of one length."""
 
-    noun, unit, one_length = "blocks", "documents", True
+    noun, unit, one_length, of_tokens = "blocks", "documents", True, True
 
     def require(self, plan: Design) -> None:
         """The files alone."""
@@ -176,7 +177,7 @@ class RunningText(TextKind):
 class Rows(RunningText):
     """Rows of a task, each with a class or a score."""
 
-    noun, unit, one_length = "rows", "rows", False
+    noun, unit, one_length, of_tokens = "rows", "rows", False, False
 
     def require(self, plan: Design) -> None:
         """The model that proposes words for copies."""

@@ -139,14 +139,14 @@ def test_a_run_goes_on(
     monkeypatch.setattr(profile, "of_study", lambda *_, **__: {"models": []})
     how = {"eval_blocks": 20}
     plain = limbeck.run(recipe(world, tmp_path / "plain", train=how), quiet=True)
-    read = Learner.read
+    forward = Learner.forward
 
     def short(self: Learner, given: Any, *moment: Any, **more: Any) -> Any:
         if len(given["input_ids"]) > 4:  # the rows of a training step
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return read(self, given, *moment, **more)
+        return forward(self, given, *moment, **more)
 
-    monkeypatch.setattr(Learner, "read", short)
+    monkeypatch.setattr(Learner, "forward", short)
     capsys.readouterr()
     run = limbeck.run(recipe(world, tmp_path / "short", train=how))
     said = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]

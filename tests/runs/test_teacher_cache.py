@@ -262,12 +262,12 @@ class Watch:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.training = self.writing = self.other = 0
         self._inside: list[str] = []
-        read, step, write = Frozen.read, Still.step, shelf.AnswerShelf._write
+        forward, step, write = Frozen.forward, Still.step, shelf.AnswerShelf._write
 
         def reads(one: Frozen, *given: Any, **how: Any) -> Any:
             where = self._inside[-1] if self._inside else "other"
             setattr(self, where, getattr(self, where) + 1)
-            return read(one, *given, **how)
+            return forward(one, *given, **how)
 
         def within(name: str, call: Any) -> Any:
             def go(*given: Any, **how: Any) -> Any:
@@ -279,7 +279,7 @@ class Watch:
 
             return go
 
-        patch.setattr(Frozen, "read", reads)
+        patch.setattr(Frozen, "forward", reads)
         patch.setattr(Still, "step", within("training", step))
         patch.setattr(shelf.AnswerShelf, "_write", within("writing", write))
 
