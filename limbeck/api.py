@@ -17,6 +17,7 @@ from limbeck.models import pretrained
 from limbeck.recipe import arms as recipe_arms
 from limbeck.recipe import stages as recipe_stages
 from limbeck.recipe.recipe import Recipe
+from limbeck.recipe.study_keys import StudyKeys
 from limbeck.running import arms, stages, trackers
 from limbeck.running import check as running_check
 from limbeck.system import environment, files, precision, progress
@@ -194,7 +195,7 @@ def _arithmetic(asked: recipe_arms.Asked, world: World) -> list[str]:
 
 def _hold_together(
     several: Sequence[arms.Planned],
-    keys: recipe_arms.StudyKeys,
+    keys: StudyKeys,
     folder: Path,
     world: World,
     files: ModelFiles,

@@ -72,7 +72,7 @@ def run(
     from limbeck.recipe.arms import asked
     from limbeck.system.signals import at_once, interruptible
 
-    asked(recipe, overrides or []).arms()  # what is wrong with the words is said before anything heavy is imported
+    asked(recipe, overrides or []).arms()  # what is wrong with the keys is said before anything heavy is imported
     with shown(), interruptible():
         if "torch" not in sys.modules:
             tell(HEAVY)
@@ -93,7 +93,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Say what can be known before training, and what is wrong."""
     from limbeck.recipe.arms import asked
 
-    asked(recipe, overrides or []).arms()  # what is wrong with the words is said before anything heavy is imported
+    asked(recipe, overrides or []).arms()  # what is wrong with the keys is said before anything heavy is imported
     with shown():
         with doing(HEAVY):
             from limbeck import api
@@ -182,7 +182,7 @@ def profile(
         if task is not None:
             from limbeck.recipe.arms import asked
 
-            how["data"] = asked(task, []).arms()[0].last.data
+            how["data"] = asked(task, []).arms()[0].data
         with doing(HEAVY):
             from limbeck.tools.profile import of_sources
         found = of_sources(models, precision=precision.value, tell=tell, **how)
@@ -209,7 +209,7 @@ def evaluate(
 
     path = _file("--predictions", predictions)
 
-    data = asked(task, overrides or []).arms()[0].last.data
+    data = asked(task, overrides or []).arms()[0].data
     if precision not in ("fp32", "bf16", "fp64"):
         raise UserError(f"--precision: {precision} is none; give fp32, bf16 or fp64")
     with shown():

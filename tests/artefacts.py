@@ -21,6 +21,7 @@ import limbeck
 from limbeck.errors import Interrupted
 
 PLACE = Path(__file__).parent / "artefacts.tar.gz"
+BEFORE = PLACE.with_name("artefacts-before.tar.gz")  # manifests and recipes of these runs with the keys of before 0.1
 STOPPED = 4  # steps of the runs that were begun
 RUNS: dict[str, dict[str, Any]] = {"begun": {}, "cached": {"cache": {}}}
 
@@ -54,9 +55,9 @@ def make(folder: Path) -> None:
         path.unlink()
 
 
-def unpacked(folder: Path) -> Path:
+def unpacked(folder: Path, place: Path = PLACE) -> Path:
     """The artefacts, in a folder."""
-    with tarfile.open(PLACE) as file:
+    with tarfile.open(place) as file:
         file.extractall(folder, filter="data")
     return folder
 

@@ -11,7 +11,7 @@
 | `evaluations` | What a run is measured on: fixed blocks, or rows, of both splits, and those on which reasons are looked for. |
 | `kinds` | Kinds of text: running text, rows of a task, or one's own. A kind is a value that says how a text is read and measured. |
 | `model_files` | What the files of pretrained models say without their weights, read once for all designs of a command. |
-| `own` | What is one's own, named in a recipe by its import path `package.module:name`: losses, changes, actors, kinds of text. |
+| `own` | What is one's own, named in a recipe by its import path `package.module:name`: losses, changes, actors, kinds and writers of text. |
 | `own_losses` | A loss of one's own, named in a recipe by its import path: `{loss: my_package.losses:my_loss, tap: hidden}`. |
 | `study` | A study from a design: its text, its batches, and for every seed a still. |
 | `tasks` | Tasks: what predicting a class or a score of a row makes of models and of the terms that a recipe may say. |

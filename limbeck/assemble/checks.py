@@ -11,6 +11,7 @@ from limbeck.errors import UserError
 from limbeck.families import reserved_positions
 from limbeck.recipe import recipe
 from limbeck.recipe.keys import LOSS_KEYS
+from limbeck.text.mixed_feed import counts_of
 
 PER_BATCH = {name for name, keys in LOSS_KEYS.items() if keys.per == "batch"}
 
@@ -61,6 +62,11 @@ def sees_enough(table: recipe.Recipe) -> None:
                     f"settings.{name}.{term.label}: {term.loss} compares rows, and a micro-batch has {rows}; "
                     f"raise train.batch_size or lower train.accumulate, to {least} rows or more"
                 )
+
+
+def mixes(table: recipe.Recipe) -> None:
+    """Whether the shares of the texts beside the corpus are whole numbers of rows."""
+    counts_of({f"data.{place}": it.share for place, it in table.data.others.items()}, table.train.batch_size)
 
 
 def can_be_cached(table: recipe.Recipe, taught: bool, causal: bool) -> None:

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from limbeck import families
 from limbeck.assemble import bare, own, tasks, terms, text_writers
-from limbeck.assemble.checks import can_be_cached, fits, has_targets, same_words, sees_enough
+from limbeck.assemble.checks import can_be_cached, fits, has_targets, mixes, same_words, sees_enough
 from limbeck.assemble.kinds import kind_of
 from limbeck.assemble.model_files import ModelFiles
 from limbeck.distil import lessons, projections
@@ -164,6 +164,7 @@ def design(
     if table.train.teacher_precision == "int8":
         int8.require()
     sees_enough(table)
+    mixes(table)
     own.require(table.models)
     text_writers.writer_of(table)
     can_be_cached(table, bool(plan.teachers), plan.causal)

@@ -1,4 +1,4 @@
-"""What is one's own, named in a recipe by its import path `package.module:name`: losses, changes, actors, kinds of text."""
+"""What is one's own, named in a recipe by its import path `package.module:name`: losses, changes, actors, kinds and writers of text."""
 
 from __future__ import annotations
 

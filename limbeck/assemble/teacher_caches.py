@@ -54,7 +54,7 @@ class Library:
         tell: Callable[[str], None],
     ) -> None:
         self.plan, self.world, self.stopped, self.tell = plan, world, stopped, tell
-        mixture = {"mixture": facts["mixture"]} if "mixture" in facts else {}
+        mixture = {"mixture": list(facts["mixture"].items())} if "mixture" in facts else {}
         self.text = json_sha256({name: facts.get(name) for name in TEXT} | mixture)
         self.sizes: dict[Path, int] = {}  # folder -> its bytes; said by the first process
         self._made: dict[tuple[str, str], Actor] = {}

@@ -12,9 +12,11 @@ from limbeck.assemble.kinds import TextSources, kind_of
 from limbeck.errors import UserError
 from limbeck.system.processes import World
 from limbeck.system.seeds import derive_seed
+from limbeck.text.block_feed import Feed
 from limbeck.text.feed import Repeatable
 from limbeck.text.heldout import beside
 from limbeck.text.mixed_feed import Beside, Mixed
+from limbeck.text.row_feed import TaskFeed
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,19 @@ class Material:
 def read_text(plan: Design, tell: Callable[[str], None]) -> Material:
     """The tokenised corpus, and those beside it, from the cache or made now."""
     data = plan.data
-    for name in plan.unwritten:
+    if waits := plan.unwritten:
         raise UserError(
-            f"${name}: the stage {name} has not written its text yet; run the recipe, which has it written first"
+            f"${waits[0]}: the stage {waits[0]} has not written its text yet; run the recipe, which has it written first"
         )
     kind = kind_of(plan.recipe)
     kind.require(plan)
     corpus = _called(kind.prepare(plan, tell), plan.recipe.data.corpus)
     tasks.labelled(plan.recipe, plan.terms, corpus.facts.get("labelled", 0))
     tasks.measurable(plan.recipe, corpus.facts.get("heldout_labelled", 0))
-    others = {}
+    others, said = {}, plan.recipe.data.others
     for place, other in data.others.items():
         more = plan.recipe.model_copy(update={"data": beside(data, other, plan.classes)})
-        others[place] = _called(
-            kind_of(more).prepare(plan.with_recipe(more), tell), plan.recipe.data.others[place].corpus
-        )
+        others[place] = _called(kind_of(more).prepare(plan.with_recipe(more), tell), said[place].corpus)
     return Material(corpus, others)
 
 
@@ -77,7 +77,12 @@ def feed_of(plan: Design, material: Material, seed: int, part: str = "train") ->
     if part != "train" or not material.others:
         return mine
     others: dict[str, Any] = {}
-    for place, said in plan.data.others.items():
+    for place, said in plan.recipe.data.others.items():
         more: Any = kind.feed(plan, material.others[place].train, derive_seed(seed, place), part)
         others[f"data.{place}"] = Beside(more, said.share, said.labels)
-    return Mixed(mine, others)
+    if not isinstance(mine, (Feed, TaskFeed)):
+        raise UserError(
+            f"data.kind: {type(mine).__name__} is a feed of your own, with which no text can be mixed; leave {next(iter(others))} out"
+        )
+    mixed: Any = Mixed
+    return mixed(mine, others)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from limbeck.assemble import own
+from limbeck.errors import UserError
 from limbeck.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -43,4 +44,9 @@ def writer_of(table: Recipe) -> TextWriter | None:
     Raises:
         UserError: there is no such class.
     """
-    return own.made(table.write, "write", TextWriter) if table.write else None
+    if not table.write:
+        return None
+    writer = own.made(table.write, "write", TextWriter)
+    if type(writer).rows is TextWriter.rows:
+        raise UserError(f"write: {table.write}: it has no rows; write `def rows(self, plan)`, which yields them")
+    return writer

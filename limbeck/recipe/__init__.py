@@ -16,5 +16,6 @@
 | `settings` | Settings and their terms: the part of a recipe that says who learns what from whom. No torch. |
 | `stage_texts` | Texts that a stage writes: `$NAME` in place of a corpus is the text of the stage NAME, several are joined by ` + ` as corpora are. |
 | `stages` | Staged recipes: a list of stages, each a recipe over what all share, and what a later one takes from an earlier one. |
+| `study_keys` | The keys that make a recipe a study of several arms. No torch. |
 | `train` | The part of a recipe that says how students are trained, and what is kept of the teachers' answers. No torch. |
 """

@@ -12,83 +12,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, field_serializer
+from pydantic import ValidationError
 
 from limbeck.errors import UserError, nearest
 from limbeck.recipe import explain, load, stages
-from limbeck.recipe.fields import Positive, Strict
+from limbeck.recipe.data import Data
 from limbeck.recipe.keys import LOSS_KEYS
 from limbeck.recipe.recipe import Recipe
-from limbeck.recipe.settings import BEFORE, Setting
-from limbeck.recipe.stage_texts import stage_of
+from limbeck.recipe.settings import Setting
+from limbeck.recipe.stage_texts import named, placed, stage_of
+from limbeck.recipe.study_keys import NO_TEACHER, Grid, StudyKeys
 
 FOLDER = "arms"
 TUNING = "tuning"
-NO_TEACHER = "no-teacher"
-
-
-class Sample(Strict):
-    """Some combinations of `vary`, drawn without repetition."""
-
-    count: Positive = Field(description="how many")
-    seed: int = Field(default=0, description="which ones are drawn")
-
-
-class Grid(Strict):
-    """Values of keys of the recipe: every combination, or a sample of them."""
-
-    vary: dict[str, tuple[Any, ...]] = Field(default={}, description="key of the recipe -> its values")
-    sample: Sample | None = Field(default=None, description="of the combinations, when there are too many")
-
-    @field_serializer("vary")
-    def _as_hashed(self, vary: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
-        """Only what is hashed is made of it, where a term's `projection` has its older name."""
-        return {re.sub(r"(terms[.\[]\d+\]?\.)projection$", rf"\1{BEFORE}", key): it for key, it in vary.items()}
-
-
-class Tune(Grid):
-    """What is tried for every setting before it is compared; the best by the held-out loss of a validation part stays."""
-
-    seeds: tuple[int, ...] | None = Field(
-        default=None, description="of the trials; the first of the study when left out"
-    )
-    steps: Positive | None = Field(default=None, description="updates of a trial; those of the study when left out")
-
-
-class StudyKeys(Grid):
-    """What makes a recipe a study of several arms."""
-
-    baselines: tuple[Literal["no-teacher", "initial", "teacher"], ...] = Field(
-        default=(), description="no-teacher: labels alone, at equal steps; initial, teacher: shown beside, not trained"
-    )
-    ablate: Literal["terms"] | None = Field(
-        default=None, description="terms: every setting also without each of its terms, and with each alone"
-    )
-    equal: Literal["flops", "seconds"] | None = Field(
-        default=None, description="every setting gets the updates that cost what train.steps of the first one cost"
-    )
-    together: Positive | None = Field(
-        default=None, description="settings that share memory; what the machine holds when left out"
-    )
-    tune: Tune | None = Field(default=None, description="settings are tuned first, each with the same trials")
-
-    @property
-    def shown(self) -> tuple[str, ...]:
-        """The baselines that are shown beside the settings and train nothing: the evaluations have their numbers."""
-        return tuple(name for name in dict.fromkeys(self.baselines) if name != NO_TEACHER)
-
-    @property
-    def resolves(self) -> bool:
-        """Whether the arms can differ from those that the keys alone make."""
-        return bool(self.equal or self.together or self.tune)
-
-    @property
-    def asks(self) -> bool:
-        """Whether there is anything to say of the arms beside their settings."""
-        return bool(self.equal or self.tune or self.vary)
 
 
 @dataclass(frozen=True)
@@ -103,6 +42,11 @@ class Arm:
     def last(self) -> Recipe:
         """The recipe whose settings are compared."""
         return self.tables[-1]
+
+    @property
+    def data(self) -> Data:
+        """Its text, in which files stand for what earlier stages have written."""
+        return placed(self.last.data, {table.stage: table for table in self.tables})
 
 
 @dataclass(frozen=True)
@@ -129,13 +73,8 @@ class Asked:
         """The arms that are compared."""
         found = [self.arm(values) for values in _combinations(self.keys)]
         _one_process(found, self.where)
-        if self.keys.equal == "seconds":
-            for place, source in (pair for arm in found for pair in stages.placed_sources(arm.last)):
-                if stage_of(source.source):
-                    raise UserError(
-                        f"{self.where}: equal: seconds are measured before anything trains, and {place} is the student of a "
-                        "stage; say equal: flops"
-                    )
+        for arm in found if self.keys.equal else ():
+            _is_countable(arm, self.keys.equal, self.where)
         return found
 
     def trials(self) -> list[tuple[dict[str, Any], Arm]]:
@@ -150,6 +89,19 @@ class Asked:
         found = [(values, _trial(self.arm(values, *more), tune.seeds, number, known)) for number, values in tried]
         _one_process([arm for _, arm in found], self.where)
         return found
+
+
+def _is_countable(arm: Arm, equal: str | None, where: str) -> None:
+    """Whether what an arm costs can be known before anything runs."""
+    for place, name in named(arm.last.data):
+        raise UserError(
+            f"{where}: equal: counted before anything runs, and {place} is the text of the stage {name}; leave equal out"
+        )
+    for place, source in stages.placed_sources(arm.last) if equal == "seconds" else ():
+        if stage_of(source.source):
+            raise UserError(
+                f"{where}: equal: seconds are measured before anything trains, and {place} is the student of a stage; say equal: flops"
+            )
 
 
 def asked(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> Asked:

@@ -40,7 +40,7 @@ class Recipe(Strict):
     question: str | None = Field(default=None, description="what the study asks; heads the report")
     models: Models = Field(default=Models(), description="who teaches and who learns")
     data: Data = Field(default=Data(), description="the text, and how it becomes batches")
-    settings: Annotated[dict[Name, Setting], Field(min_length=1)] = Field(
+    settings: dict[Name, Setting] = Field(
         default={}, description="name -> a way of distilling; each becomes one student for each seed"
     )
     write: Own | None = Field(
@@ -67,7 +67,8 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _hangs_together(self) -> Recipe:
         if not self.settings and self.write is None:
-            raise wrong("settings", "missing; set it")
+            said = "settings" in self.model_fields_set
+            raise wrong("settings", "is empty; give at least one" if said else "missing; set it")
         if self.settings and self.write is not None:
             raise wrong("write", "a stage trains settings or writes a text; make two stages of it")
         if len(set(self.seeds)) < len(self.seeds):

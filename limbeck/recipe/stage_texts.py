@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from limbeck import rundir
 from limbeck.errors import UserError, nearest
 from limbeck.recipe.data import Data
+from limbeck.system.files import read_json
 
 if TYPE_CHECKING:
     from limbeck.recipe.recipe import Recipe
@@ -26,15 +27,20 @@ def parts(spec: str) -> list[str]:
     return [part.strip() for part in spec.split(JOINED)]
 
 
+def corpora(data: Data) -> list[tuple[str, str]]:
+    """Place in the recipe, and what it says, of every corpus; joined ones one by one."""
+    heldout = [("data.heldout", data.heldout)] if isinstance(data.heldout, str) else []
+    others = [(f"data.{place}.corpus", part) for place, it in data.others.items() for part in parts(it.corpus)]
+    return [*(("data.corpus", part) for part in parts(data.corpus)), *heldout, *others]
+
+
 def named(data: Data) -> list[tuple[str, str]]:
     """Place in the recipe and stage of every text that a stage writes.
 
     >>> named(Data(corpus="docs + $echo", heldout="mine.txt"))
     [('data.corpus', 'echo')]
     """
-    said = {"data.corpus": data.corpus, "data.heldout": data.heldout if isinstance(data.heldout, str) else ""}
-    said |= {f"data.{place}.corpus": other.corpus for place, other in data.others.items()}
-    return [(place, part[1:]) for place, spec in said.items() for part in parts(spec) if part.startswith("$")]
+    return [(place, part[1:]) for place, part in corpora(data) if part.startswith("$")]
 
 
 def refers(one: Recipe, before: Sequence[Recipe], where: str) -> None:
@@ -76,5 +82,14 @@ def placed(data: Data, before: Mapping[str, Recipe]) -> Data:
 
 
 def missing(data: Data, before: Mapping[str, Recipe]) -> list[str]:
-    """The stages whose texts it reads that have not written them yet."""
-    return list(dict.fromkeys(name for _, name in named(data) if not file_of(before[name]).is_file()))
+    """The stages whose texts it reads that have not written them, or not to the end."""
+    return list(dict.fromkeys(name for _, name in named(data) if not is_written(before[name])))
+
+
+def is_written(writer: Recipe) -> bool:
+    """Whether a stage has written its text and said so."""
+    try:
+        told = read_json(Path(writer.run_dir) / rundir.MANIFEST)
+        return told["status"] == "done" and file_of(writer).is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -29,7 +29,7 @@ from limbeck.recipe.stage_texts import JOINED, stage_of
 
 PREVIOUS = "$previous"
 SHARED = ("name", "question", "out")  # keys of the whole
-TRAINS = ("settings", "only", "cache", "report_to")  # words of a stage that trains
+TRAINS = ("settings", "only", "cache", "report_to")  # keys of a stage that trains
 OF_A_PROCESS = ("device", "threads", "deterministic")  # keys of train that one process cannot change
 REPLACED = ("settings", "from_layers")  # tables whose keys are names: a stage's stands in place of the shared one
 MERGED = ("Data", "Masking", "Mixture", "Models", "Student", "Task", "Train", "Unlabelled")  # the other tables
@@ -87,6 +87,8 @@ def _staged(where: str, table: dict[str, Any], overrides: Sequence[str]) -> list
     if found[-1].write:
         raise UserError(f"{where}: stages[{len(found) - 1}].write: nothing trains on this text; add a stage that does")
     root = Path(found[-1].run_dir)
+    if JOINED in str(root) and any(one.write for one in found):
+        raise UserError(f"{where}: out: '{JOINED}' joins corpora, and a stage writes one there; choose another folder")
     inner = [one.model_copy(update={"out": str(root / FOLDER / one.stage)}) for one in found[:-1]]
     return [*inner, found[-1]]
 

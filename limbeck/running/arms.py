@@ -22,7 +22,8 @@ from limbeck.assemble.text import feed_of
 from limbeck.errors import UserError
 from limbeck.lab.data.evaluated import last_rows, loss_of
 from limbeck.recipe import identity
-from limbeck.recipe.arms import FOLDER, TUNING, Arm, Asked, StudyKeys, placed_all, restricted
+from limbeck.recipe.arms import FOLDER, TUNING, Arm, Asked, placed_all, restricted
+from limbeck.recipe.study_keys import StudyKeys
 from limbeck.running import changes, disk_space, stages
 from limbeck.system import files, locks
 from limbeck.system.processes import World

@@ -17,11 +17,12 @@ from limbeck.recipe.plain_yaml import of_run
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.settings import OF_RUN
 from limbeck.recipe.stage_texts import placed
-from limbeck.running.manifest import Facts, now
+from limbeck.running.manifest import Facts, now, own_code
 from limbeck.system import files
 from limbeck.system.files import path_of
 from limbeck.text import unchanged
 
+OWN = "the code of a change, an actor, a kind or a writer of text"
 HARMFUL = {
     "the text": ("data", "sha256"),
     "the held-out text": ("data", "heldout_sha256"),
@@ -32,7 +33,7 @@ HARMFUL = {
     "another teacher": ("teachers",),
     "the initial students": ("initial",),
     "the code of a loss": ("losses",),
-    "the code of a change, an actor or a kind of text": ("own",),
+    OWN: ("own",),
 }
 MODELS = {"models.teacher": "the teacher", "models.student.init": "the initial students"}  # by their place in a recipe
 HARMLESS = {  # the same run, to rounding
@@ -107,10 +108,14 @@ def finished(folder: Path, table: Recipe, before: Mapping[str, Recipe]) -> list[
     began, found = files.read_json(folder / rundir.MANIFEST), []
     if table.write and not files.is_same(folder / rundir.TEXT, began["written"]):
         found.append("the text that it wrote")
-    texts = {} if table.write else unchanged.changed(placed(table.data, before), began["data"], kind_of(table).texts)
+    texts = (
+        kind_of(table).texts if not table.write else lambda data: None
+    )  # of what a writer reads only the files are known
+    texts = unchanged.changed(placed(table.data, before), began.get("data", {}), texts)
     for what, path in HARMFUL.items():
         if path[0] == "data" and path[1] in texts:
             found.append(f"{what} ({why})" if (why := texts[path[1]]) else what)
+    found += _other_code(began, table)
     known = began.get("weights", {})  # runs of earlier versions have none
     for place, source in stages.placed_sources(table):
         there, what = path_of(source.source), MODELS.get(place, "another teacher")
@@ -119,6 +124,16 @@ def finished(folder: Path, table: Recipe, before: Mapping[str, Recipe]) -> list[
         elif not all(files.is_same(there / name, file) for name, file in known.get(source.source, {}).items()):
             found.append(what)
     return found
+
+
+def _other_code(began: Facts, table: Recipe) -> list[str]:
+    """Which code of one's own is another than a run was made with, or gone."""
+    try:
+        now = own_code(table)
+    except UserError as error:
+        return [f"{OWN} ({str(error).partition(';')[0]})"]
+    words = {"the code of a loss": "losses", OWN: "own"}
+    return [what for what, key in words.items() if began.get(key, {}) != now.get(key, {})]
 
 
 def changed_keys(folder: Path, began: Facts, table: Recipe) -> Changes:

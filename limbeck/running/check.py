@@ -14,15 +14,15 @@ from limbeck.assemble.model_files import ModelFiles
 from limbeck.assemble.text import feed_of, read_text
 from limbeck.models import pretrained
 from limbeck.recipe import stage_texts, stages
-from limbeck.recipe.arms import Arm, StudyKeys
+from limbeck.recipe.arms import Arm
 from limbeck.recipe.keys import LAYERED_TAPS, LOSS_KEYS
 from limbeck.recipe.models import EnsembleKeys
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.settings import Setting, TermKeys
-from limbeck.recipe.stage_texts import parts
+from limbeck.recipe.study_keys import StudyKeys
 from limbeck.system import precision
 from limbeck.system.processes import World
-from limbeck.text.corpora import find_files
+from limbeck.text.heldout import lying
 from limbeck.text.readers import unasked
 from limbeck.text.tokenise import Encoder
 
@@ -105,10 +105,9 @@ def _stage(
 
 
 def _unwritten(plan: design.Design) -> tuple[list[Row], None]:
-    """What is said of a text that a stage will write."""
-    return [
-        ("text", f"{plan.recipe.data.corpus}, which is not written yet: {', '.join(plan.unwritten)} writes it")
-    ], None
+    """What is said of texts that stages will write."""
+    waits = [(place, name) for place, name in stage_texts.named(plan.recipe.data) if name in plan.unwritten]
+    return [("text", f"{place}: ${name} is not written yet") for place, name in waits], None
 
 
 def _far_models(table: Recipe) -> dict[str, str | None]:
@@ -129,12 +128,7 @@ def _far_models(table: Recipe) -> dict[str, str | None]:
 
 def _far_corpora(table: Recipe) -> dict[str, str | None]:
     """The corpora that are on the Hub, as `_far_models`; those on this disk are looked for."""
-    joined = [table.data.corpus, *(other.corpus for other in table.data.others.values())]
-    joined += [table.data.heldout] if isinstance(table.data.heldout, str) else []
-    specs = [part for spec in joined for part in parts(spec) if not part.startswith("$")]  # those wait for their stages
-    for spec in specs:
-        find_files(spec)
-    return {spec: unasked(spec) for spec in specs if spec.startswith("hub:")}
+    return {spec: unasked(spec) for spec in lying(table.data) if spec.startswith("hub:")}
 
 
 def _downloads(far: Mapping[str, str | None]) -> list[str]:

@@ -16,8 +16,11 @@ from limbeck.models import fingerprint, pretrained
 from limbeck.recipe import actor_names, stages
 from limbeck.recipe.identity import identity
 from limbeck.recipe.recipe import Recipe
+from limbeck.recipe.stage_texts import corpora
 from limbeck.system import environment, files
+from limbeck.system.files import json_sha256
 from limbeck.system.processes import World
+from limbeck.text.blocks import corpora_of
 
 Facts = dict[str, Any]
 
@@ -55,8 +58,10 @@ def of(study: Study, flops: Mapping[str, float]) -> Facts:
 
 
 def of_text(plan: design.Design, world: World) -> Facts:
-    """The manifest of a stage that has not written its text yet."""
-    return {**_begins(plan, world), "students": {}}
+    """The manifest of a stage that has not written its text yet; of its own text what tells whether it is another one later."""
+    local = not any(spec.startswith("hub:") for _, spec in corpora(plan.data))
+    data = {"corpus": plan.recipe.data.corpus, "corpora_sha256": json_sha256(corpora_of(plan.data)) if local else None}
+    return {**_begins(plan, world), "data": data, "students": {}}
 
 
 def _begins(plan: design.Design, world: World) -> Facts:
@@ -85,6 +90,11 @@ def _begins(plan: design.Design, world: World) -> Facts:
         "finished": None,
         "seconds": 0.0,
     }
+
+
+def own_code(table: Recipe) -> Facts:
+    """The sha256 of the files of everything that is one's own: `losses`, and `own` where there is any."""
+    return {"losses": _losses(table), **_own(table)}
 
 
 def _losses(table: Recipe) -> Facts:

@@ -19,6 +19,7 @@ from limbeck.errors import Failed, UserError
 from limbeck.lab.page import report
 from limbeck.recipe import identity
 from limbeck.recipe.recipe import Recipe
+from limbeck.recipe.stage_texts import is_written
 from limbeck.recipe.stages import FOLDER, taken
 from limbeck.running import changes, disk_space, manifest, text_stage, trackers
 from limbeck.running.session import Session
@@ -26,8 +27,7 @@ from limbeck.system import environment, files, locks
 from limbeck.system.processes import World
 from limbeck.system.progress import doing
 from limbeck.system.signals import at_once, interruptible
-from limbeck.text.corpora import find_files
-from limbeck.text.heldout import each
+from limbeck.text.heldout import lying
 
 NOT_A_RUN = (FOLDER, locks.FILE)  # what lies in a folder before its run
 
@@ -170,8 +170,7 @@ def plans_of(tables: Sequence[Recipe], world: World, files: ModelFiles | None = 
             with design.naming(plan.recipe, len(tables) > 1):
                 divides(plan.recipe, world)
                 design.weights_fit(plan, files)
-            for one in each(plan.data) if not plan.unwritten else ():
-                find_files(one.corpus)
+            lying(plan.recipe.data)
     return plans
 
 
@@ -229,6 +228,9 @@ def are_done(tables: Sequence[Recipe], force: bool = False) -> list[bool]:
         UserError: a folder holds something else, or a finished stage has lost a student that is still needed.
     """
     done = [_is_done(Path(table.run_dir), table, tables[:number], force) for number, table in enumerate(tables)]
+    done = [
+        it and not (force and table.write and not is_written(table)) for it, table in zip(done, tables, strict=True)
+    ]
     finished = {table.stage: table for table, over in zip(tables, done, strict=True) if over}
     for table in tables:
         if table.stage not in finished and not done[-1]:

@@ -22,7 +22,7 @@ from limbeck.system.files import json_sha256
 from limbeck.system.progress import Doing, doing
 from limbeck.system.store import Facts, Tell, cache_folder, open_or_make
 from limbeck.text.corpora import fingerprint
-from limbeck.text.heldout import each, heldout_source, separate
+from limbeck.text.heldout import BesideData, beyond, each, heldout_source, separate
 from limbeck.text.tokenise import Encoder, Special
 
 if TYPE_CHECKING:
@@ -133,7 +133,9 @@ def content_of(data: Data, encoder: Encoder) -> Facts:
 
 def corpora_of(data: Data) -> list[Any]:
     """What the documents of both parts are a function of, beside the keys of the recipe: as JSON."""
-    return [[fingerprint(one.corpus), _heldout_key(one)] for one in each(data)]
+    apart, drawn = beyond(data)
+    more = [["beside", [fingerprint(*source) for source in apart], drawn]] if apart or drawn else []
+    return [*([fingerprint(one.corpus), _heldout_key(one)] for one in each(data)), *more]
 
 
 def _heldout_key(data: Data) -> float | list[str]:
@@ -147,7 +149,7 @@ def _blocks(folder: Path, part: str, data: Data, entry: Facts, special: Special)
     stream = np.memmap(folder / f"{part}.bin", dtype, mode="r") if count else np.empty(0, dtype)
     starts = np.load(folder / f"{part}.idx.npy", mmap_mode="r", allow_pickle=False)
     blocks = Blocks(stream, starts, data.max_length, special)
-    if not len(blocks):
+    if not len(blocks) and part in needed(data):
         what, remedy = "training", "give more text"
         if part == "heldout":
             what, remedy = "held-out", "raise data.heldout, or name a corpus in it"
@@ -224,12 +226,17 @@ def both_parts(data: Data, parts: Mapping[str, Written], both: int, tell: Tell, 
         UserError: a part is empty.
     """
     found = {part: parts[part].facts() for part in PARTS}
-    for part in PARTS:
+    for part in needed(data):
         if not found[part]["documents"]:
             raise UserError(_one_sided(data, part, both, noun))
-    for part, what in zip(PARTS, ("to train on", "held out"), strict=True):
+    for part, what in zip(needed(data), ("to train on", "held out"), strict=False):
         tell(f"{what}: {found[part]['documents']:,} {noun}s, {found[part]['tokens']:,} tokens")
     return found
+
+
+def needed(data: Data) -> tuple[str, ...]:
+    """The parts that must hold something: of a text beside the corpus nothing is measured."""
+    return PARTS[:1] if isinstance(data, BesideData) else PARTS
 
 
 def _one_sided(data: Data, part: str, both: int, noun: str) -> str:

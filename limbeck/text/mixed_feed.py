@@ -51,9 +51,7 @@ class Mixed(Generic[Source]):
 
     def __init__(self, main: Source, others: Mapping[str, Beside[Source]]) -> None:
         size = main.batch_size
-        counts = [_whole(place, other.share, size) for place, other in others.items()]
-        if sum(counts) >= size:
-            raise UserError(f"{', '.join(others)}: their shares leave no row of a batch to data.corpus; lower one")
+        counts = counts_of({place: other.share for place, other in others.items()}, size)
         feeds = [main, *(other.feed for other in others.values())]
         self.main, self.batch_size = main, size
         self._feeds = [_of_size(it, rows) for it, rows in zip(feeds, [size - sum(counts), *counts], strict=True)]
@@ -128,6 +126,18 @@ class Mixed(Generic[Source]):
             "documents": torch.where(documents < 0, documents, documents + int(self._documents[number])),
             "blocks": batch["blocks"] + int(self._blocks[number]),
         }
+
+
+def counts_of(shares: Mapping[str, float], size: int) -> list[int]:
+    """The rows of a batch of each text, whose shares stand at these places of a recipe.
+
+    Raises:
+        UserError: a share is no whole number of rows, or none is left for the first text.
+    """
+    counts = [_whole(place, share, size) for place, share in shares.items()]
+    if counts and sum(counts) >= size:
+        raise UserError(f"{', '.join(shares)}: their shares leave no row of a batch to data.corpus; lower one")
+    return counts
 
 
 def _whole(place: str, share: float, size: int) -> int:

@@ -122,6 +122,8 @@ def read(folder: str | Path) -> RunData:
         raise UserError(f"{folder}: no such run directory; give the folder that `limbeck run` wrote")
     notes: list[str] = []
     manifest = manifest_of(folder)
+    if manifest.get("written"):
+        raise UserError(f"{folder}: this stage wrote a text and has no page; give the folder of a stage that trained")
     rows = _last_stage(_jsonl(_need(folder, METRICS), notes), notes)
     if not rows:
         raise UserError(f"{folder / METRICS}: no training step yet; let the run take its first steps")

@@ -102,8 +102,8 @@ def _table(name: str, folder: Path) -> Table:
     table = Table(
         title=Text(printable(f"{name}: {manifest['status']}")), title_justify="left", box=None, pad_edge=False
     )
-    for word in ("learner", "step", "loss", "", "tokens/s", "held out", ""):
-        table.add_column(word, justify="left" if word in ("learner", "") else "right")
+    for word in ("student", "step", "loss", "", "tokens/s", "held out", ""):
+        table.add_column(word, justify="left" if word in ("student", "") else "right")
     for learner in dict.fromkeys(row["learner"] for row in (*metrics, *evals)):
         mine = [row for row in metrics if row["learner"] == learner]
         asked = [row for row in evals if row["learner"] == learner and row["split"] == "test"]

@@ -139,7 +139,7 @@ def test_they_train_resume_and_are_in_the_manifest(
     Path(mine).write_text(MINE + "\n")
     sys.modules.pop("things_of_mine", None)
     with pytest.raises(
-        UserError, match="the code of a change, an actor or a kind of text changed since this run began"
+        UserError, match="the code of a change, an actor, a kind or a writer of text changed since this run began"
     ):
         limbeck.run(said(world, tmp_path / "run", *words), quiet=True)
     Path(mine).write_text(MINE)

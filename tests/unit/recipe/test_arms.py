@@ -14,6 +14,7 @@ from kernel import answer, lay_out, recipe
 from limbeck.errors import UserError
 from limbeck.recipe import arms, load
 from limbeck.recipe.settings import Setting
+from limbeck.recipe.study_keys import StudyKeys
 
 KL: dict[str, Any] = {"loss": "forward_kl"}
 HIDDEN: dict[str, Any] = {"loss": "mse", "tap": "hidden"}
@@ -284,11 +285,9 @@ def test_a_recipe_object_takes_words_too(world: Path) -> None:
 
 def test_the_schema_knows_the_words() -> None:
     schema = json.loads(json.dumps(arms.schema()))
-    assert set(arms.StudyKeys.model_fields) <= set(schema["properties"])
+    assert set(StudyKeys.model_fields) <= set(schema["properties"])
     assert {"Tune", "Sample", "Stage"} <= set(schema["$defs"])
-    assert not set(arms.StudyKeys.model_fields) & set(schema["$defs"]["Stage"]["properties"]), (
-        "they belong to the whole"
-    )
+    assert not set(StudyKeys.model_fields) & set(schema["$defs"]["Stage"]["properties"]), "they belong to the whole"
     with pytest.raises(UserError, match=r"stages\[0\]: ablate: unknown key"):
         arms.asked(words(stages=[{"ablate": "terms"}])).arms()
 

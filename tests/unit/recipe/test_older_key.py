@@ -15,6 +15,7 @@ from limbeck.errors import UserError
 from limbeck.recipe import arms
 from limbeck.recipe.identity import identity, text
 from limbeck.recipe.load import load
+from limbeck.recipe.study_keys import StudyKeys
 from limbeck.running import arms as studies
 from limbeck.running.changes import changed_keys, longer
 
@@ -56,7 +57,7 @@ def test_in_a_stage_and_beside_the_new_one() -> None:
 @pytest.mark.parametrize("name", artefacts.RUNS)
 def test_the_hash_of_a_run_of_before(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a recipe as it is said now; what the run wrote down is read as the same, and nothing has changed."""
-    folder = artefacts.unpacked(tmp_path) / name
+    folder = artefacts.unpacked(tmp_path, artefacts.BEFORE) / name
     began, written = json.loads((folder / "manifest.json").read_text()), (folder / "recipe.yaml").read_text()
     assert "bridge: auto" in written and "projection" not in written
     monkeypatch.chdir(tmp_path)
@@ -87,7 +88,7 @@ def test_the_names_in_a_recipe_are_not_keys() -> None:
 
 def test_a_study_that_varies_it_is_the_one_of_before() -> None:
     words = ["vary.settings.x.terms.0.projection=[each, shared]", "vary.settings.projection=[1]", "vary.train.lr=[1]"]
-    grid = arms.StudyKeys.model_validate({"vary": {it[5:].partition("=")[0]: [1] for it in words}})
+    grid = StudyKeys.model_validate({"vary": {it[5:].partition("=")[0]: [1] for it in words}})
     hashed = {"settings.x.terms.0.bridge", "settings.projection", "train.lr"}
     assert grid.model_dump(mode="json")["vary"].keys() == hashed
     asked = arms.asked(table(), words[:1])

@@ -507,11 +507,11 @@ def test_damage_is_noticed_and_mended(single: Build, framed: Build, encoded: lis
 
 KILLED = """
 import os, signal, sys
-from limbeck.text import tasks
+from limbeck.text import rows
 from limbeck.recipe.data import Data
 from transformers import AutoTokenizer
 
-add, count = tasks._RowPart.add, 0
+add, count = rows._RowPart.add, 0
 def late(self, *words):
     global count
     count += 1
@@ -519,8 +519,8 @@ def late(self, *words):
         self.types.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     add(self, *words)
-tasks._RowPart.add = late
-tasks.prepare_task(Data.model_validate_json(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[2]), tell=lambda _: None)
+rows._RowPart.add = late
+rows.prepare_task(Data.model_validate_json(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[2]), tell=lambda _: None)
 """
 
 
