@@ -44,7 +44,7 @@ def status(folder: Path, value: str, **more: Any) -> None:
 def test_a_run(tmp_path: Path, state: str) -> None:
     lines = picture(write_run(tmp_path / "first", status=state))
     assert lines[0] == f"first: {state}"
-    assert lines[1] == "learner step loss tokens/s held out"
+    assert lines[1] == "student step loss tokens/s held out"
     learners = [line.split()[0] for line in lines[2:]]
     assert learners == ["logit-seed0", "logit-seed1", "multi-seed0", "multi-seed1"]
     _, step, loss, curve, speed, heldout, second = lines[2].split()
@@ -62,7 +62,7 @@ def test_a_damaged_last_line_is_left_out(tmp_path: Path) -> None:
     assert picture(folder) == before
     (folder / "metrics.jsonl").unlink()
     (folder / "evals.jsonl").unlink()
-    assert picture(folder) == ["run: running", "learner step loss tokens/s held out"], "nothing is written yet"
+    assert picture(folder) == ["run: running", "student step loss tokens/s held out"], "nothing is written yet"
 
 
 def test_without_a_teacher_the_labels_are_shown(tmp_path: Path) -> None:
