@@ -62,6 +62,7 @@ def test_between_a_run_and_its_resume(fork: Fork, undisturbed: limbeck.Run, tmp_
     same_state(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_lock_knows_no_time(fork: Fork, tmp_path: Path) -> None:
     """It holds against a run whose clock is a year behind, and one a year ahead."""
     with locks.held(tmp_path / "run"):

@@ -337,6 +337,7 @@ def test_a_feed_of_ones_own_is_not_mixed(world: Path, tmp_path: Path) -> None:
         limbeck.check(said)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast")
 def test_a_student_is_evaluated_by_the_recipe_of_its_stages(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,12 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 LIGHT, DARK = (251, 251, 249), (23, 25, 28)  # the paper of the page
 SCHEMES = {"light": "preferredColorScheme=1", "dark": "preferredColorScheme=0"}
 
-browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+HAS_ONE = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+
+
+def browser(test: Callable[..., None]) -> Callable[..., None]:
+    """A test that opens a browser: it is slow, and skipped where there is none."""
+    return pytest.mark.slow(HAS_ONE(test))
 
 
 class Seen(NamedTuple):

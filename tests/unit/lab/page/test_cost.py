@@ -124,6 +124,7 @@ def test_a_run_writes_its_profile(study: limbeck.Run) -> None:
             assert model["peak_memory"]["32"] > model["peak_memory"]["1"] > 4 * model["parameters"]
 
 
+@pytest.mark.slow
 def test_a_study_shows_those_of_its_arms(study: limbeck.Run) -> None:
     lines = {line[0]: line for line in cost.of_run(joined.gather(study.folder)).lines}
     assert list(lines) == [
