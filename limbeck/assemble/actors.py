@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from limbeck import rundir
-from limbeck.assemble import own
+from limbeck.assemble import changes, own
 from limbeck.assemble.design import Design, named_sources
 from limbeck.batch import Batch
 from limbeck.distil import lessons, projections, schedules, schemes
@@ -37,12 +37,20 @@ Tell = Callable[[str], None]
 class ActorMaker:
     """Makes the actors of a study. A pretrained model is read once, however many learn from it or begin as it."""
 
-    def __init__(self, plan: Design, world: World, sample: Batch | None = None, tell: Tell = lambda line: None) -> None:
-        self.plan, self.world, self.sample, self.tell = plan, world, sample, tell
+    def __init__(
+        self,
+        plan: Design,
+        world: World,
+        sample: Batch | None = None,
+        tell: Tell = lambda line: None,
+        calibration: changes.Calibration = tuple,
+    ) -> None:
+        self.plan, self.world, self.sample, self.tell, self.calibration = plan, world, sample, tell, calibration
         self.said, self.learned = plan.recipe.models, [term for terms in plan.terms.values() for term in terms]
         self._fixed: dict[str, Actor] = {}
         self._ensembles: dict[str, Ensemble] = {}
         self._origins: dict[str, PreTrainedModel] = {}
+        self._bases: dict[str, Frozen] = {}
 
     def teachers(self, setting: str, seed: int) -> schemes.Teachers:
         """Role -> who plays it for a setting and a seed; students of an earlier stage teach those of their own seed."""
@@ -64,14 +72,14 @@ class ActorMaker:
         if name not in self._fixed:
             where = models.Source(source=str(trained)) if trained else source
             config = pretrained.config_of(where) if trained else self.plan.teachers[role]
-            changes = self._changes(source)
-            for change in changes:
+            made = self._changes(source)
+            for change in made:
                 config = change.shaped(config)
             model = pretrained.model_of(where, DTYPES[self.plan.recipe.train.precision], config=config, bare=True)
             self.world.place(model)
-            self._apply(name, model, changes)
+            self._apply(name, model, made)
             taps = read_of(role, self.learned)
-            fixed = Frozen(name, model, taps, self.plan.columns, changes)
+            fixed = Frozen(name, model, taps, self.plan.columns, made)
             self._fixed[name] = own.actor(source.actor, fixed, f"models.{role}.actor") if source.actor else fixed
         return self._fixed[name]
 
@@ -98,13 +106,8 @@ class ActorMaker:
     def learner(self, setting: str, number: int, making: projections.Making) -> Learner:
         """A learner of one setting; all settings of a seed begin with the same parameters, and so do their n-th peers."""
         plan, how, learned = self.plan, self.plan.recipe.train, self.plan.terms[setting]
-        dtype = torch.float64 if how.precision == "fp64" else torch.float32
-        draw = [number, self.said.student.draw] if self.said.student.draw else [number] if number else []
-        model = students.build(plan.student, seeds.derive_seed(making.seed, "student", *draw))
-        torch.nn.Module.to(model, dtype)
-        origin = self._origin(setting, making.seed, dtype)
-        if origin is not None:
-            inherit.inherit(model, origin, self.said.student.from_layers)
+        dtype = self._dtype
+        model = self._beginning(setting, making.seed, number)
         making = replace(making, tapped=Tapped(model, columns=plan.columns))
         built = projections.build({name: make for term in learned for name, make in term.modules.items()}, making)
         torch.nn.Module.to(built, dtype)
@@ -117,8 +120,9 @@ class ActorMaker:
             *read_of("peers", learned),
             *read_of("self", learned),
         }
-        name, changes = plan.recipe.learner(setting, making.seed, number), own.changes(self.said.student.changes)
-        self._apply(name, model, changes)
+        name = plan.recipe.learner(setting, making.seed, number)
+        made, finishing = changes.of_setting(plan.recipe, setting, self.calibration)
+        self._apply(name, model, made)
         return Learner(
             name,
             model,
@@ -128,8 +132,37 @@ class ActorMaker:
             optimisation=_optimisation(how),
             balance=balance,
             columns=plan.columns,
-            changes=changes,
+            changes=made,
+            finishing=finishing,
         )
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the weights of students."""
+        return torch.float64 if self.plan.recipe.train.precision == "fp64" else torch.float32
+
+    def _beginning(self, setting: str, seed: int, number: int = 0) -> PreTrainedModel:
+        """The model as which a student begins, before its changes."""
+        draw = [number, self.said.student.draw] if self.said.student.draw else [number] if number else []
+        model = students.build(self.plan.student, seeds.derive_seed(seed, "student", *draw))
+        torch.nn.Module.to(model, self._dtype)
+        origin = self._origin(setting, seed, self._dtype)
+        if origin is not None:
+            inherit.inherit(model, origin, self.said.student.from_layers)
+        return model
+
+    def base(self, setting: str, seed: int) -> schemes.Teachers:
+        """Who plays the role `base` for a setting: its student as it began, before its changes; nobody where no term asks."""
+        if not read_of("base", self.plan.terms[setting]):
+            return {}
+        source = self.said.beginning
+        trained = self._trained(source, setting, seed) if source else None
+        name = actor_names.from_stage("base", trained.name if trained else f"seed{seed}")
+        if name not in self._bases:
+            model = self._beginning(setting, seed)
+            self.world.place(model, DTYPES[self.plan.recipe.train.precision])
+            self._bases[name] = Frozen(name, model, read_of("base", self.learned), self.plan.columns)
+        return {"base": self._bases[name]}
 
     def _origin(self, setting: str, seed: int, dtype: torch.dtype) -> PreTrainedModel | None:
         """The weights that a student begins with, in the precision of its own."""

@@ -11,6 +11,7 @@ from limbeck.errors import UserError
 from limbeck.families import reserved_positions
 from limbeck.recipe import recipe
 from limbeck.recipe.keys import LOSS_KEYS
+from limbeck.recipe.models import OF_STUDENTS
 from limbeck.text.mixed_feed import counts_of
 
 PER_BATCH = {name for name, keys in LOSS_KEYS.items() if keys.per == "batch"}
@@ -76,7 +77,7 @@ def can_be_cached(table: recipe.Recipe, taught: bool, causal: bool) -> None:
     kind_of(table).repeats(table.data, causal)
     for name, setting in table.chosen.items():
         for term in setting.terms:
-            fixed = term.teacher not in ("peers", "ema", "self")
+            fixed = term.teacher not in OF_STUDENTS
             if fixed and term.loss in LOSS_KEYS and LOSS_KEYS[term.loss].padding:
                 raise UserError(
                     f"settings.{name}.{term.label}: {term.loss} looks at padding, of which a cache keeps nothing; leave cache out"

@@ -124,7 +124,8 @@ def of_study(plan: design.Design, load: Load | None = None) -> StudyCost:
         forward = _asked(student, with_logits)
         learn = forward + _price(selected=exits * student.head_flops) + _modules(plan, name)
         learn += _maps(plan.student, terms, "student")
-        follow = forward if setting.ema is not None else _price()
+        beside = setting.ema is not None or any(term.teacher == "base" for term in terms)
+        follow = forward if beside else _price()
         own[name] = setting.peers * (3 * learn + follow)
         # a cached teacher does not run
         read[name] = _price() if table.cache else _read(plan, teachers, terms, with_logits)

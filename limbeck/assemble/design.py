@@ -13,7 +13,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck import families
-from limbeck.assemble import bare, own, tasks, terms, text_writers
+from limbeck.assemble import bare, changes, own, tasks, terms, text_writers
 from limbeck.assemble.checks import can_be_cached, fits, has_targets, mixes, same_words, sees_enough
 from limbeck.assemble.kinds import kind_of
 from limbeck.assemble.model_files import ModelFiles
@@ -166,6 +166,7 @@ def design(
     sees_enough(table)
     mixes(table)
     own.require(table.models)
+    changes.require(table)
     text_writers.writer_of(table)
     can_be_cached(table, bool(plan.teachers), plan.causal)
     bare.require_states_alone(table, shapes, origin, plan.terms)

@@ -44,13 +44,13 @@ def source_sha256(path: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
-def changes(paths: Sequence[str]) -> list[Change]:
-    """The changes of a student at some import paths, made anew.
+def change(path: str) -> Change:
+    """The change of a student at an import path, made anew.
 
     Raises:
-        UserError: there is no such class, or what it makes is no change.
+        UserError: there is no such class, or making it fails.
     """
-    return [made(path, "models.student.changes", Change, ()) for path in paths]
+    return made(path, "models.student.changes", Change)
 
 
 def actor(path: str, inner: Actor, where: str) -> Actor:
@@ -63,12 +63,11 @@ def actor(path: str, inner: Actor, where: str) -> Actor:
 
 
 def require(said: Models) -> None:
-    """Whether everything of one's own in a table `models` is there.
+    """Whether all actors of one's own in a table `models` are there.
 
     Raises:
-        UserError: something is not.
+        UserError: one is not.
     """
-    changes(said.student.changes)
     for path in (source.actor for source in said.fixed if source.actor):
         _class(path, "models.teacher.actor", Actor)
 

@@ -14,7 +14,7 @@ from limbeck.assemble.actors import ActorMaker, trained_head
 from limbeck.assemble.design import Design
 from limbeck.assemble.teacher_caches import Library
 from limbeck.assemble.text import Material, feed_of
-from limbeck.batch import to_device
+from limbeck.batch import Batch, to_device
 from limbeck.distil import paraphraser, projections, schemes
 from limbeck.distil.actors import Actor, Stateful
 from limbeck.distil.learner import Learner
@@ -24,6 +24,7 @@ from limbeck.system.progress import Done, doing
 from limbeck.text.feed import Repeatable
 from limbeck.training.best import Best
 
+CALIBRATION = 128  # rows of training text that data-aware changes look at
 SAMPLE = 16  # held-out blocks on which the effect of a quantisation is measured
 
 
@@ -78,13 +79,13 @@ def build_study(
     for seed in table.seeds:
         making, casts = projections.Making(seed, material.blocks), []
         for name, setting in table.chosen.items():
-            fixed = company.teachers(name, seed)
+            fixed, base = company.teachers(name, seed), company.base(name, seed)
             peers = [company.learner(name, number, making) for number in range(setting.peers)]
             settings |= {peer.name: name for peer in peers}
             seeds |= {peer.name: seed for peer in peers}
-            teachers |= {peer.name: fixed for peer in peers}
+            teachers |= {peer.name: {**fixed, **base} for peer in peers}
             taught = library.of(fixed, feeds[seed]) if table.cache else schemes.teaching(fixed, seed)
-            one = company.cast(setting, plan.terms[name], peers, taught)
+            one = company.cast(setting, plan.terms[name], peers, {**taught, **base})
             apart = plan.top_k or "teacher" in [*table.models.noisy, *bare.names(plan.teachers)]
             casts.append(schemes.unmeasured(one) if apart else one)
         stills[seed] = schemes.together(casts, chunk=plan.chunk, autocast=plan.autocast, world=world)
@@ -99,7 +100,13 @@ def _company(plan: Design, world: World, material: Material, tell: Callable[[str
     if plan.recipe.train.teacher_precision == "int8":
         heldout = feed_of(plan, Material(material.corpus), 0, "heldout")
         sample = to_device(next(iter(heldout.fixed(SAMPLE, SAMPLE))), world.device)
-    return ActorMaker(plan, world, sample, tell)
+    return ActorMaker(plan, world, sample, tell, lambda: _calibration(plan, world, material))
+
+
+def _calibration(plan: Design, world: World, material: Material) -> Iterator[Batch]:
+    """Training text that data-aware changes look at: the same for all settings and seeds, in every process."""
+    feed = feed_of(plan, material, plan.recipe.seeds[0])
+    return (to_device(batch, world.device) for batch in feed.fixed(CALIBRATION, SAMPLE))
 
 
 def write_answers(

@@ -18,6 +18,7 @@ from limbeck.losses.sparse import K
 from limbeck.models import layer_maps
 from limbeck.recipe import settings
 from limbeck.recipe.keys import LAYERED_TAPS, LOSS_KEYS
+from limbeck.recipe.models import OF_STUDENTS
 
 PARAPHRASER_STEPS = 500
 Shapes = Mapping[str, PretrainedConfig]  # role -> shape of who plays it
@@ -62,7 +63,7 @@ def _kept(term: settings.TermKeys, where: str, top_k: int | None) -> settings.Te
         UserError: it looks at more than is kept.
     """
     keys = LOSS_KEYS.get(term.loss)
-    fixed = term.teacher not in ("peers", "ema", "self") and not (keys and "teacher" not in keys.needs)
+    fixed = term.teacher not in OF_STUDENTS and not (keys and "teacher" not in keys.needs)
     if top_k is None or not fixed or not set(term.taps) <= {"logits", "exit"}:
         return term
     if keys is None or keys.kept is None:
@@ -81,7 +82,7 @@ def _kept(term: settings.TermKeys, where: str, top_k: int | None) -> settings.Te
 
 def shape_of(term: settings.TermKeys, student: PretrainedConfig, teachers: Shapes) -> PretrainedConfig | None:
     """The shape of who teaches a term: peers, averages and the student itself have the student's."""
-    return student if term.teacher in ("peers", "ema", "self") else teachers.get(term.teacher)
+    return student if term.teacher in OF_STUDENTS else teachers.get(term.teacher)
 
 
 class _Term:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from limbeck.distil.balance import Balance
 from limbeck.distil.contrastive import ContrastiveMemory
 from limbeck.distil.result import Norms
 from limbeck.distil.schedules import Schedule
-from limbeck.models.changes import Change, facts_of
+from limbeck.models.changes import Change
+from limbeck.models.compressed import Compressed
 from limbeck.models.taps import Readout, Tapped
 from limbeck.system import seeds
 from limbeck.system.processes import World
@@ -32,6 +34,13 @@ class Optimisation:
     betas: tuple[float, float]
     eps: float
     clip: float | None
+
+
+class Folded(NamedTuple):
+    """A model as it is exported, and what tells how few bytes hold its weights."""
+
+    model: PreTrainedModel
+    small: Compressed
 
 
 class Learner(Actor):
@@ -49,9 +58,11 @@ class Learner(Actor):
         balance: Balance | None = None,
         columns: int | None = None,
         changes: Sequence[Change] = (),
+        finishing: Sequence[Change] = (),
     ) -> None:
         self.name, self.seed, self.model, self.modules = name, seed, model.train(), modules
-        self.balance, self.changes = balance or Balance(), changes
+        self.balance, self.changes, self.finishing = balance or Balance(), changes, finishing
+        self.rates = [rate for change in changes for rate in change.rates(model)]
         self.tapped, self.width = Tapped(model, taps, columns), model.config.hidden_size
         self.optimisation = optimisation
         self.layers = [list(layer.parameters()) for layer in self.tapped.layers]
@@ -83,18 +94,39 @@ class Learner(Actor):
         return self.tapped.head(features) if tap == "logits" else self.exits[tap](features)
 
     def facts(self) -> dict[str, Any]:
-        """What was changed of its model beside its training."""
-        return facts_of(self.changes)
+        """What is changed of its model beside its training, and when."""
+        if not (self.changes or self.finishing):
+            return {}
+        told = [change.facts() for change in (*self.changes, *self.finishing)]
+        return {"changes": told, **({"changes_at": "end"} if self.finishing else {})}
 
     @torch.no_grad()
-    def folded(self) -> PreTrainedModel:
-        """Its model as transformers knows it: itself, or a copy in which its changes are folded."""
-        if not self.changes:
-            return self.model
-        model = copy.deepcopy(self.model)
-        for change in self.changes:
-            change.fold(model)
-        return model
+    def folded(self) -> Folded:
+        """Its model as transformers knows it, itself or a copy in which its changes are folded; and how few bytes hold it."""
+        changes = (*self.changes, *self.finishing)
+        model, small = copy.deepcopy(self.model) if changes else self.model, Compressed()
+        for change in reversed(changes):
+            model = change.fold(model, small)
+        return Folded(model.eval() if changes else model, small)
+
+    def ready(self, step: int) -> bool:
+        """Whether after `step` updates its changes have made of it all that they will."""
+        return all(change.ready(step) for change in self.changes)
+
+    @contextmanager
+    def finished(self) -> Iterator[None]:
+        """Inside, its model is what the changes at the end of its training make of it; what is trained stays as it is."""
+        trained, tapped = self.model, self.tapped
+        if self.finishing:
+            self.model = copy.deepcopy(trained)
+            with torch.no_grad():
+                for change in self.finishing:
+                    change.apply(self.model)
+            self.tapped = Tapped(self.model, tapped.taps, tapped.columns)
+        try:
+            yield
+        finally:
+            self.model, self.tapped = trained, tapped
 
     def everywhere(self) -> Tapped:
         """Its model, tapped at every hidden state."""
@@ -112,15 +144,25 @@ class Learner(Actor):
             return norms
         for memory in self._memories:
             memory.commit(world)
+        for change in self.changes:
+            change.watch(self.model, step)
         before = [[p.detach().clone() for p in layer] for layer in self.layers] if measure else None
         for group in self.optimizer.param_groups:
-            group["lr"] = norms.learning_rate
+            group["lr"] = group["schedule"](step) if "schedule" in group else norms.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for change in self.changes:
-                change.follow(self.model, step)
+        self._follow(step)
         return replace(norms, update_ratios=self._ratios(before, world)) if before else norms
+
+    @torch.no_grad()
+    def _follow(self, step: int) -> None:
+        """Its changes follow an update; of what they cut away the optimizer forgets what it held."""
+        for change in self.changes:
+            change.follow(self.model, step)
+            for parameter, left in change.left(self.model).items():
+                for slot in self.optimizer.state[parameter].values():
+                    if slot.shape == left.shape:
+                        slot.mul_(left)
 
     def drop(self) -> None:
         """Forgets a step that is not taken: its gradients, and what its memories have seen."""
@@ -159,8 +201,10 @@ class Learner(Actor):
     def _clipped(self, rate: float, world: World) -> Norms:
         """Clips model and projections, each for itself; the norms before, read from the device all at once."""
         layers = [world.norm(gradients(layer)) for layer in self.layers]
-        parts = [self._clip(list(module.parameters()), world) for module in (self.model, self.modules)]
-        parts.append(world.norm(gradients(list(self.balance.parameters()))))
+        own = [parameter for rate in self.rates for parameter in rate.parameters]
+        clipped = [[p for p in module.parameters() if p not in {*own}] for module in (self.model, self.modules)]
+        parts = [self._clip(parameters, world) for parameters in clipped]
+        parts += [world.norm(gradients([*self.balance.parameters(), *own]))]
         device = self.parameters[0].device
         read = torch.stack([value.double().to(device) for value in (*layers, *parts)]).tolist()
         whole, modules, balance = read[len(layers) :]
@@ -181,10 +225,13 @@ class Learner(Actor):
 
     def _adamw(self) -> torch.optim.AdamW:
         """AdamW whose weight decay leaves out biases and norms (everything with fewer than two axes)."""
-        matrices = [p for p in self.parameters if p.dim() >= 2]
-        vectors = [p for p in self.parameters if p.dim() < 2]
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-        how = self.optimisation
+        own, how = {parameter for rate in self.rates for parameter in rate.parameters}, self.optimisation
+        common = [p for p in self.parameters if p not in own]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in common if p.dim() >= 2]},
+            {"params": [p for p in common if p.dim() < 2], "weight_decay": 0.0},
+            *({"params": it.parameters, "schedule": it.schedule, "weight_decay": 0.0} for it in self.rates),
+        ]
         return torch.optim.AdamW(
             groups, lr=0.0, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay, fused=True
         )

@@ -18,6 +18,7 @@ from pydantic import (
 from limbeck.errors import UserError
 from limbeck.families import FAMILIES
 from limbeck.recipe import actor_names
+from limbeck.recipe.changes import OneChange, in_order
 from limbeck.recipe.fields import (
     Depth,
     LayerMap,
@@ -32,7 +33,8 @@ from limbeck.recipe.fields import (
     wrong,
 )
 
-RESERVED = {"teacher", "peers", "ema", "self"}  # roles that are no names of teachers
+OF_STUDENTS = ("peers", "ema", "self", "base")  # roles that students play, or what they were
+RESERVED = {"teacher", *OF_STUDENTS}  # roles that are no names of teachers
 
 
 class Source(Strict):
@@ -117,10 +119,10 @@ class Student(Strict):
     draw: Annotated[int, Field(ge=0)] = Field(
         default=0, description="which random weights: another number, other ones, such as for the next generation"
     )
-    changes: tuple[Own, ...] = Field(
+    changes: Annotated[tuple[OneChange, ...], AfterValidator(in_order)] = Field(
         default=(),
         exclude_if=lambda value: not value,
-        description="what is done to its model beside its training: import paths of `Change`s of one's own, package.module:name",
+        description="what is done to its model beside its training, in this order: {quantise: int8}, {prune: ...}, {factorise: ...}, or the import path of a `Change` of one's own, package.module:name",
     )
     from_layers: LayerMap = Field(default="uniform", description="which layers of that model the student takes")
     tokenizer: Place | None = Field(default=None, description="folder or Hub id; the teacher's when left out")

@@ -15,6 +15,7 @@ from pydantic import (
 
 from limbeck.errors import nearest
 from limbeck.recipe import actor_names
+from limbeck.recipe.changes import OneChange
 from limbeck.recipe.data import Data
 from limbeck.recipe.fields import (
     Name,
@@ -137,6 +138,11 @@ class Recipe(Strict):
         if self.train.keep not in ("last", "best", *known):
             raise wrong("train.keep", f"this run has no {self.train.keep}; choose one of {', '.join(known)}")
         return self
+
+    def changes_of(self, setting: str) -> tuple[OneChange, ...]:
+        """What is done to the students of a setting beside their training."""
+        said = self.settings[setting].changes
+        return self.models.student.changes if said is None else said
 
     @property
     def _metrics(self) -> tuple[str, ...]:

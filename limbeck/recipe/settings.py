@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from limbeck.errors import KINDS, nearest
+from limbeck.recipe.changes import OneChange, in_order
 from limbeck.recipe.fields import Depth, LayerMap, Loss, Name, Positive, Strict, Tap, TextField, wrong
 from limbeck.recipe.keys import LAYER_MAPS, LAYERED_TAPS, LOSS_KEYS, LossKeys
 
@@ -46,7 +47,7 @@ class TermKeys(Strict):
     )
     teacher: TextField = Field(
         default="teacher",
-        description="who teaches it: models.teacher, a name of models.teachers, peers, ema (the average of its own weights), or self (its own deeper layers)",
+        description="who teaches it: models.teacher, a name of models.teachers, peers, ema (the average of its own weights), self (its own deeper layers), or base (the student as it began, before its changes)",
     )
 
     @property
@@ -152,6 +153,16 @@ class Setting(Strict):
     exits: tuple[Depth, ...] = Field(
         default=(), description="layers behind which the student has an early exit, for terms on the tap `exit`"
     )
+    changes: Annotated[tuple[OneChange, ...], AfterValidator(in_order)] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="what is done to its student, in place of models.student.changes; []: nothing",
+    )
+    changes_at: Literal["start", "end"] = Field(
+        default="start",
+        exclude_if=lambda value: value == "start",
+        description="start: the student trains with its changes; end: they are made when it has been trained",
+    )
     balance: Literal["none", "initial", "gradient", "uncertainty"] = Field(
         default="none",
         description="multiplies the weights: initial, by 1 / first value; gradient, to equal gradient norms; uncertainty, learned",
@@ -180,6 +191,8 @@ class Setting(Strict):
             raise wrong("terms", "the average of the weights teaches nobody; give a term teacher: ema")
         if self.ema is not None and self.peers > 1:
             raise wrong("ema", "peers have no averages; leave ema or peers out")
+        if "base" in roles and self.peers > 1:
+            raise wrong("peers", "peers begin as different models, and base is one; leave peers or teacher: base out")
         if self.alternate and self.peers < 2:
             raise wrong("alternate", "one student has nobody to alternate with; set peers, or leave the key out")
         return self

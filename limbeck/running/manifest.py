@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck import rundir
-from limbeck.assemble import design, own
+from limbeck.assemble import changes, design, own
 from limbeck.assemble.study import Study
 from limbeck.models import fingerprint, pretrained
 from limbeck.recipe import actor_names, stages
@@ -105,7 +105,7 @@ def _losses(table: Recipe) -> Facts:
 
 def _own(table: Recipe) -> Facts:
     """Likewise of changes, actors, kinds and writers of text, where there are any."""
-    paths = {*table.models.student.changes, *(it.actor for it in table.models.fixed if it.actor)}
+    paths = {*changes.own_paths(table), *(it.actor for it in table.models.fixed if it.actor)}
     paths |= {path for path in (table.data.kind, table.write) if path}
     return {"own": {path: own.source_sha256(path) for path in sorted(paths)}} if paths else {}
 
@@ -113,12 +113,18 @@ def _own(table: Recipe) -> Facts:
 def _teachers(study: Study) -> list[Facts]:
     """What every pretrained model is, in the order of the recipe."""
     roles = {actor.name: actor for teachers in study.teachers.values() for actor in teachers.values()}
-    said = design.named_sources(study.design.recipe.models)
     return [
-        {"name": one.name, "source": said[actor_names.role_and_student(one.name)[0]].source, **one.facts()}
+        {"name": one.name, "source": _source(study, one.name), **one.facts()}
         for actor in roles.values()
         for one in actor.members()
     ]
+
+
+def _source(study: Study, name: str) -> str:
+    """Where a teacher comes from; a base is what its students begin as."""
+    models, role = study.design.recipe.models, actor_names.role_and_student(name)[0]
+    said = design.named_sources(models) | ({"base": models.beginning} if models.beginning else {})
+    return said[role].source if role in said else models.student.init
 
 
 def now() -> str:

@@ -25,8 +25,8 @@ def of_study(made: Study, seconds: float, turn: Callable[[str], None] = lambda w
     """
     plan, kinds = made.design, {}
     for learner in made.learners:
-        name, setting = learner.name, made.settings[learner.name]
-        kinds.setdefault(_shape(learner.model), (name, learner.model, {}))[2].setdefault(setting)
+        name, setting, model = learner.name, made.settings[learner.name], learner.folded().model
+        kinds.setdefault(_shape(model), (name, model, {}))[2].setdefault(setting)
     for actor in (actor for roles in made.teachers.values() for actor in roles.values()):
         for name, inside in ((one.name, one.everywhere()) for one in actor.members()):
             if inside is None:  # no model, or not here

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -231,14 +231,27 @@ class Session:
         """Measures the learners that are trained; at the end all that have not failed, with the weights that are kept."""
         if not self._left:
             return
-        found = self._measured(step, self._training)
+        last = step == self.how.steps and (self.keeper or any(it.finishing for it in self._left))
+        found = self._measured(step, self._training) if self.keeper or not last else {}
         if self.keeper:
-            self.keeper.see(step, {name: said for (name, split), said in found.items() if split == "test"}, self.way)
-        if self.keeper is None or step < self.how.steps:
+            ready = {learner.name for learner in self._training if learner.ready(step)}
+            rows = {name: said for (name, split), said in found.items() if split == "test" and name in ready}
+            self.keeper.see(step, rows, self.way)
+        if not last:
             self._write(step, record, self._training, found)
             return
-        with self.keeper.worn(self._left):
+        with self._as_exported(self._left):
             self._write(step, record, self._left, self._measured(step, self._left))
+
+    @contextmanager
+    def _as_exported(self, learners: Sequence[Learner]) -> Iterator[None]:
+        """Inside, learners have the weights that are kept, and the changes at the end of their training are made."""
+        with ExitStack() as stack:
+            if self.keeper:
+                stack.enter_context(self.keeper.worn(learners))
+            for learner in learners:
+                stack.enter_context(learner.finished())
+            yield
 
     def _measured(self, step: int, learners: Sequence[Learner]) -> records.Evaluated:
         what, noun = f"evaluation at step {step}" if step else "first evaluation", evaluations.noun(self.study)
@@ -285,7 +298,7 @@ class Session:
             with doing("export", "students") as done:
                 self._export(facts, done)
             spent = facts["seconds"] + clock.since(begin)
-            with doing("profile") as now:
+            with doing("profile") as now, self._as_exported(self._left):
                 told = profile.of_study(self.study, seconds=max(PROFILING, PROFILED * spent), turn=now.at)
             files.write_json(self.folder / rundir.PROFILE, told)
         self._status("done" if self._left else "failed", begin)
@@ -300,7 +313,7 @@ class Session:
             done(number, len(self._left))
             rows = [row for row in last if row["learner"] == learner.name]
             card = export.model_card(facts, self.recipe, self._describe(learner.name), learner.name, rows)
-            with self.keeper.worn([learner]) if self.keeper else nullcontext():
+            with self._as_exported([learner]):
                 export.export(self.folder, learner, self.study.design.student_tokenizer, card)
 
     def _status(self, status: str, begin: float) -> None:

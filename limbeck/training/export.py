@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from limbeck import rundir
 from limbeck.distil.learner import Learner
-from limbeck.models import exits
+from limbeck.models import compressed, exits
 from limbeck.recipe import actor_names
 
 NAMES = {
@@ -33,8 +33,10 @@ def export(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, c
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    model = learner.folded()
+    model, small = learner.folded()
     model.save_pretrained(temporary)
+    if small:
+        compressed.write(temporary, small)
     if learner.exits:
         exits.save(temporary, learner.exits)
         for tap, head in learner.exits.items():

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from limbeck.families import family
+from limbeck.models.compressed import Compressed
+
+
+class OwnRate(NamedTuple):
+    """Parameters that a change trains at a learning rate of their own, without weight decay and without clipping."""
+
+    parameters: list[nn.Parameter]
+    schedule: Callable[[int], float]  # update (from 0) -> learning rate
 
 
 class Change(Protocol):
@@ -37,11 +46,34 @@ class Change(Protocol):
     def apply(self, model: PreTrainedModel) -> None:
         """Once, in place, when the model is made and where it will run."""
 
+    def rates(self, model: PreTrainedModel) -> list[OwnRate]:
+        """The parameters that it brought and that have a learning rate of their own."""
+        return []
+
+    def watch(self, model: PreTrainedModel, step: int) -> None:
+        """Before update `step` (from 0) of a student, when its gradients are those of the whole batch; without gradients of its own."""
+
     def follow(self, model: PreTrainedModel, step: int) -> None:
         """In place, after update `step` (from 0) of a student, without gradients."""
 
-    def fold(self, model: PreTrainedModel) -> None:
-        """In place, in a copy that is exported: afterwards it is a model as transformers knows it."""
+    def ready(self, step: int) -> bool:
+        """Whether after `step` updates it has done all that it will; before, no evaluation counts as the best one."""
+        return True
+
+    def left(self, model: PreTrainedModel) -> Mapping[nn.Parameter, Tensor]:
+        """What is not cut away of which parameters: bool, of their shape. The optimizer forgets what it held of the rest."""
+        return {}
+
+    def shrunk(self, config: PretrainedConfig) -> PretrainedConfig:
+        """The config of what is exported, at the end of the training."""
+        return config
+
+    def fold(self, model: PreTrainedModel, small: Compressed) -> PreTrainedModel:
+        """A copy that is exported, in place or anew: a model as transformers knows it.
+
+        The last change folds first. `small` is for what tells how few bytes hold its weights; a change that cuts cuts that too.
+        """
+        return model
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of it."""
