@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from limbeck.assemble import own
 from limbeck.batch import Batch
 from limbeck.models.changes import Change, quantise
+from limbeck.models.changes.factorise import Factorise
 from limbeck.models.changes.quantise import Quantise
 from limbeck.recipe import changes as keys
 from limbeck.recipe.recipe import Recipe
@@ -35,7 +36,21 @@ def _made(said: keys.OneChange, steps: int, at_end: bool, text: Calibration) -> 
         return own.change(said)
     if isinstance(said.said, keys.Quantise):
         return _quantise(said.said)
+    if isinstance(said.said, keys.Factorise):
+        return _factorise(said.said, text)
     raise NotImplementedError
+
+
+def _factorise(said: keys.Factorise, text: Calibration) -> Factorise:
+    return Factorise(
+        share=said.share,
+        energy=said.energy,
+        rank=said.rank,
+        text=text if said.by == "activations" else None,
+        embedding=said.embedding,
+        layers=said.layers,
+        skip=said.skip,
+    )
 
 
 def _quantise(said: keys.Quantise) -> Quantise:
