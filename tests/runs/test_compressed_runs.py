@@ -58,7 +58,11 @@ def test_at_the_end_the_trained_weights_are_rounded(run: limbeck.Run) -> None:
         rounded = grid and name.endswith(".weight")
         assert torch.equal(after[name], WeightQuantiser(grid.bits, grid.group)(tensor) if rounded else tensor), name
     steps = {row["step"] for row in run.evals}
-    told = {(row["setting"], row["step"]): row["logit_loss"] for row in run.evals if row["seed"] == 0 and row["split"] == "test"}
+    told = {
+        (row["setting"], row["step"]): row["logit_loss"]
+        for row in run.evals
+        if row["seed"] == 0 and row["split"] == "test"
+    }
     assert all(told["plain", step] == told["after", step] for step in steps - {max(steps)})
     assert told["plain", max(steps)] != told["after", max(steps)]
     losses = {(row["setting"], row["step"]): row["loss"] for row in run.metrics if row["seed"] == 0}
@@ -69,8 +73,8 @@ def test_in_training_the_rounded_weights_are_used(run: limbeck.Run) -> None:
     trained = load_file(run.students["trained-seed0"] / "model.safetensors")
     small = compressed.read(run.students["trained-seed0"])
     for name, grid in small.quantised.items():
-        tensor = trained[f"{name}.weight"] if f"{name}.weight" in trained else None
-        if tensor is not None:
+        tensor = trained.get(f"{name}.weight")
+        if tensor is not None:  # tied ones are in the file once
             assert len((tensor.view(-1, 8) / compressed.on_grid(tensor, grid)[1].view(-1, 1)).round().unique()) <= 16
             torch.testing.assert_close(compressed.from_grid(*compressed.on_grid(tensor, grid)), tensor)
     first = {row["setting"]: row["loss"] for row in run.metrics if row["seed"] == 0 and row["step"] == 1}

@@ -69,7 +69,9 @@ def _root(moments: Tensor) -> Tensor:
     root, failed = torch.linalg.cholesky_ex(moments)
     if failed:
         more = RIDGE * moments.diagonal().mean().clamp(min=RIDGE) - torch.linalg.eigvalsh(moments)[0]
-        root = torch.linalg.cholesky(moments + more * torch.eye(len(moments), dtype=moments.dtype, device=moments.device))
+        root = torch.linalg.cholesky(
+            moments + more * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
+        )
     return root
 
 
@@ -233,9 +235,7 @@ class Factorise(Change):
                 _merge(layer)
         for layer in list(model.modules()):
             if isinstance(layer, TiedHead):
-                layer.weight = layer.of[0].weight
-                del layer.of
-                layer.__class__ = nn.Linear
+                _untie(layer)
         return model
 
     def facts(self) -> dict[str, Any]:
@@ -248,7 +248,9 @@ class Factorise(Change):
     def said(self) -> str:
         """How many layers, and their ranks."""
         found = self.ranks.values()
-        return f"factorised: {len(found)} layers, ranks {min(found)} to {max(found)}" if found else "factorised: no layer"
+        return (
+            f"factorised: {len(found)} layers, ranks {min(found)} to {max(found)}" if found else "factorised: no layer"
+        )
 
 
 def _saves(shape: tuple[int, int], rank: int) -> bool:
@@ -263,12 +265,12 @@ def _tied(model: PreTrainedModel, name: str) -> list[nn.Module]:
     return [it for it in model.modules() if isinstance(it, nn.Linear) and it is not layer and it.weight is layer.weight]
 
 
-def _split(layer: nn.Module, up: Tensor, down: Tensor) -> None:
+def _split(layer: Any, up: Tensor, down: Tensor) -> None:
     """Two layers in the place of one, in place; its bias goes to the second."""
     how: dict[str, Any] = {"device": up.device, "dtype": up.dtype}
     rank, table, bias = up.shape[1], isinstance(layer, nn.Embedding), getattr(layer, "bias", None)
     if table:  # the rows of the table are outputs of the product: E = up down, of which `down` is looked up
-        first = nn.Embedding(len(up), rank, padding_idx=layer.padding_idx, **how)  # pyright: ignore[reportArgumentType]
+        first = nn.Embedding(len(up), rank, padding_idx=layer.padding_idx, **how)
         second, weights = nn.Linear(rank, down.shape[1], bias=False, **how), (up, down.mT)
     else:
         first = nn.Linear(down.shape[1], rank, bias=False, **how)
@@ -284,22 +286,29 @@ def _split(layer: nn.Module, up: Tensor, down: Tensor) -> None:
     layer.down, layer.up = first.train(layer.training), second.train(layer.training)
 
 
-def _tie(head: nn.Module, embedding: nn.Module) -> None:
+def _tie(head: Any, embedding: nn.Module) -> None:
     """The head uses the factors of the embedding."""
     del head.weight
-    head.__class__, head.of = TiedHead, (embedding,)  # pyright: ignore[reportAttributeAccessIssue]
+    head.__class__, head.of = TiedHead, (embedding,)
+
+
+def _untie(head: Any) -> None:
+    """The head shares the whole table again."""
+    head.weight = head.of[0].weight
+    del head.of
+    head.__class__ = nn.Linear
 
 
 @torch.no_grad()
-def _merge(layer: _Factorised) -> None:
+def _merge(layer: Any) -> None:
     """One layer again, in place."""
     down, up = used(layer.down), used(layer.up)
     table, dtype = isinstance(layer, FactorisedEmbedding), down.dtype
     whole = (down.double() @ up.double().mT if table else up.double() @ down.double()).to(dtype)
     bias, plain = getattr(layer.up, "bias", None), layer.plain
     del layer.down, layer.up, layer.plain
-    object.__setattr__(layer, "__class__", plain)
-    layer.weight = nn.Parameter(whole.mT.contiguous() if issubclass(plain, Conv1D) else whole)  # pyright: ignore
+    layer.__class__ = plain
+    layer.weight = nn.Parameter(whole.mT.contiguous() if issubclass(plain, Conv1D) else whole)
     if not table:
         layer.bias = bias
 

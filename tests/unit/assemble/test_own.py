@@ -131,7 +131,9 @@ def test_they_train_resume_and_are_in_the_manifest(
 ) -> None:
     words = ("things_of_mine:Sharp", "things_of_mine:Clip")
     whole = limbeck.run(said(world, tmp_path / "whole", *words), quiet=True)
-    assert whole.manifest["teacher"]["sharp"] is True and whole.manifest["students"]["multi-seed0"]["changes"] == [{"clip": 0.1}]
+    assert whole.manifest["teacher"]["sharp"] is True and whole.manifest["students"]["multi-seed0"]["changes"] == [
+        {"clip": 0.1}
+    ]
     assert whole.manifest["own"].keys() == set(words)
     with monkeypatch.context() as patch:
         stop_after(patch, 3)

@@ -33,7 +33,9 @@ def test_the_error_is_what_is_left_of_the_singular_values(shape: tuple[int, int]
     for rank in range(1, 1 + min(shape)):
         up, down = low_rank(weight, rank)
         assert up.shape == (shape[0], rank) and down.shape == (rank, shape[1])
-        assert torch.linalg.matrix_norm(weight - up @ down) == pytest.approx(float(values[rank:].square().sum().sqrt()), abs=1e-12)
+        assert torch.linalg.matrix_norm(weight - up @ down) == pytest.approx(
+            float(values[rank:].square().sum().sqrt()), abs=1e-12
+        )
         torch.testing.assert_close(up.norm(dim=0), down.norm(dim=1))  # the scale is shared
     torch.testing.assert_close(up @ down, weight, rtol=1e-12, atol=1e-12)
 
@@ -138,7 +140,7 @@ def test_a_tied_head_uses_the_factors_of_the_embedding() -> None:
     model = tiny("bert")
     Factorise(rank=4, layers=False).apply(model)
     head = model.cls.predictions.decoder
-    assert isinstance(head, TiedHead) and not list(head.parameters(recurse=False)) or head.bias is not None
+    assert (isinstance(head, TiedHead) and not list(head.parameters(recurse=False))) or head.bias is not None
     assert not any("decoder" in name and "weight" in name for name, _ in model.named_parameters())
     alone = copy.deepcopy(model)
     other = alone.cls.predictions.decoder.of[0]

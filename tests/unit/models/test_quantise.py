@@ -48,12 +48,14 @@ def test_weights_are_rounded_as_by_a_loop_and_as_by_torchao(bits: int, group: in
     torch.testing.assert_close(made[sure], slowly(weight, bits, group)[sure], rtol=1e-12, atol=1e-12)
     ends = 2 ** (bits - 1) - 1, 2 ** (bits - 1)  # the largest lies half a step from two of them
     step = weight.abs()[~sure] / (2 ** (bits - 1) - 0.5)
-    assert all(min(abs(v / s - e) for e in ends) < 1e-9 for v, s in zip(made[~sure].abs().tolist(), step.tolist(), strict=True))
+    assert all(
+        min(abs(v / s - e) for e in ends) < 1e-9 for v, s in zip(made[~sure].abs().tolist(), step.tolist(), strict=True)
+    )
     how: dict[str, Any] = {"group_size": group} if group else {"granularity": "per_channel"}
     theirs = qat.IntxFakeQuantizer(qat.IntxFakeQuantizeConfig(TORCHAO[bits], **how))
     mine, other = (weight.float().requires_grad_() for _ in range(2))
     upstream = torch.randn(6, 16)
-    for made, leaf in ((fake_quantise(mine, bits, group), mine), (theirs(other), other)):
+    for made in (fake_quantise(mine, bits, group), theirs(other)):
         made.backward(upstream)
     assert mine.grad is not None and other.grad is not None
     torch.testing.assert_close(fake_quantise(mine, bits, group)[sure], theirs(other)[sure])
