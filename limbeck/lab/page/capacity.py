@@ -74,7 +74,7 @@ def _sentence(ladder: Ladder, size: int, found: Mapping[tuple[str, str], Verdict
     if worse:
         return f"{who} a larger teacher stops helping: {listed(worse)}."
     if steps and all(word == "better" for *_, word in steps):
-        return f"{who} every larger teacher is better than the smaller ones, up to {steps[-1][1].name}."
+        return f"{who} each larger teacher is better than those of the next smaller size, up to {steps[-1][1].name}."
     undecided = [f"{b.name} against {a.name}" for a, b, word in steps if word != "better"]
     return (
         f"{who} it is not shown where a larger teacher stops helping: no verdict on {listed(undecided)}."
