@@ -20,7 +20,6 @@ from limbeck.lab.names import NamedMeasure, of
 from limbeck.lab.numbers import Spread, amount
 from limbeck.recipe.actor_names import is_of_measure, role_and_student, setting_and_seed
 from limbeck.recipe.keys import LOSS_KEYS
-from limbeck.recipe.plain_yaml import of_run as of_run_text
 from limbeck.recipe.stage_texts import stage_of
 from limbeck.recipe.stages import FOLDER
 
@@ -92,7 +91,7 @@ def of_run(run: RunData) -> Ladder | None:
                 return None
             found[key].settings[size] = setting
     lines = sorted(found.values(), key=lambda line: line.size or math.inf)
-    ladder = Ladder(measure, tuple(lines), scores)
+    ladder = Ladder(measure, tuple(lines), {it: scores[it] for line in lines for it in line.settings.values()})
     whole = len(ladder.sizes) > 1 and any(map(ladder.steps, ladder.sizes))
     return ladder if whole and len({line.name for line in lines}) == len(lines) else None
 
@@ -124,7 +123,7 @@ def _taught(run: RunData) -> Iterator[tuple[str, list[Facts]]]:
     """The settings that one fixed model teaches, and what the manifest says of it (seed by seed where it is a student of a stage),
     and those that none teaches."""
     told = [it for it in [run.manifest.get("teacher"), *(run.manifest.get("teachers") or [])] if it]
-    for setting, said in (_table(run).get("settings") or {}).items():
+    for setting, said in (run.table.get("settings") or {}).items():
         roles = {term.get("teacher", "teacher") for term in said["terms"] if _asks(term["loss"])}
         facts = [it for it in told if {role_and_student(str(it.get("name") or "teacher"))[0]} == roles]
         if not roles or (facts and facts[0].get("parameters")):
@@ -134,12 +133,6 @@ def _taught(run: RunData) -> Iterator[tuple[str, list[Facts]]]:
 def _asks(loss: str) -> bool:
     """Whether a loss needs a teacher; one of one's own may."""
     return loss not in LOSS_KEYS or "teacher" in LOSS_KEYS[loss].needs
-
-
-def _table(run: RunData) -> Facts:
-    """The recipe of a run; of a staged one its stage's own."""
-    table = of_run_text(run.recipe) or {}
-    return next((one for one in table.get("stages") or [] if one.get("stage") == run.manifest.get("stage")), table)
 
 
 def _parameters(run: RunData, setting: str) -> int | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from limbeck.lab.data.capacity import Ladder, of_run
 from limbeck.lab.data.run import RunData
-from limbeck.lab.numbers import amount
+from limbeck.lab.page.cost import NONE
 from limbeck.lab.page.lead import listed
 from limbeck.lab.page.verdicts import Judged, judge
 from limbeck.lab.statistics.outcomes import Outcome
@@ -39,11 +39,12 @@ def of_ladder(run: RunData) -> Told | None:
     pairs = [(a.settings[size], b.settings[size]) for size in ladder.sizes for a, b in ladder.steps(size)]
     found = of_pairs(pairs, values, measure)
     judged = judge(replace(run, against=None), Outcome(measure, 0, values, (), found), main=False)
+    itself = [line.reached.show(ladder.measure.write) if line.reached else NONE for line in ladder.lines]
     words = {(it.first, it.second): it for it in found}
     return Told(
-        [_sentence(ladder, size, words) for size in ladder.sizes],
+        [_sentence(ladder, size, words) for size in ladder.sizes if ladder.steps(size)],
         ["student", *(line.name for line in ladder.lines)],
-        [*(_scores(ladder, size) for size in ladder.sizes), _teachers(ladder)],
+        [*(_scores(ladder, size) for size in ladder.sizes), ("the teacher itself", [(it, False) for it in itself])],
         judged,
     )
 
@@ -53,31 +54,22 @@ def _scores(ladder: Ladder, size: int) -> tuple[str, list[tuple[str, bool]]]:
     spreads = [ladder.scores.get(line.settings.get(size, "")) for line in ladder.lines]
     known = [ladder.measure.better * each.mean for each in spreads if each and each.mean == each.mean]
     cells = [
-        ("\u2013", False)
+        (NONE, False)
         if each is None
         else (each.show(ladder.measure.write), ladder.measure.better * each.mean == max(known, default=None))
         for each in spreads
     ]
-    return f"{amount(size)} parameters", cells
-
-
-def _teachers(ladder: Ladder) -> tuple[str, list[tuple[str, bool]]]:
-    shown = [line.reached.show(ladder.measure.write) if line.reached else "\u2013" for line in ladder.lines]
-    return "the teacher itself", [(text, False) for text in shown]
+    return f"{size:,} parameters", cells
 
 
 def _sentence(ladder: Ladder, size: int, found: Mapping[tuple[str, str], Verdict]) -> str:
     """Where a larger teacher stops helping a student: it is shown to be worse; shown to be better everywhere; or neither."""
     steps = [(a, b, found[a.settings[size], b.settings[size]].word) for a, b in ladder.steps(size)]
-    who = f"For the student of {amount(size)} parameters"
+    who = f"For the student of {size:,} parameters"
     worse = [f"{b.name} teaches it worse than {a.name}" for a, b, word in steps if word == "worse"]
     if worse:
         return f"{who} a larger teacher stops helping: {listed(worse)}."
-    if steps and all(word == "better" for *_, word in steps):
-        return f"{who} each larger teacher is better than those of the next smaller size, up to {steps[-1][1].name}."
     undecided = [f"{b.name} against {a.name}" for a, b, word in steps if word != "better"]
-    return (
-        f"{who} it is not shown where a larger teacher stops helping: no verdict on {listed(undecided)}."
-        if undecided
-        else ""
-    )
+    if undecided:
+        return f"{who} it is not shown where a larger teacher stops helping: no verdict on {listed(undecided)}."
+    return f"{who} each larger teacher is better than those of the next smaller size, up to {steps[-1][1].name}."

@@ -229,6 +229,7 @@ def test_the_figure(study: Path) -> None:
     left, right = chart.axes
     assert left.get_xscale() == right.get_xscale() == "log"
     lines = {it.get_label(): it for it in left.containers}
+    assert left.get_ylim()[0] > 3.9, "the losses of 1.0 belong to settings without a place"
     assert len(lines) == 4 and len(right.containers) == 2, "four teachers, two of which are known themselves"
     drawn = left.containers[0].lines[0]
     np.testing.assert_allclose(drawn.get_xdata(), [100, 500], rtol=0.05)
