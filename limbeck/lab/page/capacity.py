@@ -9,7 +9,7 @@ from typing import NamedTuple
 from limbeck.lab.data.capacity import Ladder, of_run
 from limbeck.lab.data.run import RunData
 from limbeck.lab.page.cost import NONE
-from limbeck.lab.page.lead import listed
+from limbeck.lab.page.lead import OPEN, listed
 from limbeck.lab.page.verdicts import Judged, judge
 from limbeck.lab.statistics.outcomes import Outcome
 from limbeck.lab.statistics.verdicts import Verdict, of_pairs
@@ -34,7 +34,7 @@ def of_ladder(run: RunData) -> Told | None:
     ladder = of_run(run)
     if ladder is None:
         return None
-    values = {setting: spread.by_seed for setting, spread in ladder.scores.items()}
+    values = {setting: dict(spread.by_seed) for setting, spread in ladder.scores.items()}
     measure = MEASURES[ladder.measure.key.removeprefix("metrics.")]
     pairs = [(a.settings[size], b.settings[size]) for size in ladder.sizes for a, b in ladder.steps(size)]
     found = of_pairs(pairs, values, measure)
@@ -43,7 +43,7 @@ def of_ladder(run: RunData) -> Told | None:
     words = {(it.first, it.second): it for it in found}
     return Told(
         [_sentence(ladder, size, words) for size in ladder.sizes if ladder.steps(size)],
-        ["student", *(line.name for line in ladder.lines)],
+        ["parameters", *(line.name for line in ladder.lines)],
         [*(_scores(ladder, size) for size in ladder.sizes), ("the teacher itself", [(it, False) for it in itself])],
         judged,
     )
@@ -59,7 +59,7 @@ def _scores(ladder: Ladder, size: int) -> tuple[str, list[tuple[str, bool]]]:
         else (each.show(ladder.measure.write), ladder.measure.better * each.mean == max(known, default=None))
         for each in spreads
     ]
-    return f"{size:,} parameters", cells
+    return f"{size:,}", cells
 
 
 def _sentence(ladder: Ladder, size: int, found: Mapping[tuple[str, str], Verdict]) -> str:
@@ -71,5 +71,8 @@ def _sentence(ladder: Ladder, size: int, found: Mapping[tuple[str, str], Verdict
         return f"{who} a larger teacher stops helping: {listed(worse)}."
     undecided = [f"{b.name} against {a.name}" for a, b, word in steps if word != "better"]
     if undecided:
-        return f"{who} it is not shown where a larger teacher stops helping: no verdict on {listed(undecided)}."
+        which = (
+            listed(undecided) if len(undecided) <= OPEN else f"{len(undecided)} of {len(steps)} steps to a larger one"
+        )
+        return f"{who} it is not shown where a larger teacher stops helping: no verdict on {which}."
     return f"{who} each larger teacher is better than those of the next smaller size, up to {steps[-1][1].name}."

@@ -136,8 +136,8 @@ def test_where_a_larger_teacher_stops_helping(study: Path) -> None:
     best = {name: [text.split()[0] for text, bold in line if bold] for name, line in told.lines}
     expected = [np.mean([loss(*who, seed) for seed in SEEDS]) for who in (("helper", 100), ("large", 500))]
     assert best == {
-        "100 parameters": [f"{expected[0]:.3f}"],
-        "500 parameters": [f"{expected[1]:.3f}"],
+        "100": [f"{expected[0]:.3f}"],
+        "500": [f"{expected[1]:.3f}"],
         "the teacher itself": [],
     }
     assert [text for text, _ in told.lines[-1][1]] == ["5.000 (3.500..6.500)", "\u2013", "3.000", "\u2013"]
