@@ -1,4 +1,4 @@
-"""What a compressed student says of its weights, in two files beside them: which lie on a grid, and which are a product of two.
+"""What a compressed student says of its weights, in two files beside them: which lie on a grid, are a product of two, or were pruned.
 
 `model.safetensors` always holds whole, folded weights, so that any program reads the folder; these files say how to store them in
 fewer bytes without changing them.
@@ -50,13 +50,15 @@ class Compressed:
     Attributes:
         quantised: module -> its grid; the parts of a factorised module are `MODULE.down` and `MODULE.up`.
         factors: module -> (down, up): `[r, in]` and `[out, r]` of a linear layer, `[V, r]` and `[H, r]` of an embedding.
+        pruned: modules of which single weights were cut; those that are 0 stay 0 where the student is trained on.
     """
 
     quantised: dict[str, Grid] = field(default_factory=dict)
     factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    pruned: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.quantised or self.factors)
+        return bool(self.quantised or self.factors or self.pruned)
 
 
 def read(folder: Path) -> Compressed:
@@ -74,11 +76,12 @@ def read(folder: Path) -> Compressed:
         names = said.get("factorised", [])
         tensors = load_file(folder / FACTORS) if names else {}
         factors = {name: (tensors[f"{name}.down"].float(), tensors[f"{name}.up"].float()) for name in names}
+        pruned = [str(name) for name in list(said.get("pruned", []))]
     except (ValueError, TypeError, LookupError, AttributeError, OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error}); export the student of its run anew") from None
     if odd := [name for name, grid in quantised.items() if grid.bits not in range(2, 9)]:
         raise UserError(f"{path}: {odd[0]} has {quantised[odd[0]].bits} bits, and 2 to 8 are known; mend it")
-    return Compressed(quantised, factors)
+    return Compressed(quantised, factors, pruned)
 
 
 def write(folder: Path, compressed: Compressed) -> None:
@@ -86,6 +89,7 @@ def write(folder: Path, compressed: Compressed) -> None:
     said: dict[str, Any] = {
         "quantised": {name: asdict(grid) for name, grid in compressed.quantised.items()},
         "factorised": list(compressed.factors),
+        "pruned": compressed.pruned,
     }
     if compressed.factors:
         pairs = {name: dict(zip(("down", "up"), pair, strict=True)) for name, pair in compressed.factors.items()}
