@@ -1,0 +1,20 @@
+"""The formats that there are."""
+
+from __future__ import annotations
+
+from limbeck.errors import UserError, nearest
+from limbeck.tools.formats.format import Format
+from limbeck.tools.formats.onnx import ONNX, ONNX_INT8
+
+FORMATS: dict[str, Format] = {each.name: each for each in (ONNX, ONNX_INT8)}
+
+
+def format_of(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in FORMATS:
+        raise UserError(f"--to: {name} is no format; {nearest(name, FORMATS)}")
+    return FORMATS[name]
