@@ -37,8 +37,7 @@ def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class IntegerLinear(nn.Module):
     """A linear layer of int8 weights, one scale for each output, whose inputs become 8 bits as they come.
 
-    `y = s_x s_w (q_x - z_x) (q_w - z_w)^T + b`, the product in whole numbers. The weights are stored unsigned, with the zero 128: on
-    processors without VNNI a product of unsigned and signed bytes overflows.
+    `y = s_x s_w (q_x - z_x) q_w^T + b`, the product in whole numbers.
 
     Args:
         weight: `[out, in]`.
@@ -48,16 +47,13 @@ class IntegerLinear(nn.Module):
 
     weight: Tensor
     scale: Tensor
-    zero: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None, grid: Grid) -> None:
         super().__init__()
         whole, scale = on_grid(weight, grid)
-        zero = -grid.bounds[0]
-        self.register_buffer("weight", (whole.short() + zero).to(torch.uint8))
+        self.register_buffer("weight", whole)
         self.register_buffer("scale", scale[:, 0].contiguous())
-        self.register_buffer("zero", torch.tensor(zero, dtype=torch.uint8))
-        self.bias = bias
+        self.bias, self.bits = bias, grid.bits
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` -> `[..., out]`."""
@@ -66,7 +62,7 @@ class IntegerLinear(nn.Module):
         else:
             whole, scale, zero = dynamic_quantize(x)
             rows = whole.double() - zero.double()  # float64 holds every sum
-            total = (rows @ (self.weight.double() - self.zero.double()).T).float()
+            total = (rows @ self.weight.double().T).float()
         y = total * (scale * self.scale)
         return y if self.bias is None else y + self.bias
 
@@ -79,7 +75,7 @@ class IntegerLinear(nn.Module):
             shapes=(x.shape, (), ()),
         )
         shape = (*x.shape[:-1], self.weight.shape[0])
-        inputs = (whole, self.weight.T, zero, self.zero)
+        inputs = (whole, self.weight.T, zero)
         return op.symbolic("MatMulInteger", inputs, dtype=torch.int32, shape=shape).float(), scale
 
 
@@ -98,14 +94,13 @@ class GroupedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, grid: Grid) -> None:
         super().__init__()
         whole, scale = on_grid(weight, grid)
-        self.zero = -grid.bounds[0]
-        self.register_buffer("weight", (whole.short() + self.zero).to(torch.uint8))
+        self.register_buffer("weight", whole)
         self.register_buffer("scale", scale)
-        self.bias = bias
+        self.bias, self.bits = bias, grid.bits
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` -> `[..., out]`."""
-        return F.linear(x, from_grid(self.weight.float() - self.zero, self.scale), self.bias)
+        return F.linear(x, from_grid(self.weight, self.scale), self.bias)
 
 
 class IntegerEmbedding(nn.Module):
@@ -122,11 +117,11 @@ class IntegerEmbedding(nn.Module):
     def __init__(self, weight: Tensor, grid: Grid) -> None:
         super().__init__()
         whole, scale = on_grid(weight, grid)
-        self.zero = -grid.bounds[0]
-        self.register_buffer("weight", (whole.short() + self.zero).to(torch.uint8))
+        self.register_buffer("weight", whole)
         self.register_buffer("scale", scale)
+        self.bits = grid.bits
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 `[...]` -> `[..., H]`."""
-        rows, scale = self.weight[ids].float() - self.zero, self.scale[ids]
+        rows, scale = F.embedding(ids, self.weight).float(), F.embedding(ids, self.scale)
         return (rows.unflatten(-1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)).flatten(-2)

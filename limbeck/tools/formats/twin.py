@@ -14,6 +14,7 @@ from limbeck.models.compressed import Compressed, Grid
 from limbeck.tools.formats.int8 import GroupedLinear, IntegerEmbedding, IntegerLinear
 
 LAYERS = (nn.Linear, nn.Embedding, Conv1D)
+Integer = IntegerLinear | GroupedLinear | IntegerEmbedding
 
 
 def factorise(model: PreTrainedModel, compressed: Compressed) -> PreTrainedModel:
@@ -62,10 +63,10 @@ def quantise(model: PreTrainedModel, compressed: Compressed) -> PreTrainedModel:
     return model
 
 
-def integer_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+def integer_layers(model: PreTrainedModel) -> Iterator[tuple[str, Integer]]:
     """The layers of whole numbers of a twin."""
     for name, layer in model.named_modules():
-        if isinstance(layer, IntegerLinear | GroupedLinear | IntegerEmbedding):
+        if isinstance(layer, Integer):
             yield name, layer
 
 
