@@ -26,6 +26,7 @@ from limbeck.tools import parity
 from limbeck.tools.formats import card, exported
 from limbeck.tools.formats.format import Batch, Format, Runner, input_names, require
 from limbeck.tools.formats.known import format_of
+from limbeck.tools.formats.memory import of_model
 
 ROUNDS, SECONDS = 30, 20.0  # passes of each model that are timed, and seconds for them in all
 BATCHES = (1, 32)
@@ -118,8 +119,8 @@ def export(
             form.write(memory, tokenizer, folder)
         written = sorted(path for path in folder.rglob("*") if path.is_file())
         run = form.runner(folder)
-        runners = {"student": parity.of_model(model), **_teacher(where), "export": run}
-        found = parity.compare(parity.of_model(memory), run, heldout, {"student": runners["student"]})
+        runners = {"student": of_model(model), **_teacher(where), "export": run}
+        found = parity.compare(of_model(memory), run, heldout, {"student": runners["student"]})
         facts: Facts = {
             "format": to,
             "student": rundir.shared(str(student)),
@@ -130,7 +131,7 @@ def export(
             "versions": environment.versions(),
         }
         facts["student_bytes"] = 4 * facts["parameters"]
-        _complete(folder, form, config, tokenizer, facts, input_names(model, tokenizer))
+        _complete(folder, form, config, tokenizer, facts, input_names(config, tokenizer))
         for path in written if not facts["parity"]["held"] else ():
             path.rename(path.with_name(f"{path.name}.refused"))
     return Exported(place, facts)
@@ -159,7 +160,7 @@ def _teacher(student: Path) -> dict[str, Runner]:
         told = files.read_json(manifest).get("teacher") or {}
         source = source_of(told.get("source", ""))
         where = pretrained.place(source.source)
-        return {"teacher": parity.of_model(_plain(source))} if Path(where).is_dir() else {}
+        return {"teacher": of_model(_plain(source))} if Path(where).is_dir() else {}
     except (UserError, ValueError, AttributeError):
         return {}  # it is shown beside, where it can be
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from limbeck import rundir
 from limbeck.assemble import tasks
 from limbeck.batch import IGNORED
 from limbeck.errors import UserError
-from limbeck.families import family, reserved_positions
+from limbeck.families import reserved_positions
 from limbeck.recipe.arms import asked
 from limbeck.recipe.data import Data
 from limbeck.system.progress import doing
@@ -96,22 +95,6 @@ def _padded(rows: Sequence[Sequence[int]], padding: int, classifies: bool) -> Ba
         seen[line, : len(row)] = 1
     select = torch.ones(len(rows), dtype=torch.bool) if classifies else seen.bool()
     return {"input_ids": ids, "attention_mask": seen, "labels": torch.full(select.shape, IGNORED), "select": select}
-
-
-def of_model(model: PreTrainedModel) -> Runner:
-    """How a model in memory answers, in one pass of its own."""
-    names = (
-        "input_ids",
-        "attention_mask",
-        *(["token_type_ids"] if getattr(model.config, "type_vocab_size", 0) else []),
-    )
-    how = {"use_cache": False} if family(model.config.model_type).causal else {}
-
-    @torch.no_grad()
-    def run(batch: Batch) -> Tensor:
-        return model(**{name: batch[name] for name in names if name in batch}, **how).logits
-
-    return run
 
 
 @dataclass(frozen=True)

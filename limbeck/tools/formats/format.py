@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck.errors import UserError
+from limbeck.families import family
 from limbeck.models.compressed import Compressed
 
 Batch = Mapping[str, Tensor]
@@ -54,7 +55,12 @@ def require(name: str, packages: Sequence[str]) -> None:
         raise UserError(f"{name} needs {' and '.join(missing)}; pip install 'limbeck[export]'")
 
 
-def input_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def reads_types(config: PretrainedConfig) -> bool:
+    """Whether a model tells the first text of a pair from the second."""
+    return bool(getattr(config, "type_vocab_size", 0)) and not family(config.model_type).counts_from_padding
+
+
+def input_names(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What the tokenizer gives and the model reads, in this order: `input_ids`, `attention_mask`, and `token_type_ids` where there is."""
-    types = "token_type_ids" in tokenizer.model_input_names and getattr(model.config, "type_vocab_size", 0)
+    types = "token_type_ids" in tokenizer.model_input_names and reads_types(config)
     return ["input_ids", "attention_mask", *(["token_type_ids"] if types else [])]

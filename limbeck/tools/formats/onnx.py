@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from limbeck.families import family
 from limbeck.models.compressed import Compressed
-from limbeck.tools.formats import twin
+from limbeck.tools.formats import memory
 from limbeck.tools.formats.format import Batch, Format, Runner, input_names
 
 FILE = "model.onnx"
@@ -46,7 +46,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     Layers of whole numbers are stored in bytes, two to a byte where none needs more than 4 bits. Where the traces of a source
     stood nothing is left.
     """
-    names = input_names(model, tokenizer)
+    names = input_names(model.config, tokenizer)
     ids = torch.arange(1, 15).reshape(2, 7) % model.config.vocab_size
     seen = torch.ones_like(ids)
     seen[1, 5:] = 0
@@ -65,7 +65,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
         )
     assert program is not None
     graph = program.model.graph
-    few = [name for name, layer in twin.integer_layers(model) if layer.bits <= FOUR]
+    few = [name for name, layer in memory.integer_layers(model) if layer.bits <= FOUR]
     _pack(graph, {f"model.{name}.weight" for name in few})
     _unfused(graph)
     _without_traces(graph)
@@ -154,9 +154,10 @@ def runner(folder: Path) -> Runner:
 
 def usage(config: PretrainedConfig, names: Sequence[str]) -> str:
     """Five lines."""
-    return """import onnxruntime
-from transformers import AutoTokenizer
-session, tokenizer = onnxruntime.InferenceSession("model.onnx"), AutoTokenizer.from_pretrained(".")
+    return """import onnxruntime, transformers
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry("session.x64quantprecision", "1")  # exact also on processors without VNNI
+session, tokenizer = onnxruntime.InferenceSession("model.onnx", options), transformers.AutoTokenizer.from_pretrained(".")
 inputs = tokenizer(["A text to read."], return_tensors="np")
 print(session.run(None, {one.name: inputs[one.name] for one in session.get_inputs()})[0])"""
 
@@ -167,7 +168,7 @@ ONNX = Format(
     packages=("onnx", "onnxscript", "onnxruntime"),
     bound=1e-4,
     refusal=lambda config, compressed: None,
-    twin=twin.factorise,
+    twin=memory.factorise,
     write=write,
     runner=runner,
     usage=usage,
@@ -175,7 +176,7 @@ ONNX = Format(
 
 
 def _twin(model: PreTrainedModel, compressed: Compressed) -> PreTrainedModel:
-    return twin.quantise(twin.factorise(model, compressed), compressed)
+    return memory.quantise(memory.factorise(model, compressed), compressed)
 
 
 ONNX_INT8 = replace(

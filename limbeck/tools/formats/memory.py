@@ -1,16 +1,20 @@
-"""The model in memory that a file is held against: a student whose layers are stored and multiplied as the file has them."""
+"""The model in memory that a file is held against: a student whose layers are stored and multiplied as the file has them, and how it
+answers."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from limbeck.errors import UserError
+from limbeck.families import family
 from limbeck.models.compressed import Compressed, Grid
+from limbeck.tools.formats.format import Batch, Runner, reads_types
 from limbeck.tools.formats.int8 import GroupedLinear, IntegerEmbedding, IntegerLinear
 
 LAYERS = (nn.Linear, nn.Embedding, Conv1D)
@@ -49,18 +53,39 @@ def quantise(model: PreTrainedModel, compressed: Compressed) -> PreTrainedModel:
 
     A head that is tied to its embedding stays so: both read one table of bytes.
     """
-    tied = _tied(model)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LAYERS)}
-    grids = dict(compressed.quantised) or dict.fromkeys(layers, Grid())
-    if tied and (grid := grids.get(tied[0]) or grids.get(tied[1])):
-        grids |= dict.fromkeys(tied, grid)
+    tied, grids = _tied(model), grids_of(model, compressed)
     for name, grid in grids.items():
-        if (layer := layers.get(name)) is None:
-            raise UserError(f"{name}: quantised, and no layer of the model; export the student of its run anew")
-        _put(model, name, _whole(layer, grid))
+        _put(model, name, _whole(model.get_submodule(name), grid))
     if tied and tied[0] in grids:
         model.get_submodule(tied[1])._buffers["weight"] = model.get_submodule(tied[0])._buffers["weight"]
     return model
+
+
+def grids_of(model: PreTrainedModel, compressed: Compressed) -> dict[str, Grid]:
+    """Which layers are quantised and how; where nothing is said, every linear layer and table to 8 bits a row. Tied ones alike.
+
+    Raises:
+        UserError: one of them is no layer of the model.
+    """
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
+    grids, tied = dict(compressed.quantised) or dict.fromkeys(layers, Grid()), _tied(model)
+    if odd := sorted(set(grids) - set(layers)):
+        raise UserError(f"{odd[0]}: quantised, and no layer of the model; export the student of its run anew")
+    if tied and (grid := grids.get(tied[0]) or grids.get(tied[1])):
+        grids |= dict.fromkeys(tied, grid)
+    return grids
+
+
+def of_model(model: PreTrainedModel) -> Runner:
+    """How a model in memory answers, in one pass of its own."""
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if reads_types(model.config) else [])]
+    how = {"use_cache": False} if family(model.config.model_type).causal else {}
+
+    @torch.no_grad()
+    def run(batch: Batch) -> Tensor:
+        return model(**{name: batch[name] for name in names if name in batch}, **how).logits
+
+    return run
 
 
 def integer_layers(model: PreTrainedModel) -> Iterator[tuple[str, Integer]]:
