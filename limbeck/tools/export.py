@@ -30,6 +30,7 @@ from limbeck.tools.formats.memory import of_model
 
 ROUNDS, SECONDS = 30, 20.0  # passes of each model that are timed, and seconds for them in all
 BATCHES = (1, 32)
+CONFIGS = ("config.json", "generation_config.json")  # beside the weights
 
 Facts = dict[str, Any]
 
@@ -117,7 +118,10 @@ def export(
         with doing(f"writing {to}"):
             memory = form.twin(copy.deepcopy(model), said)
             form.write(memory, tokenizer, folder)
-        written = sorted(path for path in folder.rglob("*") if path.is_file())
+        written = sorted(path for path in folder.iterdir() if path.name not in CONFIGS)
+        tokenizer.save_pretrained(folder)
+        if not (folder / CONFIGS[0]).exists():
+            config.save_pretrained(folder)
         run = form.runner(folder)
         runners = {"student": of_model(model), **_teacher(where), "export": run}
         found = parity.compare(of_model(memory), run, heldout, {"student": runners["student"]})
@@ -131,7 +135,9 @@ def export(
             "versions": environment.versions(),
         }
         facts["student_bytes"] = 4 * facts["parameters"]
-        _complete(folder, form, config, tokenizer, facts, input_names(config, tokenizer))
+        usage = form.usage(config, input_names(config, tokenizer))
+        (folder / "README.md").write_text(card.text(facts, form, usage), encoding="utf-8")
+        files.write_json(folder / exported.FACTS, facts)
         for path in written if not facts["parity"]["held"] else ():
             path.rename(path.with_name(f"{path.name}.refused"))
     return Exported(place, facts)
@@ -196,19 +202,3 @@ def _latency(runners: Mapping[str, Runner], config: PretrainedConfig, length: in
                 name: profile.percentiles(each) for name, each in zip(runners, times, strict=True)
             }
     return timed
-
-
-def _complete(
-    folder: Path,
-    form: Format,
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    facts: Facts,
-    names: list[str],
-) -> None:
-    """Puts beside the file what belongs to it: the tokenizer, the config, the card, the numbers."""
-    tokenizer.save_pretrained(folder)
-    if not (folder / "config.json").exists():
-        config.save_pretrained(folder)
-    (folder / "README.md").write_text(card.text(facts, form, form.usage(config, names)), encoding="utf-8")
-    files.write_json(folder / exported.FACTS, facts)

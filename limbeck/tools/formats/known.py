@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from limbeck.errors import UserError, nearest
 from limbeck.tools.formats.format import Format
+from limbeck.tools.formats.gguf import GGUF
 from limbeck.tools.formats.onnx import ONNX, ONNX_INT8
 from limbeck.tools.formats.torchao import TORCHAO
 
-FORMATS: dict[str, Format] = {each.name: each for each in (ONNX, ONNX_INT8, TORCHAO)}
+FORMATS: dict[str, Format] = {each.name: each for each in (ONNX, ONNX_INT8, TORCHAO, GGUF)}
 
 
 def format_of(name: str) -> Format:

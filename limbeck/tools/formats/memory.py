@@ -33,7 +33,7 @@ def factorise(model: PreTrainedModel, compressed: Compressed) -> PreTrainedModel
     for name, (down, up) in compressed.factors.items():
         layer = dict(model.named_modules()).get(name)
         shape = (down.shape[0], up.shape[0]) if isinstance(layer, nn.Embedding) else (up.shape[0], down.shape[1])
-        if not isinstance(layer, LAYERS) or shape != _matrix(layer).shape:
+        if not isinstance(layer, LAYERS) or shape != matrix(layer).shape:
             raise UserError(f"{name}: its factors fit no layer of the model; export the student of its run anew")
         if isinstance(layer, nn.Embedding):
             rows = nn.Embedding(*down.shape, padding_idx=layer.padding_idx, _weight=down)
@@ -99,11 +99,11 @@ def _whole(layer: nn.Module, grid: Grid) -> nn.Module:
     if isinstance(layer, nn.Embedding):
         return IntegerEmbedding(layer.weight, grid)
     kind = GroupedLinear if grid.group else IntegerLinear
-    return kind(_matrix(layer), getattr(layer, "bias", None), grid)
+    return kind(matrix(layer), getattr(layer, "bias", None), grid)
 
 
-def _matrix(layer: nn.Module) -> Tensor:
-    """The weights, outputs first; of a table as they are."""
+def matrix(layer: nn.Module) -> Tensor:
+    """The weights, outputs first; of a table as they are. A view: what is written to it is written to the layer."""
     weight: Tensor = layer.weight  # pyright: ignore
     return weight.T if isinstance(layer, Conv1D) else weight
 

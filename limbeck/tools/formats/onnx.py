@@ -155,10 +155,9 @@ def runner(folder: Path) -> Runner:
 def usage(config: PretrainedConfig, names: Sequence[str]) -> str:
     """Five lines."""
     return """import onnxruntime, transformers
-options = onnxruntime.SessionOptions()
+options, tokenizer = onnxruntime.SessionOptions(), transformers.AutoTokenizer.from_pretrained(".")
 options.add_session_config_entry("session.x64quantprecision", "1")  # exact also on processors without VNNI
-session, tokenizer = onnxruntime.InferenceSession("model.onnx", options), transformers.AutoTokenizer.from_pretrained(".")
-inputs = tokenizer(["A text to read."], return_tensors="np")
+session, inputs = onnxruntime.InferenceSession("model.onnx", options), tokenizer(["A text to read."], return_tensors="np")
 print(session.run(None, {one.name: inputs[one.name] for one in session.get_inputs()})[0])"""
 
 

@@ -79,7 +79,8 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 def runner(folder: Path) -> Runner:
     """Answers by transformers and torchao."""
     config = pretrained.config_of(pretrained.Source(source=str(folder)))
-    model = pretrained.kind_of(config).from_pretrained(folder, dtype=torch.float32)
+    with pretrained.quiet():
+        model = pretrained.kind_of(config).from_pretrained(folder, dtype=torch.float32)
     return memory.of_model(model.eval())
 
 
