@@ -38,7 +38,7 @@ def refusal(config: PretrainedConfig, compressed: Compressed) -> str | None:
             f"gguf is for the decoders {', '.join(KNOWN)}, and this is {config.model_type}; export to onnx or torchao"
         )
     if config.problem_type:
-        return "gguf has no place for a sequence classifier; export to onnx or torchao"
+        return "gguf has no place for a sequence classifier; export to onnx"
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
         return f"its positions are {rope['rope_type']}, which is not written to gguf here; export to onnx or torchao"

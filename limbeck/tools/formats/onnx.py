@@ -23,6 +23,9 @@ from limbeck.tools.formats.format import Batch, Format, Runner, input_names
 
 FILE = "model.onnx"
 LARGE = 1 << 30  # bytes of weights that a file of protobuf is not trusted with: they lie beside it
+SMALL = (
+    64  # bytes of constants that are computed ahead: shapes, and no weights, of which tied ones would be stored twice
+)
 OPSET = 23  # the first with an operator of attention
 FOUR = 4  # bits: the fewest that are stored
 
@@ -62,8 +65,11 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
             output_names=["logits"],
             dynamic_shapes=(free,) * len(names),
             verbose=False,
+            optimize=False,
         )
-    assert program is not None
+        assert program is not None
+        how = {"input_size_limit": SMALL, "should_fold": lambda node: False if node.op_type == "Transpose" else None}
+        importlib.import_module("onnxscript.optimizer").optimize_ir(program.model, **how)
     graph = program.model.graph
     few = [name for name, layer in memory.integer_layers(model) if layer.bits <= FOUR]
     _pack(graph, {f"model.{name}.weight" for name in few})

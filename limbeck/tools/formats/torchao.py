@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +19,7 @@ from limbeck.models.compressed import Compressed, Grid, from_grid, on_grid
 from limbeck.tools.formats import memory
 from limbeck.tools.formats.format import Format, Runner
 
+FILE = "model.safetensors"
 GRIDS = "limbeck_grids"  # of the twin: layer -> its grid
 
 
@@ -42,7 +44,7 @@ def twin(model: PreTrainedModel, compressed: Compressed) -> PreTrainedModel:
 
 
 def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes it through transformers: `model.safetensors` with a byte for each weight, whatever its bits."""
+    """Writes it as transformers does: `model.safetensors` with a byte for each weight, whatever its bits."""
     transformers: Any = importlib.import_module("transformers")
     ao: Any = importlib.import_module("torchao.quantization")
     whole = copy.deepcopy(model)
@@ -71,9 +73,16 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
         ao.IntxWeightOnlyConfig(weight_dtype=torch.int8), include_input_output_embeddings=True
     )
     whole.config.quantization_config = config
-    quantizer = importlib.import_module("transformers.quantizers.auto").AutoHfQuantizer
-    whole.hf_quantizer = quantizer.from_config(config, pre_quantized=True)
-    whole.save_pretrained(folder)
+    whole.config.architectures = [type(whole).__name__]
+    once = {
+        name for name, _ in whole.named_parameters()
+    }  # tied ones by their first name: transformers cannot tell these alike
+    more = {name for name, _ in whole.named_parameters(remove_duplicate=False)} - once
+    state = {name: tensor for name, tensor in whole.state_dict().items() if name not in more}
+    support = importlib.import_module("torchao.prototype.safetensors.safetensors_support")
+    tensors, said = support.flatten_tensor_state_dict(state)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / FILE, said | {"format": "pt"})
+    whole.config.save_pretrained(folder)
 
 
 def runner(folder: Path) -> Runner:
