@@ -17,6 +17,8 @@ from limbeck.system.progress import doing, shown, tell
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from limbeck.recipe.data import Data
+
 app = typer.Typer(
     epilog="Start with: limbeck run quickstart. Copy a recipe with: limbeck recipes quickstart > mine.yaml",
     no_args_is_help=True,
@@ -59,6 +61,13 @@ Overrides = Annotated[
 ]
 
 
+def _data(recipe: str, overrides: list[str] | None = None) -> Data:
+    """The table `data` of a recipe, whose keys are all looked at; no torch."""
+    from limbeck.recipe.arms import asked
+
+    return asked(recipe, overrides or []).arms()[0].data
+
+
 @app.command()
 def run(
     recipe: RecipeName,
@@ -69,10 +78,9 @@ def run(
     ] = False,
 ) -> None:
     """Train, evaluate, draw and export. Run it again to go on after an interruption."""
-    from limbeck.recipe.arms import asked
     from limbeck.system.signals import at_once, interruptible
 
-    asked(recipe, overrides or []).arms()  # what is wrong with the keys is said before anything heavy is imported
+    _data(recipe, overrides)  # what is wrong with the keys is said before anything heavy is imported
     with shown(), interruptible():
         if "torch" not in sys.modules:
             tell(HEAVY)
@@ -91,9 +99,7 @@ def run(
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Say what can be known before training, and what is wrong."""
-    from limbeck.recipe.arms import asked
-
-    asked(recipe, overrides or []).arms()  # what is wrong with the keys is said before anything heavy is imported
+    _data(recipe, overrides)
     with shown():
         with doing(HEAVY):
             from limbeck import api
@@ -105,10 +111,9 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 @app.command()
 def cache(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Write teachers' answers to disk, for recipes that say `cache`. `run` does it where they are missing."""
-    from limbeck.recipe.arms import asked
     from limbeck.system.signals import at_once, interruptible
 
-    asked(recipe, overrides or []).arms()
+    _data(recipe, overrides)
     with shown(), interruptible():
         with at_once(), doing(HEAVY):
             from limbeck import api
@@ -180,9 +185,7 @@ def profile(
     how: dict[str, Any] = {"length": length, "batches": batch or [1, 32], "rounds": rounds, "threads": threads}
     with shown():
         if task is not None:
-            from limbeck.recipe.arms import asked
-
-            how["data"] = asked(task, []).arms()[0].data
+            how["data"] = _data(task)
         with doing(HEAVY):
             from limbeck.tools.profile import of_sources
         found = of_sources(models, precision=precision.value, tell=tell, **how)
@@ -205,11 +208,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Measure any model on the held-out part of a recipe's data. Its metrics, its loss, its answers as a file."""
-    from limbeck.recipe.arms import asked
-
-    path = _file("--predictions", predictions)
-
-    data = asked(task, overrides or []).arms()[0].data
+    path, data = _file("--predictions", predictions), _data(task, overrides)
     if precision not in ("fp32", "bf16", "fp64"):
         raise UserError(f"--precision: {precision} is none; give fp32, bf16 or fp64")
     with shown():
@@ -222,6 +221,28 @@ def evaluate(
     print(f"{'held out':14} {found.rows:,} {noun} of {data.heldout if isinstance(data.heldout, str) else data.corpus}")
     for name, value in {"label loss": found.label_loss, **found.metrics}.items():
         print(f"{name:14} {'-' if value is None else f'{value:.4f}'}")
+
+
+@app.command()
+def export(
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="A model folder, such as a student of a run.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="onnx, onnx-int8, torchao or gguf.")],
+    out: Annotated[str | None, typer.Argument(metavar="OUT", help="The folder that is made. [STUDENT-FORMAT]")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="RECIPE", help="On whose held-out data it is compared; its run's when left out."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; torch's own number when left out.")] = None,
+) -> None:
+    """Write a model as a file for another runtime. Its answers are compared with the model's; size and latency beside."""
+    data = None if task is None else _data(task)
+    with shown():
+        with doing(HEAVY):
+            from limbeck.tools import export as tools_export
+        found = tools_export.export(student, to, out, data=data, threads=threads, tell=tell)
+    print("\n".join(found.lines()))
+    if refusal := found.refusal():
+        raise Failed([refusal])
 
 
 @app.command()
