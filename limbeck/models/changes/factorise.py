@@ -228,14 +228,7 @@ class Factorise(Change):
 
     def fold(self, model: PreTrainedModel, small: Compressed) -> PreTrainedModel:
         """Whole matrices again; the factors go to `small`."""
-        derived.settle(model)
-        for name, layer in list(model.named_modules()):
-            if isinstance(layer, _Factorised):
-                small.factors[name] = (used(layer.down).detach().clone(), used(layer.up).detach().clone())
-                _merge(layer)
-        for layer in list(model.modules()):
-            if isinstance(layer, TiedHead):
-                _untie(layer)
+        multiply_out(model, small)
         return model
 
     def facts(self) -> dict[str, Any]:
@@ -251,6 +244,18 @@ class Factorise(Change):
         return (
             f"factorised: {len(found)} layers, ranks {min(found)} to {max(found)}" if found else "factorised: no layer"
         )
+
+
+def multiply_out(model: PreTrainedModel, small: Compressed) -> None:
+    """Whole matrices in the place of factors, in place; the factors go to `small`. Nothing where nothing is factorised."""
+    derived.settle(model)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, _Factorised):
+            small.factors[name] = (used(layer.down).detach().clone(), used(layer.up).detach().clone())
+            _merge(layer)
+    for layer in list(model.modules()):
+        if isinstance(layer, TiedHead):
+            _untie(layer)
 
 
 def _saves(shape: tuple[int, int], rank: int) -> bool:
