@@ -1,6 +1,7 @@
 """What is done to a model beside its training, as values: quantised, pruned, factorised. The mathematics is pure and importable."""
 
 from limbeck.models.changes.change import Change, Dropout, OwnRate, facts_of
+from limbeck.models.changes.factorise import low_rank
 from limbeck.models.changes.quantise import fake_quantise
 
-__all__ = ["Change", "Dropout", "OwnRate", "facts_of", "fake_quantise"]
+__all__ = ["Change", "Dropout", "OwnRate", "facts_of", "fake_quantise", "low_rank"]
