@@ -166,7 +166,7 @@ def design(
     sees_enough(table)
     mixes(table)
     own.require(table.models)
-    changes.require(table)
+    changes.require(table, student)
     text_writers.writer_of(table)
     can_be_cached(table, bool(plan.teachers), plan.causal)
     bare.require_states_alone(table, shapes, origin, plan.terms)

@@ -107,7 +107,11 @@ class Factorise(Strict):
         default="weights", description="what is kept best: the weights, or what they make of training text"
     )
     embedding: bool = Field(default=True, description="whether the token embedding is factorised")
-    layers: bool = Field(default=True, description="whether linear layers are factorised")
+    layers: bool = Field(default=True, description="whether the linear layers before the last state are factorised")
+    head: bool = Field(
+        default=False,
+        description="whether those behind it are; a head that is tied to the embedding always goes with it",
+    )
     skip: tuple[TextField, ...] = Field(
         default=(), description="layers that stay as they are, by a part of their names"
     )
@@ -117,6 +121,10 @@ class Factorise(Strict):
         said = [name for name in ("share", "energy", "rank") if getattr(self, name) is not None]
         if len(said) != 1:
             raise wrong("", f"{' and '.join(said) or 'no size'} given; give one of share, energy and rank")
+        if not (self.embedding or self.layers or self.head):
+            raise wrong("", "nothing to factorise; set embedding, layers or head to true")
+        if self.by == "activations" and not (self.layers or self.head):
+            raise wrong("by", "activations are inputs of linear layers; the embedding is factorised by its weights")
         return self
 
 
@@ -157,6 +165,6 @@ OneChange = Annotated[Annotated[Own, Tag("own")] | Annotated[ChangeKeys, Tag("kn
 def in_order(changes: tuple[OneChange, ...]) -> tuple[OneChange, ...]:
     """Factorising comes first: it would undo what stood before it."""
     kinds = [type(it.said) for it in changes if isinstance(it, ChangeKeys)]
-    if Factorise in kinds and kinds.index(Factorise) > 0:
+    if Factorise in kinds[kinds.count(Factorise) :]:
         raise ValueError("factorise makes new matrices, and undoes what stands before it; write it first")
     return changes

@@ -1,48 +1,50 @@
-"""Low rank: a matrix as a product of two thin ones, from its singular values or from what it makes of training text."""
+"""Low rank: matrices as products of two thin ones, which have fewer parameters and need fewer operations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedModel
 
 from limbeck.batch import Batch
 from limbeck.errors import UserError
-from limbeck.families import family
-from limbeck.models.changes import derived
+from limbeck.models.changes import factored
 from limbeck.models.changes.change import Change
-from limbeck.models.changes.quantise import part_of, shape_of
+from limbeck.models.changes.moments import moments
+from limbeck.models.changes.quantise import part_of
 from limbeck.models.compressed import Compressed
-from limbeck.models.taps import Tapped
 
-RIDGE = 1e-6  # of the mean of the diagonal: what moments that are not positive definite get beyond their smallest eigenvalue
+JITTER = 1e-6  # of the mean eigenvalue of moments, that the least one has at least
 
 
 def low_rank(weight: Tensor, rank: int, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The best product of two matrices of a rank, W ~ A B.
+    """The product of two matrices of a rank that is nearest to a matrix, or to what it makes of some inputs.
 
-    From the singular value decomposition W = U s V': A = U_r s_r^1/2, B = s_r^1/2 V_r', so that |W - A B|_F^2 = sum_(i>r) s_i^2 is the least of
-    all of this rank (Eckart and Young 1936). With the second moments G = sum x x' of the inputs x and S S' = G (Cholesky), the
-    decomposition is that of W S, and B = s_r^1/2 V_r' S^-1: then |(W - A B) X|_F^2 = sum_(i>r) s_i^2 is the least
-    (SVD-LLM, Wang et al. 2024, arXiv 2403.07378). G that is not positive definite gets (1e-6 mean(diag G) - smallest eigenvalue) I more.
-    In fp64; the largest entry of each column of U is positive.
+    Without moments, by the singular values W = U s V: up = U_r sqrt(s_r), down = sqrt(s_r) V_r. No matrix of this rank is nearer to W
+    in the Frobenius norm (Eckart and Young 1936, doi 10.1007/BF02288367), ||W - up down|| = sqrt(sum_{i>r} s_i^2).
+
+    With the moments G = sum x x' of the inputs x of the layer, the columns of X: S S' = G with S lower triangular, U s V = W S,
+    up = U_r sqrt(s_r), down = sqrt(s_r) V_r S^-1. Then ||(W - up down) X|| = sqrt(sum_{i>r} s_i^2), and no product of this rank makes
+    it less. Where G is not positive definite to working precision (its least eigenvalue e is at most n 2^-52 of the largest), the
+    identity times 1e-6 of the mean eigenvalue, less e where that is negative, is added to it first.
+
+    It is computed in fp64; of each pair of singular vectors the largest entry of the left one is positive.
 
     Args:
-        weight: W `[outputs, inputs]`.
-        rank: 1 to the smaller side.
-        moments: G `[inputs, inputs]`; None: of the weights alone.
+        weight: W, `[m, n]`, of any floating dtype.
+        rank: 1 to min(m, n).
+        moments: G, `[n, n]`.
 
     Returns:
-        A `[outputs, rank]` and B `[rank, inputs]`, of the dtype of the weight.
+        up `[m, rank]` and down `[rank, n]`, of the dtype of the weight.
 
     Raises:
-        ValueError: the rank is not between 1 and the smaller side.
+        ValueError: no such rank, or moments of another shape.
 
     Example:
         >>> import torch
@@ -50,280 +52,211 @@ def low_rank(weight: Tensor, rank: int, moments: Tensor | None = None) -> tuple[
         >>> up @ down
         tensor([[3., 0.],
                 [0., 0.]])
+
+    Source: SVD-LLM (Wang et al. 2024, arXiv 2403.07378), whose inverse is a triangular solve here.
     """
     if not 1 <= rank <= min(weight.shape):
-        raise ValueError(f"rank {rank} of a matrix {tuple(weight.shape)}; give 1 to {min(weight.shape)}")
-    root = None if moments is None else _root(moments.double())
-    whole = weight.double() if root is None else weight.double() @ root
-    left, values, right = torch.linalg.svd(whole, full_matrices=False)
-    left, values, right = left[:, :rank], values[:rank].sqrt(), right[:rank]
-    signs = left.gather(0, left.abs().argmax(0, keepdim=True)).sign()
-    up, down = left * signs * values, right * signs.mT * values[:, None]
-    if root is not None:
-        down = torch.linalg.solve_triangular(root, down, upper=False, left=False)
+        raise ValueError(f"a matrix of {weight.shape[0]} x {weight.shape[1]} has no rank {rank}")
+    up, down = Spectrum.of(weight, moments).cut(rank)
     return up.to(weight.dtype), down.to(weight.dtype)
 
 
-def _root(moments: Tensor) -> Tensor:
-    """S, lower triangular, with S S' = G."""
-    root, failed = torch.linalg.cholesky_ex(moments)
-    if failed:
-        more = RIDGE * moments.diagonal().mean().clamp(min=RIDGE) - torch.linalg.eigvalsh(moments)[0]
-        root = torch.linalg.cholesky(
-            moments + more * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
+class Spectrum(NamedTuple):
+    """The singular values of a matrix, or of what it makes of some inputs, in fp64.
+
+    Attributes:
+        left: `[m, k]`, k = min(m, n).
+        values: `[k]`, the largest first.
+        right: `[k, n]`.
+        root: S, lower triangular, by which the matrix was multiplied; None: by nothing.
+    """
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+    root: Tensor | None
+
+    @classmethod
+    def of(cls, weight: Tensor, moments: Tensor | None = None) -> Spectrum:
+        """Of a matrix `[m, n]`, seen through the moments of its inputs `[n, n]` where they are given."""
+        if moments is not None and moments.shape != (weight.shape[1],) * 2:
+            raise ValueError(f"moments of {weight.shape[1]} inputs are square, not {list(moments.shape)}")
+        weight = weight.detach().double()
+        root = None if moments is None else _root(moments.double())
+        left, values, right = torch.linalg.svd(weight if root is None else weight @ root, full_matrices=False)
+        signs = left.gather(0, left.abs().argmax(0, keepdim=True)).sign()
+        return cls(left * signs, values, right * signs.mT, root)
+
+    def cut(self, rank: int) -> tuple[Tensor, Tensor]:
+        """The factors of a rank: up `[m, rank]`, down `[rank, n]`."""
+        scale = self.values[:rank].sqrt()
+        up, down = self.left[:, :rank] * scale, scale[:, None] * self.right[:rank]
+        return up, down if self.root is None else torch.linalg.solve_triangular(
+            self.root, down, upper=False, left=False
         )
-    return root
 
 
-class _Factorised(nn.Module):
-    """What the kinds share: two parts in place of one weight."""
-
-    down: nn.Module
-    up: nn.Module
-
-
-class FactorisedLinear(_Factorised):
-    """A linear layer in two: y = up(down(x))."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """`[..., inputs] -> [..., outputs]`."""
-        return self.up(self.down(input))
+def _root(moments: Tensor) -> Tensor:
+    """S, lower triangular, with S S' = G; of a G that is made positive definite first where it is not."""
+    eigenvalues = torch.linalg.eigvalsh(moments)
+    least, largest, mean = eigenvalues[0], eigenvalues[-1], eigenvalues.mean()
+    if least <= len(moments) * torch.finfo(torch.float64).eps * largest:
+        more = JITTER * (mean if mean > 0 else torch.ones_like(mean)) - least.clamp(max=0)
+        moments = moments + more * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
+    return torch.linalg.cholesky(moments)
 
 
-class FactorisedEmbedding(FactorisedLinear):
-    """A table of short rows and what widens them."""
+def rank_of_share(outputs: int, inputs: int, share: float) -> int:
+    """The largest rank whose two factors have at most a share of the parameters: floor(m n share / (m + n)); 0 is none.
+
+    >>> rank_of_share(64, 64, 0.5)
+    16
+    """
+    return int(outputs * inputs * share / (outputs + inputs))
 
 
-class TiedHead(nn.Module):
-    """A head that is tied to a factorised embedding: z = (h up) down' + b, with the parts of the embedding."""
+def rank_of_energy(values: Tensor, energy: float) -> int:
+    """The least rank r with sum_{i<=r} s_i^2 >= energy sum s_i^2: the singular values are squared.
 
-    of: tuple[FactorisedEmbedding]  # a tuple: its parameters are those of the embedding, and are not named again
-    bias: nn.Parameter | None
-
-    def forward(self, input: Tensor) -> Tensor:
-        """`[..., H] -> [..., V]`."""
-        parts = self.of[0]
-        scores = input @ used(parts.up) @ used(parts.down).mT
-        return scores if self.bias is None else scores + self.bias
+    >>> rank_of_energy(torch.tensor([2.0, 1.0, 1.0]), 0.8)
+    2
+    """
+    kept = values.double().square().cumsum(0)
+    return min(int((kept < energy * kept[-1]).sum()) + 1, len(kept))
 
 
-def used(layer: nn.Module) -> Tensor:
-    """The weight that a layer uses, outputs first."""
-    weight = layer.derived() if isinstance(layer, derived._Derived) else layer.weight
-    assert isinstance(weight, Tensor)
-    return weight.mT if isinstance(layer, Conv1D) else weight
-
-
-@dataclass(frozen=True)
+@dataclass
 class Factorise(Change):
-    """Linear layers of a student, and its token embedding, as products of two of a low rank; what would not become smaller stays.
+    """Layers of a student become products of two, `NAME.down` and `NAME.up`: plain layers, which what follows may change as others.
 
-    A head that is tied to the embedding uses its factors; other layers behind the last state stay as they are. Applied when the
-    student is made: the factors are trained. One of share, energy and rank is given.
+    One of `share`, `energy` and `rank` is given. A layer whose factors would not be smaller than it, r (m + n) >= m n, stays as it
+    is, and so does one whose share is less than a rank of 1. A head that is tied to the embedding goes with it. Positions and token
+    types stay.
 
     Args:
-        share: of a matrix's parameters, that its factors have: rank = int(share m n / (m + n)).
-        energy: of the squared singular values, that is kept: the least such rank.
-        rank: itself.
-        text: training text whose second moments the linear layers keep best; None: the weights alone. The embedding's are its rows.
-        embedding: whether it is factorised.
-        layers: whether linear layers are.
+        share: of the parameters of a matrix, that its factors have at most.
+        energy: of the squared singular values, that is kept at least.
+        rank: of all.
+        embedding: whether the token embedding is factorised.
+        layers: whether the linear layers are that lie before the last state.
+        head: whether the linear layers behind it are; they are small, or decide directly what is said.
         skip: names of layers that stay as they are; a part of a name is enough.
+        text: gives batches; then linear layers are factorised by what they make of these. The embedding is by its weights alone.
     """
 
     share: float | None = None
     energy: float | None = None
     rank: int | None = None
-    text: Callable[[], Iterable[Batch]] | None = None
     embedding: bool = True
     layers: bool = True
+    head: bool = False
     skip: tuple[str, ...] = ()
-    ranks: dict[str, int] = field(default_factory=dict, compare=False)  # what was found when it was applied
-
-    def chosen(self, model: PreTrainedModel) -> list[str]:
-        """The layers that may be factorised; a tied head is not among them."""
-        row, wanted = family(model.config.model_type), {"layer": self.layers, "embedding": self.embedding}
-        tables = [f"{row.base}.{path}" for path, axes in row.base_axes.items() if axes.startswith("vocab")]
-        return [
-            name
-            for name in derived.matrices(model)
-            if wanted.get(part := part_of(model, name)) and (part == "layer" or name in tables)
-            if not any(word in name for word in self.skip)
-        ]
-
-    def require(self, model: PreTrainedModel) -> None:
-        """Whether something becomes smaller in a model of this shape, which may be on the meta device.
-
-        Raises:
-            UserError: nothing does.
-        """
-        if self.energy is not None:  # shows with the weights
-            return
-        shapes = {name: shape_of(model.get_submodule(name)) for name in self.chosen(model)}
-        if not any(_saves(shape, self._wanted(shape)) for shape in shapes.values()):
-            said = f"rank: {self.rank}" if self.rank else f"share: {self.share}"
-            raise UserError(f"changes: factorise: {said}: no layer becomes smaller; give less, or leave factorise out")
-
-    def _wanted(self, shape: tuple[int, int], values: Tensor | None = None) -> int:
-        """The rank that is asked for."""
-        rows, columns = shape
-        if self.rank is not None:
-            return self.rank
-        if self.share is not None:
-            return int(self.share * rows * columns / (rows + columns))
-        assert self.energy is not None and values is not None
-        kept = values.square().cumsum(0) / values.square().sum()
-        return int((kept < self.energy - 1e-12).sum()) + 1
+    text: Callable[[], Iterable[Batch]] | None = field(default=None, repr=False, compare=False)
+    _sizes: list[tuple[int, int]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @torch.no_grad()
     def apply(self, model: PreTrainedModel) -> None:
-        """Puts factors in the place of weights."""
-        moments = self._moments(model)
-        for name in self.chosen(model):
-            layer, tied = model.get_submodule(name), _tied(model, name)
-            weight, given = used(layer), moments.get(name)
-            whole = weight.double() @ _root(given) if given is not None else weight.double()
-            values = torch.linalg.svdvals(whole) if self.energy is not None else None
-            rank = self._wanted(shape_of(layer), values)
-            if _saves(shape_of(layer), rank):
-                _split(layer, *low_rank(weight, rank, given))
-                self.ranks[name] = rank
-                for head in tied:
-                    _tie(head, layer)
+        """Factorises the layers.
 
-    def _moments(self, model: PreTrainedModel) -> dict[str, Tensor]:
-        """The second moments of the inputs of linear layers, over the tokens that are no padding, in fp64."""
-        if self.text is None:
-            return {}
-        found: dict[str, Tensor] = {}
-        names = [it for it in self.chosen(model) if not isinstance(model.get_submodule(it), nn.Embedding)]
-        with _evaluated(model), ExitStack() as stack:
-            mask: list[Tensor] = []
-            for name in names:
+        Raises:
+            UserError: none becomes smaller.
+        """
+        found, self._sizes = self.chosen(model), []
+        for name, gram in self._moments(model, found).items():
+            layer, users = found[name], _users(model, found[name])
+            weight = factored.outputs_first(layer).detach().cpu()
+            spectrum = Spectrum.of(weight, None if gram is None else gram.cpu())
+            rank = self._rank(weight.shape[0], weight.shape[1], spectrum.values)
+            if rank:
+                factored.factor(layer, *spectrum.cut(rank))
+                for head in users.values():
+                    factored.tie(head, layer)
+                self._sizes.append((weight.numel(), rank * sum(weight.shape)))
+        if not self._sizes:
+            raise UserError(
+                f"changes: factorise: an energy of {self.energy} makes no matrix smaller; lower it, or give a share or a rank"
+            )
 
-                def note(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-                    states = args[0][mask[0]].double()
-                    found[name] = found.get(name, 0) + states.mT @ states
+    def chosen(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+        """The layers that may become smaller, by their names; weights are not looked at.
 
-                stack.enter_context(model.get_submodule(name).register_forward_pre_hook(note))
-            tapped = Tapped(model)
-            for batch in self.text():
-                mask[:] = [batch["attention_mask"].bool()]
-                tapped(batch)
-        return found
+        Raises:
+            UserError: there are none.
+        """
+        found: dict[str, nn.Module] = {name: it for name, it in model.named_modules() if self._meant(model, name, it)}
+        if not found:
+            raise UserError(
+                "changes: factorise: no layer is left; set embedding, layers or head to true, or shorten skip"
+            )
+        sizes = {name: factored.outputs_first(layer).shape for name, layer in found.items()}
+        small = {name: found[name] for name, (outputs, inputs) in sizes.items() if self._rank(outputs, inputs)}
+        if not small:
+            raise UserError(f"changes: factorise: {self._too_much([(m, n) for m, n in sizes.values()])}")
+        return small
 
-    def outline(self, model: PreTrainedModel, small: Compressed) -> None:
-        """The shapes of the factors, where they hang on no weight."""
-        for name in self.chosen(model) if self.energy is None else ():
-            rows, columns = shape_of(model.get_submodule(name))
-            rank = self._wanted((rows, columns))
-            if _saves((rows, columns), rank):
-                table = isinstance(model.get_submodule(name), nn.Embedding)
-                down, up = ((rows, rank), (columns, rank)) if table else ((rank, columns), (rows, rank))
-                small.factors[name] = (torch.empty(down, device="meta"), torch.empty(up, device="meta"))
+    def _meant(self, model: PreTrainedModel, name: str, layer: nn.Module) -> bool:
+        """Whether a layer is one of those that are factorised, whatever its size."""
+        if type(layer) not in factored.KINDS or (name.endswith((".down", ".up")) and _inside(model, name)):
+            return False
+        part, table = part_of(model, name), isinstance(layer, nn.Embedding)
+        if part == "embedding" and not table:  # a tied head goes with its embedding
+            return False
+        names = [name, *_users(model, layer)]
+        wanted = {"embedding": self.embedding, "layer": self.layers, "head": self.head, "": False}[part]
+        return wanted and not any(part in each for part in self.skip for each in names)
 
-    def shrunk(self, config: PretrainedConfig) -> PretrainedConfig:
-        """The same: what is exported holds whole matrices."""
-        return config
+    def _rank(self, outputs: int, inputs: int, values: Tensor | None = None) -> int | None:
+        """The rank of a matrix, None where it stays whole; by energy without singular values the least, 1."""
+        if self.energy is not None:
+            rank = 1 if values is None else rank_of_energy(values, self.energy)
+        else:
+            rank = self.rank if self.share is None else rank_of_share(outputs, inputs, self.share)
+        assert rank is not None, "one of share, energy and rank"
+        return rank if rank >= 1 and rank * (outputs + inputs) < outputs * inputs else None
+
+    def _too_much(self, sizes: Iterable[tuple[int, int]]) -> str:
+        """Why none of some matrices becomes smaller, and what to do."""
+        most = max(math.ceil(m * n / (m + n)) - 1 for m, n in sizes)
+        if most < 1:
+            return "no matrix of this model is large enough to become smaller; leave factorise out"
+        if self.rank is not None:
+            return f"rank {self.rank} makes no matrix smaller; the largest that does is {most}"
+        least = min((m + n) / (m * n) for m, n in sizes)
+        return f"a share of {self.share} leaves no matrix a rank of 1; raise it to {math.ceil(least * 1e3) / 1e3:g} or more"
+
+    def _moments(self, model: PreTrainedModel, found: Mapping[str, nn.Module]) -> dict[str, Tensor | None]:
+        """The moments of the inputs of some layers; None by weights alone, and of a layer that the text does not reach."""
+        linear = {name: layer for name, layer in found.items() if not isinstance(layer, nn.Embedding)}
+        seen = moments(model, linear, self.text(), self.head) if self.text else {}
+        return {name: seen.get(name) for name in found}
 
     def fold(self, model: PreTrainedModel, small: Compressed) -> PreTrainedModel:
-        """Whole matrices again; the factors go to `small`."""
-        multiply_out(model, small)
+        """Whole weights: the products."""
+        small.factors.update(factored.merge(model))
         return model
 
     def facts(self) -> dict[str, Any]:
-        """How much of what."""
-        said = {"share": self.share, "energy": self.energy, "rank": self.rank}
-        said = {name: value for name, value in said.items() if value is not None}
-        by = "weights" if self.text is None else "activations"
-        return {"factorise": {**said, "by": by, "embedding": self.embedding, "layers": self.layers, "skip": self.skip}}
+        """How far, and by what."""
+        sizes = {name: getattr(self, name) for name in ("share", "energy", "rank")}
+        said = {name: value for name, value in sizes.items() if value is not None}
+        parts = {name: getattr(self, name) for name in ("embedding", "layers", "head")}
+        by = "activations" if self.text else "weights"
+        return {"factorise": {**said, "by": by, **parts, "skip": list(self.skip)}}
 
     def said(self) -> str:
-        """How many layers, and their ranks."""
-        found = self.ranks.values()
-        return (
-            f"factorised: {len(found)} layers, ranks {min(found)} to {max(found)}" if found else "factorised: no layer"
-        )
+        """How much smaller it made what."""
+        if not self._sizes:
+            return ""
+        before, after = map(sum, zip(*self._sizes, strict=True))
+        return f"holds {len(self._sizes)} matrices as products of two: {after:,} parameters in place of {before:,}"
 
 
-def multiply_out(model: PreTrainedModel, small: Compressed) -> None:
-    """Whole matrices in the place of factors, in place; the factors go to `small`. Nothing where nothing is factorised."""
-    derived.settle(model)
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, _Factorised):
-            small.factors[name] = (used(layer.down).detach().clone(), used(layer.up).detach().clone())
-            _merge(layer)
-    for layer in list(model.modules()):
-        if isinstance(layer, TiedHead):
-            _untie(layer)
+def _users(model: nn.Module, layer: nn.Module) -> dict[str, nn.Module]:
+    """Other layers with the very weight of a layer, by their names."""
+    weight = getattr(layer, "weight", None)
+    return {name: it for name, it in model.named_modules() if it is not layer and getattr(it, "weight", None) is weight}
 
 
-def _saves(shape: tuple[int, int], rank: int) -> bool:
-    """Whether factors of this rank have fewer parameters than the matrix."""
-    rows, columns = shape
-    return 1 <= rank <= min(shape) and rank * (rows + columns) < rows * columns
-
-
-def _tied(model: PreTrainedModel, name: str) -> list[nn.Module]:
-    """The heads that share the weight of a layer, which is then an embedding."""
-    layer = model.get_submodule(name)
-    return [it for it in model.modules() if isinstance(it, nn.Linear) and it is not layer and it.weight is layer.weight]
-
-
-def _split(layer: Any, up: Tensor, down: Tensor) -> None:
-    """Two layers in the place of one, in place; its bias goes to the second."""
-    how: dict[str, Any] = {"device": up.device, "dtype": up.dtype}
-    rank, table, bias = up.shape[1], isinstance(layer, nn.Embedding), getattr(layer, "bias", None)
-    if table:  # the rows of the table are outputs of the product: E = up down, of which `down` is looked up
-        first = nn.Embedding(len(up), rank, padding_idx=layer.padding_idx, **how)
-        second, weights = nn.Linear(rank, down.shape[1], bias=False, **how), (up, down.mT)
-    else:
-        first = nn.Linear(down.shape[1], rank, bias=False, **how)
-        second, weights = nn.Linear(rank, len(up), bias=bias is not None, **how), (down, up)
-    for part, weight in zip((first, second), weights, strict=True):
-        part.weight.copy_(weight)
-    if bias is not None:
-        second.bias = bias
-        del layer.bias
-    del layer.weight
-    layer.plain = type(layer)
-    layer.__class__ = FactorisedEmbedding if table else FactorisedLinear
-    layer.down, layer.up = first.train(layer.training), second.train(layer.training)
-
-
-def _tie(head: Any, embedding: nn.Module) -> None:
-    """The head uses the factors of the embedding."""
-    del head.weight
-    head.__class__, head.of = TiedHead, (embedding,)
-
-
-def _untie(head: Any) -> None:
-    """The head shares the whole table again."""
-    head.weight = head.of[0].weight
-    del head.of
-    head.__class__ = nn.Linear
-
-
-@torch.no_grad()
-def _merge(layer: Any) -> None:
-    """One layer again, in place."""
-    down, up = used(layer.down), used(layer.up)
-    table, dtype = isinstance(layer, FactorisedEmbedding), down.dtype
-    whole = (down.double() @ up.double().mT if table else up.double() @ down.double()).to(dtype)
-    bias, plain = getattr(layer.up, "bias", None), layer.plain
-    del layer.down, layer.up, layer.plain
-    layer.__class__ = plain
-    layer.weight = nn.Parameter(whole.mT.contiguous() if issubclass(plain, Conv1D) else whole)
-    if not table:
-        layer.bias = bias
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+def _inside(model: nn.Module, name: str) -> bool:
+    """Whether a layer is one of the two of a factored one."""
+    return isinstance(model.get_submodule(name.rpartition(".")[0]), factored.Factored)
