@@ -14,7 +14,9 @@ Bits = Literal["int8", "int4", "int3", "int2"]
 
 def _as(key: str, plain: Any) -> BeforeValidator:
     """A plain value stands for a table with this key; `plain` is what an editor offers."""
-    return BeforeValidator(lambda said: said if isinstance(said, (dict, Strict)) else {key: said}, json_schema_input_type=plain)
+    return BeforeValidator(
+        lambda said: said if isinstance(said, (dict, Strict)) else {key: said}, json_schema_input_type=plain
+    )
 
 
 class Quantise(Strict):
