@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbeck.errors import Failed, Interrupted, UserError, printable
+from limbeck.system import files
 from limbeck.system.environment import wait_briefly
 from limbeck.system.progress import doing, shown, tell
 
@@ -147,9 +148,7 @@ def report(
 
 def _file(option: str, name: str | None) -> Path | None:
     """The file that an option names, before work that would be for nothing."""
-    from limbeck.system.files import path_of
-
-    path = None if name is None else path_of(name)
+    path = None if name is None else files.path_of(name)
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         what = "is a folder;" if path.is_dir() else "its folder is not there; make it, or"
         raise UserError(f"{path}: {what} choose another file with {option}")
@@ -174,7 +173,6 @@ def profile(
 ) -> None:
     """Show what models cost when they answer. Parameters, MACs, size, memory and latency, side by side."""
     from limbeck.lab.terminal import profiles
-    from limbeck.system import files
 
     path = _file("--json", json_file)
     how: dict[str, Any] = {"length": length, "batches": batch or [1, 32], "rounds": rounds, "threads": threads}
@@ -208,7 +206,6 @@ def evaluate(
     from limbeck.recipe.arms import asked
 
     path = _file("--predictions", predictions)
-
     data = asked(task, overrides or []).arms()[0].data
     if precision not in ("fp32", "bf16", "fp64"):
         raise UserError(f"--precision: {precision} is none; give fp32, bf16 or fp64")
@@ -222,6 +219,29 @@ def evaluate(
     print(f"{'held out':14} {found.rows:,} {noun} of {data.heldout if isinstance(data.heldout, str) else data.corpus}")
     for name, value in {"label loss": found.label_loss, **found.metrics}.items():
         print(f"{name:14} {'-' if value is None else f'{value:.4f}'}")
+
+
+@app.command()
+def sensitivity(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a Hub id.")],
+    task: Annotated[str, typer.Option(metavar="RECIPE", help="On whose held-out text it is measured.")],
+    overrides: Overrides = None,
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Of a weight.")] = 8,
+    group: Annotated[int | None, typer.Option(min=1, help="Inputs that share a scale. [a whole row]")] = None,
+    json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the numbers.")] = None,
+) -> None:
+    """Show which layers of a model suffer from few bits. Each is quantised alone; the last line is for a recipe."""
+    from limbeck.lab.terminal import sensitivities
+    from limbeck.recipe.arms import asked
+
+    path, data = _file("--json", json_file), asked(task, overrides or []).arms()[0].data
+    with shown():
+        with doing(HEAVY):
+            from limbeck.tools.sensitivity import of_model
+        found = of_model(model, data, bits=bits, group=group)
+    sensitivities.show(found)
+    if path is not None:
+        files.write_json(path, found)
 
 
 @app.command()
@@ -250,9 +270,8 @@ def trim(
 def watch(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
     """Show a run while it goes on: its curves in the terminal."""
     from limbeck.lab.terminal import watch as terminal_watch
-    from limbeck.system.files import path_of
 
-    terminal_watch.watch(path_of(run))
+    terminal_watch.watch(files.path_of(run))
 
 
 @app.command()

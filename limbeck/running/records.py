@@ -11,7 +11,7 @@ from torch import nn
 
 from limbeck.distil.learner import Learner
 from limbeck.distil.result import Norms
-from limbeck.measure.barrier import barrier
+from limbeck.measure.barrier import alike, barrier
 from limbeck.measure.evaluation import document_rows
 from limbeck.measure.reasons import Reasons
 from limbeck.system import clock
@@ -70,6 +70,7 @@ def reason_rows(
         one, other = (learners[name] for name in pair["learners"])
         named = [describe(name)["setting"] for name in pair["learners"]]
         ends = last and len(found.pairs) <= BARRIERS and named[0] != named[1]  # one beginning
+        ends = ends and alike(one.model, other.model)  # not where a change made other matrices of one of them
         rows.append({**at, "kind": "pair", **pair, "settings": named, **(_way(reasons, one, other) if ends else {})})
     spent = clock.since(begin)
     return [row | {"seconds": spent / len(rows)} for row in rows]

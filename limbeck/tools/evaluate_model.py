@@ -83,7 +83,7 @@ def examine(
     config, tokenizer = pretrained.config_of(source), pretrained.tokenizer_of(source)
     if answering and data.task:
         _every_row_is_read(data)
-    heldout, names = _batches(data, config, tokenizer, folder, batch_size)
+    heldout, names = heldout_batches(data, config, tokenizer, folder, batch_size)
     dtype, where = DTYPES[precision], usable(device, f"--device: {device}", "take cpu")
     tapped = Tapped(pretrained.model_of(source, dtype, config=config).to(where).eval())  # pyright: ignore
     with doing("evaluation", "rows" if data.task else "blocks") as done:
@@ -119,10 +119,15 @@ def write_answers(found: Examined, path: Path) -> None:
     files.write_text(path, "\n".join(["index\tprediction", *lines]) + "\n")
 
 
-def _batches(
-    data: Data, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Any, size: int
+def heldout_batches(
+    data: Data,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Any,
+    size: int,
+    rows: int | None = None,
 ) -> tuple[Iterator[dict[str, Tensor]], tuple[str, ...]]:
-    """The whole held-out part, and what the rows call their classes."""
+    """The held-out part for a model, all of it or some rows spread evenly over it, and what the rows call their classes."""
     feed: Batches
     names: tuple[str, ...] = ()
     if (data.task is None) != (config.problem_type is None):
@@ -156,7 +161,7 @@ def _batches(
     longest = int(corpus.heldout.lengths.max()) if isinstance(corpus, TaskCorpus) else data.max_length
     if longest > (room := getattr(config, "max_position_embeddings", longest) - reserved_positions(config)):
         raise UserError(f"{folder}: rows of {longest} tokens are more than its {room} positions; lower data.max_length")
-    return feed.fixed(len(corpus.heldout), size), names
+    return feed.fixed(min(rows or len(corpus.heldout), len(corpus.heldout)), size), names
 
 
 @torch.no_grad()
