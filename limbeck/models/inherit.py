@@ -6,7 +6,7 @@ table. For each of these one choice is made (cuts.py), and every weight is cut a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +18,10 @@ from limbeck.families import family, reserved_positions
 from limbeck.models import kept_units, layer_maps
 
 ROWS = ("vocab", "position", "type")  # axes whose units are taken from the first on
-_OUTSIDE = 0  # what belongs to no layer
+OUTSIDE = 0  # what belongs to no layer
 
 Keep = dict[str, Tensor]  # axis -> its units that are kept, where some are not
+Scores = dict[int, dict[str, Tensor]]  # layer -> axis -> how important each of its units is
 
 
 class WeightPart(NamedTuple):
@@ -63,22 +64,46 @@ def inherit(student: PreTrainedModel, origin: PreTrainedModel, which: layer_maps
         pairs = {s: t for s, t in layer_maps.resolve(which, mine.layers, theirs.layers).items() if t}
     except UserError as error:
         raise UserError(f"models.student.from_layers: {error}") from None
-    source = {(part.layer, part.path): part for part in _parts(origin)}
-    keep = _choices(list(source.values()), theirs, mine, {_OUTSIDE, *pairs.values()})
+    source = {(part.layer, part.path): part for part in parts(origin)}
+    keep = choices(squares(list(source.values()), theirs, {OUTSIDE, *pairs.values()}), theirs, mine)
     told, done, first = _cut_lines(mine, theirs, pairs), set[int](), _first_positions(student, origin)
     if mine.factorised and not (theirs.factorised and mine.embedding == theirs.embedding):
-        line, done = _embedding(student, source, (mine, theirs), keep[_OUTSIDE], first)
+        line, done = _embedding(student, source, (mine, theirs), keep[OUTSIDE], first)
         told.append(line)
-    for part in _parts(student):
-        layer = pairs.get(part.layer) if part.layer else _OUTSIDE
-        given = source.get((layer, part.path)) if layer is not None else None
-        if given is None or id(part.tensor) in done:
-            continue
-        scale = _scale(student, origin, part.layer, layer) if layer and "query" in str(given.axes) else 1.0
-        value = _cut(given, keep[layer or _OUTSIDE], theirs.axes, scale)
-        if _write(part, value, first):
-            done.add(id(part.tensor))
+    done = transfer(student, origin, pairs, keep, done)
     return [*told, *_row_lines(student, source), *_random_lines(student, done)]
+
+
+def transfer(
+    student: PreTrainedModel,
+    origin: PreTrainedModel,
+    pairs: Mapping[int, int],
+    keep: Mapping[int, Keep],
+    done: Collection[int] = (),
+) -> set[int]:
+    """Writes the units of an origin that are kept into a student of that size, in place.
+
+    Args:
+        student: the model that gets the weights.
+        origin: the model that has them.
+        pairs: layer of the student -> layer of the origin, from 1.
+        keep: which units are kept of each of these layers, and outside of them (0).
+        done: parameters that are written already, by identity.
+
+    Returns:
+        All parameters that are written then, by identity.
+    """
+    source = {(part.layer, part.path): part for part in parts(origin)}
+    lengths, first, written = kept_units.sizes(origin.config).axes, _first_positions(student, origin), {*done}
+    for part in parts(student):
+        layer = pairs.get(part.layer) if part.layer else OUTSIDE
+        given = source.get((layer, part.path)) if layer is not None else None
+        if given is None or id(part.tensor) in written:
+            continue
+        scale = scale_of(student, origin, part.layer, layer) if layer and "query" in str(given.axes) else 1.0
+        if _write(part, cut(given, keep[layer or OUTSIDE], lengths, scale), first):
+            written.add(id(part.tensor))
+    return written
 
 
 def _related(mine: str, theirs: str) -> None:
@@ -90,7 +115,7 @@ def _related(mine: str, theirs: str) -> None:
         )
 
 
-def _parts(model: PreTrainedModel) -> Iterator[WeightPart]:
+def parts(model: PreTrainedModel) -> Iterator[WeightPart]:
     """Every parameter, under each of its names."""
     row = family(model.config.model_type)
     base, stack = f"{row.base}.", f"{row.base}.{row.layers}."
@@ -100,24 +125,44 @@ def _parts(model: PreTrainedModel) -> Iterator[WeightPart]:
             layer, table, key = int(number) + 1, row.layer_axes, path
         elif name.startswith(base):
             key = name.removeprefix(base)
-            layer, table, path = _OUTSIDE, row.base_axes, f".{key}"
+            layer, table, path = OUTSIDE, row.base_axes, f".{key}"
         else:
-            layer, table, path, key = _OUTSIDE, row.head_axes, name, name
+            layer, table, path, key = OUTSIDE, row.head_axes, name, name
         module, _, leaf = key.rpartition(".")
-        roles = table.get(module)
+        roles, factor = table.get(module), _factor(table, module)
         if path == name and roles and "embedding" in roles:  # heads of language models differ in names alone
             path = f"{roles} {leaf}"
-        axes = tuple(roles.split())[: tensor.ndim] if roles else None
-        if axes and layer and row.transposed:
+        axes = tuple((roles or factor).split())[: tensor.ndim] or None
+        if axes and layer and row.transposed and not factor:
             axes = axes[::-1]
         yield WeightPart(name, layer, path, tensor, axes)
 
 
-def _choices(
-    parts: list[WeightPart], theirs: kept_units.Sizes, mine: kept_units.Sizes, taken: set[int]
-) -> dict[int, Keep]:
-    """For each layer that is taken, and outside of them, the units that are kept."""
-    found = {layer: kept_units.squares(_matrices(parts, layer), theirs.axes) for layer in taken}
+def _factor(table: dict[str, str], module: str) -> str:
+    """What the axes of a factor of a weight stand for, `down` or `up` (changes/factorise.py); "" of any other module."""
+    whole, _, which = module.rpartition(".")
+    if which not in ("down", "up") or whole not in table:
+        return ""
+    outputs, inputs = table[whole].split()
+    if outputs == "vocab":
+        return "vocab rank" if which == "down" else f"{inputs} rank"
+    return f"rank {inputs}" if which == "down" else f"{outputs} rank"
+
+
+def squares(all_parts: list[WeightPart], theirs: kept_units.Sizes, taken: Iterable[int]) -> Scores:
+    """The sum of the squared weights of each unit, of the matrices of some layers and outside of them."""
+    return {layer: kept_units.squares(_matrices(all_parts, layer), theirs.axes) for layer in taken}
+
+
+def choices(found: Scores, theirs: kept_units.Sizes, mine: kept_units.Sizes) -> dict[int, Keep]:
+    """The units that are kept, of each layer that has scores and outside of them: those with the largest ones.
+
+    Args:
+        found: the scores. Those of hidden units are added up over all that have some; for each layer that is cut there
+            are those of its neurons, and what `kept_units.heads` asks for.
+        theirs: the sizes that the scores have.
+        mine: the sizes that are kept.
+    """
     shared: Keep = {}
     if mine.hidden < theirs.hidden:
         names = ("hidden",) if theirs.factorised else ("hidden", "embedding")
@@ -125,8 +170,8 @@ def _choices(
         shared["hidden"] = kept_units.largest(scores, mine.hidden)
         if not mine.factorised:
             shared["embedding"] = shared["hidden"]
-    keep = {_OUTSIDE: shared}
-    for layer in taken - {_OUTSIDE}:
+    keep = {OUTSIDE: shared}
+    for layer in found.keys() - {OUTSIDE}:
         keep[layer] = dict(shared)
         if (mine.heads, mine.kv_heads, mine.head_width) != (theirs.heads, theirs.kv_heads, theirs.head_width):
             keep[layer] |= kept_units.heads(found[layer], theirs, mine)
@@ -135,13 +180,13 @@ def _choices(
     return keep
 
 
-def _matrices(parts: list[WeightPart], layer: int) -> list[tuple[Tensor, tuple[str, ...]]]:
+def _matrices(all_parts: list[WeightPart], layer: int) -> list[tuple[Tensor, tuple[str, ...]]]:
     """The matrices of a layer, or of none; tied ones once."""
-    once = {id(part.tensor): part for part in parts if part.layer == layer and part.axes and part.tensor.ndim == 2}
+    once = {id(part.tensor): part for part in all_parts if part.layer == layer and part.axes and part.tensor.ndim == 2}
     return [(part.tensor, part.axes) for part in once.values() if part.axes]
 
 
-def _cut(part: WeightPart, keep: Keep, lengths: dict[str, int], scale: float) -> Tensor:
+def cut(part: WeightPart, keep: Keep, lengths: dict[str, int], scale: float) -> Tensor:
     """A weight along whose axes only the kept units are left, its queries scaled."""
     value = part.tensor
     for axis, roles in enumerate(part.axes or ()):
@@ -157,7 +202,7 @@ def _cut(part: WeightPart, keep: Keep, lengths: dict[str, int], scale: float) ->
     return value
 
 
-def _scale(student: PreTrainedModel, origin: PreTrainedModel, mine: int, theirs: int) -> float:
+def scale_of(student: PreTrainedModel, origin: PreTrainedModel, mine: int, theirs: int) -> float:
     """What queries are multiplied by so that scores stay: attention divides them by the root of the width of a head."""
     here, there = (_attention(model, layer) for model, layer in ((student, mine), (origin, theirs)))
     return there.scaling / here.scaling if hasattr(here, "scaling") else 1.0
@@ -207,7 +252,7 @@ def _embedding(
         A line for people, and the parameters that are written, by identity.
     """
     mine, theirs = sizes
-    base = {part.path: part for part in _parts(student) if part.axes and part.path.startswith(".")}
+    base = {part.path: part for part in parts(student) if part.axes and part.path.startswith(".")}
     there = {part.path: part for part in source.values() if part.path in base}
     project = next(path for path, part in base.items() if part.axes == ("hidden", "embedding"))
     weight, bias = _onto_hidden(there, project, theirs, keep)
@@ -236,7 +281,7 @@ def _onto_hidden(
     device = next(iter(there.values())).tensor.device
     if theirs.factorised:
         both = (there[project], there[project.replace("weight", "bias")])
-        weight, bias = (_cut(part, keep, theirs.axes, 1.0).double() for part in both)
+        weight, bias = (cut(part, keep, theirs.axes, 1.0).double() for part in both)
         return weight, bias
     whole = torch.eye(theirs.hidden, dtype=torch.float64, device=device)
     weight = whole.index_select(0, keep["hidden"]) if "hidden" in keep else whole
@@ -261,8 +306,8 @@ def _cut_lines(mine: kept_units.Sizes, theirs: kept_units.Sizes, pairs: dict[int
 def _row_lines(student: PreTrainedModel, source: dict[tuple[int, str], WeightPart]) -> list[str]:
     """Tables that are longer or shorter in the student."""
     told = []
-    for part in _parts(student):
-        given = source.get((_OUTSIDE, part.path))
+    for part in parts(student):
+        given = source.get((OUTSIDE, part.path))
         if given and part.path.startswith(".") and part.axes and part.axes[0] in ROWS:
             mine, theirs = part.tensor.shape[0], given.tensor.shape[0]
             if mine != theirs:
@@ -273,10 +318,10 @@ def _row_lines(student: PreTrainedModel, source: dict[tuple[int, str], WeightPar
 
 def _random_lines(student: PreTrainedModel, done: set[int]) -> list[str]:
     """What the student did not get: layers, modules, and parameters of modules that got something."""
-    parts = list(_parts(student))
-    given = {where for part in parts if id(part.tensor) in done for where in (part.layer, part.name.rpartition(".")[0])}
+    here = list(parts(student))
+    given = {where for part in here if id(part.tensor) in done for where in (part.layer, part.name.rpartition(".")[0])}
     names = []
-    for part in {id(part.tensor): part for part in parts if id(part.tensor) not in done}.values():
+    for part in {id(part.tensor): part for part in here if id(part.tensor) not in done}.values():
         module = part.name.rpartition(".")[0]
         whole = f"layer {part.layer}" if part.layer and part.layer not in given else module
         names.append(part.name if module in given else whole)

@@ -141,7 +141,8 @@ def heads(found: dict[str, Tensor], theirs: Sizes, mine: Sizes) -> dict[str, Ten
     goes with, and so are those of values and outputs.
 
     Args:
-        found: squared weights of `query` [k r d], `key` [k d], `value` [k d] and `context` [k r d].
+        found: squared weights of `query` [k r d], `key` [k d], `value` [k d] and `context` [k r d]; with `head` [k r] heads
+            are ranked by that alone.
         theirs: the sizes of the model that is cut.
         mine: those of the student.
 
@@ -150,8 +151,13 @@ def heads(found: dict[str, Tensor], theirs: Sizes, mine: Sizes) -> dict[str, Ten
     """
     d, shape = theirs.head_width, (theirs.kv_heads, -1, theirs.head_width)
     query, key, value, context = (found[name].view(shape) for name in ("query", "key", "value", "context"))
-    each = (query + context).sum(-1)
-    groups = largest(each.sum(-1) + (key + value).sum((-1, -2)), mine.kv_heads)
+    if "head" in found:
+        each = found["head"].view(theirs.kv_heads, -1)
+        shared = each.sum(-1)
+    else:
+        each = (query + context).sum(-1)
+        shared = each.sum(-1) + (key + value).sum((-1, -2))
+    groups = largest(shared, mine.kv_heads)
     inside = largest(each[groups], mine.share)
     queried = query[groups].gather(1, inside[..., None].expand(-1, -1, d)).sum(1)
     written = context[groups].gather(1, inside[..., None].expand(-1, -1, d)).sum(1)

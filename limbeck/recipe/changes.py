@@ -55,9 +55,9 @@ class Prune(Strict):
     begin: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="when cutting begins, a share of the training"
     )
-    end: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0,
-        description="when all is cut, a share of the training; in between the cubic schedule; equal to begin: at once",
+    end: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="when all is cut, a share of the training, in between the cubic schedule; left out: at once",
     )
     every: Positive = Field(default=1, description="updates between two cuts")
     rate: Annotated[float, Field(gt=0)] = Field(default=1e-2, description="learning rate of the scores of movement")
@@ -75,13 +75,24 @@ class Prune(Strict):
             raise wrong(
                 "by", f"{self.by} ranks neurons, heads, hidden or layers; for weights choose magnitude or movement"
             )
-        if self.end < self.begin:
+        if self.until < self.begin:
             raise wrong("end", f"{self.end} lies before begin, {self.begin}; set it to that, or to more")
+        if self.by == "movement" and self.until == 0:
+            raise wrong("end", "movement needs updates in which weights move; set it above 0, such as 0.7")
+        if self.weights == "2:4" and self.until > self.begin:
+            raise wrong("end", "2:4 is cut at once; leave the key out, begin says when")
+        if self.by != "movement" and "rate" in self.model_fields_set:
+            raise wrong("rate", f"{self.by} has no scores that learn; leave the key out, or set by: movement")
         if self.by == "taylor" and self.begin == 0:
             raise wrong(
                 "begin", "taylor needs gradients of some updates before the first cut; set it above 0, such as 0.1"
             )
         return self
+
+    @property
+    def until(self) -> float:
+        """When all is cut, a share of the training."""
+        return self.begin if self.end is None else self.end
 
 
 class Factorise(Strict):

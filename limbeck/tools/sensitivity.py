@@ -16,7 +16,7 @@ from limbeck.models.taps import Tapped
 from limbeck.recipe import models
 from limbeck.recipe.data import Data
 from limbeck.system.progress import doing
-from limbeck.tools.evaluate_model import heldout_batches
+from limbeck.tools.evaluate_model import batches_of
 
 ROWS, AT_A_TIME = 32, 8  # of held-out text: always the same, spread evenly over it
 
@@ -46,7 +46,7 @@ def of_model(
     """
     source = models.source_of(str(folder))
     config, tokenizer = pretrained.config_of(source), pretrained.tokenizer_of(source)
-    batches, _ = heldout_batches(data, config, tokenizer, folder, AT_A_TIME, rows)
+    batches, _ = batches_of(data, config, tokenizer, folder, AT_A_TIME, rows)
     read = [to_device(batch, torch.device("cpu")) for batch in batches]
     tokens = sum(int(batch["select"].sum()) for batch in read)
     if not tokens:

@@ -68,6 +68,9 @@ class Change(Protocol):
         """The config of what is exported, at the end of the training."""
         return config
 
+    def outline(self, model: PreTrainedModel, small: Compressed) -> None:
+        """What `fold` will say in `small`, known before any weight is: of a plain model of the exported shape on the meta device."""
+
     def fold(self, model: PreTrainedModel, small: Compressed) -> PreTrainedModel:
         """A copy that is exported, in place or anew: a model as transformers knows it.
 

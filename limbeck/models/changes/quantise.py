@@ -172,9 +172,13 @@ class Quantise(Change):
             found[name] = Grid(bits, self.group, activations)
         return found
 
+    def outline(self, model: PreTrainedModel, small: Compressed) -> None:
+        """Which layers lie on which grid."""
+        small.quantised.update(self.chosen(model))
+
     def fold(self, model: PreTrainedModel, small: Compressed) -> PreTrainedModel:
         """Weights become what they were rounded to."""
-        small.quantised.update(self.chosen(model))
+        self.outline(model, small)
         derived.settle(model)
         return model
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from limbeck.errors import UserError
 from limbeck.families import FAMILIES, family
 from limbeck.models import fingerprint, pretrained, students
-from limbeck.models.inherit import _parts, inherit
+from limbeck.models.inherit import inherit, parts
 from limbeck.recipe import models
 
 MODEL = SHARED / "models" / "wiki-minilm-mlm"
@@ -225,7 +225,7 @@ def test_a_classifier_and_a_language_model_share_the_backbone(name: str) -> None
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_parameter_has_a_row_of_its_own(name: str) -> None:
     for one in (model(name), AutoModelForSequenceClassification.from_config(CONFIGS[name]())):
-        known = [part for part in _parts(one) if part.axes]
+        known = [part for part in parts(one) if part.axes]
         assert {id(part.tensor) for part in known} == {id(parameter) for parameter in one.parameters()}
         assert len({(part.layer, part.path) for part in known}) == len(known)
         assert all(len(part.axes or ()) == part.tensor.ndim for part in known)
