@@ -81,8 +81,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         with doing(HEAVY):
             from limbeck import api
         found = api.check(recipe, overrides or [])
-    for line in found:
-        print(printable(line))
+    print("\n".join(map(printable, found)))
 
 
 @app.command()
@@ -176,7 +175,7 @@ def env() -> None:
 
 
 def main() -> None:
-    """Runs a command. Exit status: 0 done, 2 a user's mistake, 3 settings that failed, 75 interrupted with everything saved."""
+    """Runs a command. Exit status: 0 done, 2 a user's mistake, 3 settings that failed, or an export that was refused, 75 interrupted with everything saved."""
     wait_briefly()
     try:
         app()

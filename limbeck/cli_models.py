@@ -69,13 +69,12 @@ def profile(
     from limbeck.lab.terminal import profiles
 
     path = file_of("--json", json_file)
+    data = None if task is None else data_of(task)
     how: dict[str, Any] = {"length": length, "batches": batch or [1, 32], "rounds": rounds, "threads": threads}
     with shown():
-        if task is not None:
-            how["data"] = data_of(task)
         with doing(HEAVY):
             from limbeck.tools.profile import of_sources
-        found = of_sources(models, precision=precision.value, tell=tell, **how)
+        found = of_sources(models, precision=precision.value, tell=tell, data=data, **how)
     profiles.show(found)
     if path is not None:
         files.write_json(path, found)
@@ -103,8 +102,8 @@ def evaluate(
         found = evaluate_model.examine(model, data, precision=precision, device=device, answering=path is not None)
     if path is not None:
         evaluate_model.write_answers(found, path)
-    noun = "rows" if data.task else "tokens"
-    print(f"{'held out':14} {found.rows:,} {noun} of {data.heldout if isinstance(data.heldout, str) else data.corpus}")
+    noun, where = "rows" if data.task else "tokens", data.heldout if isinstance(data.heldout, str) else data.corpus
+    print(f"{'held out':14} {found.rows:,} {noun} of {where}")
     for name, value in {"label loss": found.label_loss, **found.metrics}.items():
         print(f"{name:14} {'-' if value is None else f'{value:.4f}'}")
 
@@ -144,11 +143,11 @@ def export(
     data = None if task is None else data_of(task)
     with shown():
         with doing(HEAVY):
-            from limbeck.tools import export as tools_export
-        found = tools_export.export(student, to, out, data=data, threads=threads, tell=tell)
+            from limbeck.tools import export as exports
+        found = exports.export(student, to, out, data=data, threads=threads, tell=tell)
     print("\n".join(found.lines()))
-    if refusal := found.refusal():
-        raise Failed([refusal])
+    if not found.held:
+        raise Failed([found.refusal()])
 
 
 def trim(

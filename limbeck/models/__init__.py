@@ -3,7 +3,7 @@
 | module | what it holds |
 |---|---|
 | `attention` | The attention function that limbeck registers with transformers: a fast kernel that can be listened to. |
-| `compressed` | What a compressed student says of its weights, in two files beside them: which lie on a grid, and which are a product of two. |
+| `compressed` | What a compressed student says of its weights, in two files beside them: which lie on a grid, are a product of two, or were pruned. |
 | `exits` | Early exits: heads behind inner layers, so that a model can answer before its last layer. |
 | `fingerprint` | The hash of weights. |
 | `flops` | What a forward pass of a model multiplies, counted on the meta device: no memory, no weights; a shape is counted once. |

@@ -12,9 +12,11 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Bits = Literal["int8", "int4", "int3", "int2"]
 
 
-def _as(key: str) -> BeforeValidator:
-    """A plain value stands for a table with this key."""
-    return BeforeValidator(lambda said: said if isinstance(said, (dict, Strict)) else {key: said})
+def _as(key: str, plain: Any) -> BeforeValidator:
+    """A plain value stands for a table with this key; `plain` is what an editor offers."""
+    return BeforeValidator(
+        lambda said: said if isinstance(said, (dict, Strict)) else {key: said}, json_schema_input_type=plain
+    )
 
 
 class Quantise(Strict):
@@ -131,13 +133,13 @@ class Factorise(Strict):
 class ChangeKeys(Strict):
     """One change: `{quantise: int8}`, `{prune: {neurons: 0.5}}`, `{factorise: 0.25}`."""
 
-    quantise: Annotated[Quantise, _as("weights")] | None = Field(
+    quantise: Annotated[Quantise, _as("weights", Bits | Quantise)] | None = Field(
         default=None, exclude_if=lambda value: value is None, description="weights of few bits, in training"
     )
-    prune: Annotated[Prune, _as("weights")] | None = Field(
+    prune: Annotated[Prune, _as("weights", Share | Literal["2:4"] | Prune)] | None = Field(
         default=None, exclude_if=lambda value: value is None, description="weights or units that become 0 and stay it"
     )
-    factorise: Annotated[Factorise, _as("share")] | None = Field(
+    factorise: Annotated[Factorise, _as("share", Share | Factorise)] | None = Field(
         default=None, exclude_if=lambda value: value is None, description="matrices as products of two of a low rank"
     )
 

@@ -70,7 +70,7 @@ def reason_rows(
         one, other = (learners[name] for name in pair["learners"])
         named = [describe(name)["setting"] for name in pair["learners"]]
         ends = last and len(found.pairs) <= BARRIERS and named[0] != named[1]  # one beginning
-        ends = ends and alike(one.model, other.model)  # not where a change made other matrices of one of them
+        ends = ends and one.facts() == other.facts() and alike(one.model, other.model)  # the same changes, and ranks
         rows.append({**at, "kind": "pair", **pair, "settings": named, **(_way(reasons, one, other) if ends else {})})
     spent = clock.since(begin)
     return [row | {"seconds": spent / len(rows)} for row in rows]

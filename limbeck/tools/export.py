@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,12 @@ class Exported:
         """For people."""
         return [f"{'export':14} {self.folder}", *card.lines(self.facts)]
 
-    def refusal(self) -> str | None:
-        """Where it does not, a line."""
+    def refusal(self) -> str:
+        """The line of one that does not."""
         found = self.facts["parity"]
         return (
-            None
-            if self.held
-            else (
-                f"{self.folder}: its logits are {card.share(found['relative'])} of the largest logit from the model's in memory, and "
-                f"{found['bound']:g} is the bound; its files are named .refused"
-            )
+            f"{self.folder}: a logit is {card.share(found['relative'])} of the largest one from the model's in memory, and the bound "
+            f"is {found['bound']:g}; its files are named .refused"
         )
 
 
@@ -99,15 +95,12 @@ def export(
         >>> export("runs/classify/students/logit-seed0", "onnx-int8").facts["parity"]["agreement"]   # doctest: +SKIP
         1.0
     """
-    form = format_of(to)
-    source = source_of(str(student))
-    config = pretrained.config_of(source)
-    where = Path(pretrained.place(source.source))
+    form, source = format_of(to), source_of(str(student))
+    config, where = pretrained.config_of(source), Path(pretrained.place(source.source))
     place = path_of(out) if out is not None else _beside(where, str(student), to)
     require_free(place)
     require(f"--to {to}", form.packages)
-    said = compressed.read(where)
-    if refused := form.refusal(config, said):
+    if refused := form.refusal(config, said := compressed.read(where)):
         raise UserError(f"{student}: {refused}")
     if threads:
         torch.set_num_threads(threads)
@@ -122,25 +115,21 @@ def export(
         tokenizer.save_pretrained(folder)
         if not (folder / CONFIGS[0]).exists():
             config.save_pretrained(folder)
-        run = form.runner(folder)
-        runners = {"student": of_model(model), **_teacher(where), "export": run}
-        found = parity.compare(of_model(memory), run, heldout, {"student": runners["student"]})
-        facts: Facts = {
-            "format": to,
-            "student": rundir.shared(str(student)),
-            "parameters": sum(each.numel() for each in model.parameters()),
-            "bytes": sum(path.stat().st_size for path in written),
-            **_parity(found, form, heldout),
-            "latency": _latency(runners, config, heldout.length),
-            "versions": environment.versions(),
-        }
-        facts["student_bytes"] = 4 * facts["parameters"]
+        runners = {"student": of_model(model), **_teacher(where), "export": form.runner(folder)}
+        facts = _sizes(str(student), to, model, written)
+        facts |= _parity(form, of_model(memory), runners, heldout)
+        facts |= {"latency": _latency(runners, config, heldout.length), "versions": environment.versions()}
         usage = form.usage(config, input_names(config, tokenizer))
         (folder / "README.md").write_text(card.text(facts, form, usage), encoding="utf-8")
         files.write_json(folder / exported.FACTS, facts)
-        for path in written if not facts["parity"]["held"] else ():
-            path.rename(path.with_name(f"{path.name}.refused"))
+        if not facts["parity"]["held"]:
+            _refuse(written)
     return Exported(place, facts)
+
+
+def _refuse(written: Sequence[Path]) -> None:
+    for path in written:
+        path.rename(path.with_name(f"{path.name}.refused"))
 
 
 def _beside(where: Path, student: str, to: str) -> Path:
@@ -166,16 +155,20 @@ def _teacher(student: Path) -> dict[str, Runner]:
         told = files.read_json(manifest).get("teacher") or {}
         source = source_of(told.get("source", ""))
         where = pretrained.place(source.source)
-        return {"teacher": of_model(_plain(source))} if Path(where).is_dir() else {}
+        return {"teacher": of_model(pretrained.model_of(source, torch.float32).eval())} if Path(where).is_dir() else {}
     except (UserError, ValueError, AttributeError):
         return {}  # it is shown beside, where it can be
 
 
-def _plain(source: Source) -> PreTrainedModel:
-    return pretrained.model_of(source, torch.float32).eval()
+def _sizes(student: str, to: str, model: PreTrainedModel, written: Sequence[Path]) -> Facts:
+    count = sum(each.numel() for each in model.parameters())
+    size = sum(path.stat().st_size for path in written)
+    told = {"format": to, "student": rundir.shared(student), "parameters": count}
+    return {**told, "bytes": size, "student_bytes": 4 * count}
 
 
-def _parity(found: parity.Parity, form: Format, heldout: parity.HeldOut) -> Facts:
+def _parity(form: Format, memory: Runner, runners: Mapping[str, Runner], heldout: parity.HeldOut) -> Facts:
+    found = parity.compare(memory, runners["export"], heldout, {"student": runners["student"]})
     said: Facts = {
         "text": rundir.shared(heldout.said),
         "compared": found.compared,
