@@ -230,6 +230,16 @@ class Factorise(Change):
         seen = moments(model, linear, self.text(), self.head) if self.text else {}
         return {name: seen.get(name) for name in found}
 
+    def outline(self, model: PreTrainedModel, small: Compressed) -> None:
+        """The shapes of the factors, where they hang on no weight."""
+        for name, layer in self.chosen(model).items() if self.energy is None else ():
+            outputs, inputs = factored.outputs_first(layer).shape
+            rank = self._rank(outputs, inputs) or 0
+            table = isinstance(layer, nn.Embedding)
+            shapes = ((outputs, rank), (inputs, rank)) if table else ((rank, inputs), (outputs, rank))
+            down, up = (torch.empty(shape, device="meta") for shape in shapes)
+            small.factors[name] = (down, up)
+
     def fold(self, model: PreTrainedModel, small: Compressed) -> PreTrainedModel:
         """Whole weights: the products."""
         small.factors.update(factored.merge(model))
