@@ -122,6 +122,7 @@ class ActorMaker:
         }
         name = plan.recipe.learner(setting, making.seed, number)
         made, finishing = changes.of_setting(plan.recipe, setting, self.calibration)
+        made = [*self._kept_zeros(setting, making.seed), *made]
         self._apply(name, model, made)
         return Learner(
             name,
@@ -150,6 +151,15 @@ class ActorMaker:
         if origin is not None:
             inherit.inherit(model, origin, self.said.student.from_layers)
         return model
+
+    def _kept_zeros(self, setting: str, seed: int) -> list[Change]:
+        """What keeps the zeros of what a student begins as."""
+        source, origin = self.said.beginning, self.plan.origin
+        if source is None or origin is None:
+            return []
+        folder = self._trained(source, setting, seed) or Path(pretrained.place(source.source))
+        which = self.said.student.from_layers
+        return changes.kept_zeros(folder, origin, self.plan.student, which) if folder.is_dir() else []
 
     def base(self, setting: str, seed: int) -> schemes.Teachers:
         """Who plays the role `base` for a setting: its student as it began, before its changes; nobody where no term asks."""

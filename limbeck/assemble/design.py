@@ -27,6 +27,7 @@ from limbeck.recipe import actor_names, models, recipe, stage_texts
 from limbeck.recipe.data import Data
 from limbeck.recipe.keys import LAYERED_TAPS
 from limbeck.recipe.stage_texts import stage_of
+from limbeck.recipe.stages import student_of
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def design(
         UserError: something is missing, or does not fit.
     """
     files = files or ModelFiles()
-    library, said = _Library(files, earlier or {}), table.models.student
+    library, said = _Library(files, earlier or {}, table), table.models.student
     shapes = {name: library.config(source) for name, source in named_sources(table.models).items()}
     teacher = next(iter(shapes.values()), None)
     origin = library.config(said.origin) if said.origin else teacher if said.init == "teacher" else None
@@ -166,7 +167,7 @@ def design(
     sees_enough(table)
     mixes(table)
     own.require(table.models)
-    changes.require(table)
+    changes.require(table, student)
     text_writers.writer_of(table)
     can_be_cached(table, bool(plan.teachers), plan.causal)
     bare.require_states_alone(table, shapes, origin, plan.terms)
@@ -217,10 +218,29 @@ class _Library:
 
     files: ModelFiles
     earlier: Mapping[str, Design]
+    table: recipe.Recipe
 
     def config(self, source: models.Source) -> PretrainedConfig:
         stage = stage_of(source.source)
-        return copy.deepcopy(self.earlier[stage].student) if stage else self.files.config(source)
+        return self._exported(source.source, stage) if stage else self.files.config(source)
+
+    def _exported(self, source: str, stage: str) -> PretrainedConfig:
+        """The shape of the students that a stage leaves."""
+        earlier, seed = self.earlier[stage], self.table.seeds[0]
+        taken = [student_of(earlier.recipe, source, name, seed) for name in self.table.chosen]
+        names = dict.fromkeys(name for it in taken for name, _ in [actor_names.setting_and_seed(it) or ("", 0)])
+        shapes = {
+            name: changes.shrunk(earlier.recipe, name, copy.deepcopy(earlier.student))
+            for name in names or earlier.recipe.chosen
+        }
+        first, *others = shapes
+        for name in others:
+            if shapes[name].to_dict() != shapes[first].to_dict():
+                raise UserError(
+                    f"{source}: {first} and {name} leave students of other shapes, for their changes cut other units; say which one, "
+                    f"such as ${stage}/{first}"
+                )
+        return shapes[first]
 
     def tokenizer(self, source: models.Source) -> PreTrainedTokenizerBase:
         stage = stage_of(source.source)

@@ -20,6 +20,7 @@ from limbeck.recipe.models import EnsembleKeys
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.settings import Setting, TermKeys
 from limbeck.recipe.study_keys import StudyKeys
+from limbeck.running import changed
 from limbeck.system import precision
 from limbeck.system.processes import World
 from limbeck.text.heldout import lying
@@ -100,7 +101,9 @@ def _stage(
     if table.write:
         return [*_models(plan, inherited), "", *_aligned([("writes a text", table.write), ("ok", "")])]
     text, load = ([], None) if away else _unwritten(plan) if plan.unwritten else _text(plan)
-    body = [*_models(plan, inherited), "", *_settings(table, plan), "", *_cost(plan, world, load)]
+    told = changed.rows(plan)
+    body = [*_models(plan, inherited), "", *_settings(table, plan), "", *([*_aligned(told), ""] if told else [])]
+    body += _cost(plan, world, load)
     return [*body, *(_downloads(away) if away else _aligned([*text, ("ok", "")]))]
 
 

@@ -12,11 +12,13 @@ from typing import Any
 from limbeck import rundir
 from limbeck.assemble import changes, design, own
 from limbeck.assemble.study import Study
+from limbeck.distil.learner import Learner
 from limbeck.models import fingerprint, pretrained
 from limbeck.recipe import actor_names, stages
 from limbeck.recipe.identity import identity
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.stage_texts import corpora
+from limbeck.running import changed
 from limbeck.system import environment, files
 from limbeck.system.files import json_sha256
 from limbeck.system.processes import World
@@ -48,13 +50,19 @@ def of(study: Study, flops: Mapping[str, float]) -> Facts:
         "students": {
             learner.name: {
                 "initial_sha256": fingerprint.digest(learner.model.named_parameters()),
-                "parameters": learner.model.num_parameters(),
+                "parameters": _exported(plan, learner),
                 "flops_per_step": flops[study.settings[learner.name]],
                 **learner.facts(),
             }
             for learner in study.learners
         },
     }
+
+
+def _exported(plan: design.Design, learner: Learner) -> int:
+    """The parameters that its student has when it is exported."""
+    done = [*learner.changes, *learner.finishing]
+    return changed.size_of(plan, done)[0].parameters if done else learner.model.num_parameters()
 
 
 def of_text(plan: design.Design, world: World) -> Facts:

@@ -69,7 +69,8 @@ def reason_rows(
     for pair in found.pairs:
         one, other = (learners[name] for name in pair["learners"])
         named = [describe(name)["setting"] for name in pair["learners"]]
-        ends = last and len(found.pairs) <= BARRIERS and named[0] != named[1]  # one beginning
+        alike = named[0] != named[1] and one.facts() == other.facts()  # one beginning, and the same changes
+        ends = last and len(found.pairs) <= BARRIERS and alike
         rows.append({**at, "kind": "pair", **pair, "settings": named, **(_way(reasons, one, other) if ends else {})})
     spent = clock.since(begin)
     return [row | {"seconds": spent / len(rows)} for row in rows]

@@ -60,7 +60,8 @@ def cut_small(
         factors[mine] = (down, up)
     grids = {mine: grid for name, grid in small.quantised.items() if (mine := renamed(name))}
     pruned = [mine for name in small.pruned if (mine := renamed(name))]
-    for held, value in ((small.factors, factors), (small.quantised, grids)):
-        held.clear()
-        held.update(value)
+    small.factors.clear()
+    small.factors.update(factors)
+    small.quantised.clear()
+    small.quantised.update(grids)
     small.pruned[:] = pruned

@@ -182,6 +182,7 @@ class _Cut(Change):
         derived.settle(model)
         return model
 
+    @torch.no_grad()
     def _reach(self, model: PreTrainedModel, done: int) -> None:
         layers = list(self.chosen(model).values())
         masks = [map_of(layer, Kept).mask for layer in layers]

@@ -161,6 +161,7 @@ class Units(Change):
         said = {name: share for name, share in asdict(self.shares).items() if share is not None}
         return {"prune": {**said, "by": self.by, **asdict(self.cuts)}}
 
+    @torch.no_grad()
     def _reach(self, model: PreTrainedModel, done: int) -> None:
         left = _left(model)
         if done >= self.cuts.begin:
