@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from limbeck.errors import UserError
 from limbeck.families import FAMILIES, family
 from limbeck.models import fingerprint, pretrained, students
-from limbeck.models.inherit import parts, inherit
+from limbeck.models.inherit import inherit, parts
 from limbeck.recipe import models
 
 MODEL = SHARED / "models" / "wiki-minilm-mlm"
