@@ -12,7 +12,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from floors import FILES, FLOOR, FLOORS, ROOT, first_line, module, own, part  # noqa: E402
 
 CONTRIBUTING, ARCHITECTURE, PICTURE = HERE.parent / "CONTRIBUTING.md", HERE / "architecture.md", HERE / "floors.svg"
-OWN_WORDS = ("__init__", "losses/__init__")  # packages whose first file holds more than a table
+OWN_WORDS = (ROOT, ROOT / "losses", ROOT / "models/changes")  # packages whose first file holds more than a table
 WIDTH, HEIGHT, BOX = 960, 64, 34  # of the picture, of a floor, of a package
 
 
@@ -20,7 +20,7 @@ def packages() -> dict[Path, list[Path]]:
     """The first file of every package -> its modules and the packages inside."""
     found = {}
     for path in FILES:
-        if path.stem == "__init__" and path.parent not in (ROOT, ROOT / "losses"):
+        if path.stem == "__init__" and path.parent not in OWN_WORDS:
             inside = [it for it in FILES if it.parent == path.parent and it != path]
             found[path] = inside + [it for it in FILES if it.stem == "__init__" and it.parent.parent == path.parent]
     return found

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from limbeck import cli_models
+from limbeck.cli_models import HEAVY, Overrides, data_of
 from limbeck.errors import Failed, Interrupted, UserError, printable
+from limbeck.system import files
 from limbeck.system.environment import wait_briefly
 from limbeck.system.progress import doing, shown, tell
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 app = typer.Typer(
     epilog="Start with: limbeck run quickstart. Copy a recipe with: limbeck recipes quickstart > mine.yaml",
@@ -43,20 +42,7 @@ def options(
     """Distil a large transformer language model into a small one, compare the ways of doing so, see why one wins."""
 
 
-class Precision(StrEnum):
-    """Of a profile."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-HEAVY = "loading torch and transformers"  # takes seconds, and is said
-
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe's name, or a YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes, such as train.lr=3e-4 seeds=[0,1] out=DIR."),
-]
 
 
 @app.command()
@@ -69,10 +55,9 @@ def run(
     ] = False,
 ) -> None:
     """Train, evaluate, draw and export. Run it again to go on after an interruption."""
-    from limbeck.recipe.arms import asked
     from limbeck.system.signals import at_once, interruptible
 
-    asked(recipe, overrides or []).arms()  # what is wrong with the keys is said before anything heavy is imported
+    data_of(recipe, overrides)  # what is wrong with the keys is said before anything heavy is imported
     with shown(), interruptible():
         if "torch" not in sys.modules:
             tell(HEAVY)
@@ -91,24 +76,20 @@ def run(
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Say what can be known before training, and what is wrong."""
-    from limbeck.recipe.arms import asked
-
-    asked(recipe, overrides or []).arms()  # what is wrong with the keys is said before anything heavy is imported
+    data_of(recipe, overrides)
     with shown():
         with doing(HEAVY):
             from limbeck import api
         found = api.check(recipe, overrides or [])
-    for line in found:
-        print(printable(line))
+    print("\n".join(map(printable, found)))
 
 
 @app.command()
 def cache(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Write teachers' answers to disk, for recipes that say `cache`. `run` does it where they are missing."""
-    from limbeck.recipe.arms import asked
+    """Write teachers' answers to disk, for recipes with `cache`. `run` does it where they are missing."""
     from limbeck.system.signals import at_once, interruptible
 
-    asked(recipe, overrides or []).arms()
+    data_of(recipe, overrides)
     with shown(), interruptible():
         with at_once(), doing(HEAVY):
             from limbeck import api
@@ -132,7 +113,7 @@ def report(
         typer.Option(metavar="SETTING", help="Compare each setting with this one, not all pairs: for an ablation."),
     ] = None,
 ) -> None:
-    """Draw a run's figures and page anew, or several runs on one page."""
+    """Draw a run's figures and page anew, or of several runs."""
     from limbeck.lab.page import report as page_report
     from limbeck.lab.terminal import results
 
@@ -145,114 +126,19 @@ def report(
         print("\n".join(str(path) for path in tables.write(run)))
 
 
-def _file(option: str, name: str | None) -> Path | None:
-    """The file that an option names, before work that would be for nothing."""
-    from limbeck.system.files import path_of
-
-    path = None if name is None else path_of(name)
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        what = "is a folder;" if path.is_dir() else "its folder is not there; make it, or"
-        raise UserError(f"{path}: {what} choose another file with {option}")
-    return path
-
-
-@app.command()
-def profile(
-    models: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help="Folders or Hub ids; the first is compared with.")
-    ],
-    length: Annotated[int, typer.Option(min=1, help="Tokens of a row.")] = 128,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Rows of a pass; give it again for more.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed passes of each model.")] = 30,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; torch's own number when left out.")] = None,
-    precision: Annotated[Precision, typer.Option(help="Of the parameters and of the computation.")] = Precision.fp32,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="RECIPE", help="Rows as long as the held-out ones of its task, not of --length."),
-    ] = None,
-    json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the numbers.")] = None,
-) -> None:
-    """Show what models cost when they answer. Parameters, MACs, size, memory and latency, side by side."""
-    from limbeck.lab.terminal import profiles
-    from limbeck.system import files
-
-    path = _file("--json", json_file)
-    how: dict[str, Any] = {"length": length, "batches": batch or [1, 32], "rounds": rounds, "threads": threads}
-    with shown():
-        if task is not None:
-            from limbeck.recipe.arms import asked
-
-            how["data"] = asked(task, []).arms()[0].data
-        with doing(HEAVY):
-            from limbeck.tools.profile import of_sources
-        found = of_sources(models, precision=precision.value, tell=tell, **how)
-    profiles.show(found)
-    if path is not None:
-        files.write_json(path, found)
-
-
-@app.command("eval")
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A model folder, such as an exported student, or a Hub id.")
-    ],
-    task: Annotated[
-        str, typer.Option(metavar="RECIPE", help="Whose `data` it is measured on: a recipe's name or file.")
-    ],
-    overrides: Overrides = None,
-    predictions: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the answer to every row.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-) -> None:
-    """Measure any model on the held-out part of a recipe's data. Its metrics, its loss, its answers as a file."""
-    from limbeck.recipe.arms import asked
-
-    path = _file("--predictions", predictions)
-
-    data = asked(task, overrides or []).arms()[0].data
-    if precision not in ("fp32", "bf16", "fp64"):
-        raise UserError(f"--precision: {precision} is none; give fp32, bf16 or fp64")
-    with shown():
-        with doing(HEAVY):
-            from limbeck.tools import evaluate_model
-        found = evaluate_model.examine(model, data, precision=precision, device=device, answering=path is not None)
-    if path is not None:
-        evaluate_model.write_answers(found, path)
-    noun = "rows" if data.task else "tokens"
-    print(f"{'held out':14} {found.rows:,} {noun} of {data.heldout if isinstance(data.heldout, str) else data.corpus}")
-    for name, value in {"label loss": found.label_loss, **found.metrics}.items():
-        print(f"{name:14} {'-' if value is None else f'{value:.4f}'}")
-
-
-@app.command()
-def trim(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a Hub id.")],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="The folder that is made.")],
-    vocabulary: Annotated[int, typer.Option(min=1, help="How many tokens stay, special tokens included.")],
-    corpus: Annotated[list[str], typer.Option(help="Where tokens are counted: a file, folder, ...; again for more.")],
-    field: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--field",
-            "--column",
-            metavar="NAME",
-            help="Where a corpus has its text, or its number (from 0); again for more. [text]",
-        ),
-    ] = None,
-) -> None:
-    """Give a model a smaller vocabulary. Its most frequent tokens stay, with their rows of its weights."""
-    from limbeck.tools import trim as tools_trim
-
-    print("\n".join(tools_trim.trim(model, out, vocabulary, corpus, field or ["text"]).lines()))
+app.command()(cli_models.profile)
+app.command("eval")(cli_models.evaluate)
+app.command()(cli_models.export)
+app.command()(cli_models.sensitivity)
+app.command()(cli_models.trim)
 
 
 @app.command()
 def watch(run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
     """Show a run while it goes on: its curves in the terminal."""
     from limbeck.lab.terminal import watch as terminal_watch
-    from limbeck.system.files import path_of
 
-    terminal_watch.watch(path_of(run))
+    terminal_watch.watch(files.path_of(run))
 
 
 @app.command()
@@ -289,7 +175,7 @@ def env() -> None:
 
 
 def main() -> None:
-    """Runs a command. Exit status: 0 done, 2 a user's mistake, 3 settings that failed, 75 interrupted with everything saved."""
+    """Runs a command. Exit status: 0 done, 2 a user's mistake, 3 settings that failed, or an export that was refused, 75 interrupted with everything saved."""
     wait_briefly()
     try:
         app()

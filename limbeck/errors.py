@@ -78,7 +78,8 @@ class Interrupted(Exception):
 
 
 class Failed(Exception):
-    """Some settings did not end: their numbers were not finite. The others did. Exit status 3.
+    """Some settings did not end, for numbers that are not finite, while the others did; or an export answers otherwise than its student.
+    Exit status 3.
 
     Args:
         lines: what happened to each; one line counts once.

@@ -20,6 +20,7 @@ FLOORS = [
     "assemble",  # recipes become objects
     "running tools",  # one run in its directory; commands on any model folder
     "api",
+    "cli_models",  # its commands on models
     "cli",
     "__init__ __main__",
 ]

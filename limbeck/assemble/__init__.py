@@ -5,6 +5,7 @@
 | `actors` | Actors from the keys of a recipe: fixed teachers, students, averages, and the scheme that ties them together. |
 | `augmentation` | Data augmentation of a study: which masked language model is asked, and the task with the copies of its rows. |
 | `bare` | Teachers without a head: their states are learned, and nobody asks for their predictions. |
+| `changes` | Changes of a student from the keys of a recipe. |
 | `checks` | Whether it fits together: what is refused before anything is read. |
 | `costs` | What a study costs, known before training: parameters, FLOPs by torch's own counter, estimates of memory, time, disk. |
 | `design` | What is known of a study before any weight is read: shapes, tokenizers, terms; whether all of it fits together. |

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import torch
 from transformers import PretrainedConfig
 
 from limbeck.assemble import own
 from limbeck.batch import Batch
 from limbeck.errors import UserError
 from limbeck.families import family
-from limbeck.models import compressed, kept_units, layer_maps
+from limbeck.models import compressed, kept_units, layer_maps, students
 from limbeck.models.changes import Change, prune, quantise, sizes
 from limbeck.models.changes.cubic import Cuts
+from limbeck.models.changes.factorise import Factorise
 from limbeck.models.changes.quantise import Quantise
 from limbeck.models.changes.sizes import Shares
 from limbeck.models.changes.units import Units
@@ -46,9 +49,9 @@ def _made(said: keys.OneChange, steps: int, text: Calibration) -> Change:
         return own.change(said)
     if isinstance(said.said, keys.Quantise):
         return _quantise(said.said)
-    if isinstance(said.said, keys.Prune):
-        return _prune(said.said, steps, text)
-    raise NotImplementedError
+    if isinstance(said.said, keys.Factorise):
+        return _factorise(said.said, text)
+    return _prune(said.said, steps, text)
 
 
 def _quantise(said: keys.Quantise) -> Quantise:
@@ -63,6 +66,19 @@ def _quantise(said: keys.Quantise) -> Quantise:
         group=said.group,
         activations=said.activations is not None,
         skip=said.skip,
+    )
+
+
+def _factorise(said: keys.Factorise, text: Calibration) -> Factorise:
+    return Factorise(
+        share=said.share,
+        energy=said.energy,
+        rank=said.rank,
+        embedding=said.embedding,
+        layers=said.layers,
+        head=said.head,
+        skip=said.skip,
+        text=text if said.by == "activations" else None,
     )
 
 
@@ -129,6 +145,7 @@ def require(table: Recipe, student: PretrainedConfig) -> None:
             if isinstance(one, keys.Prune):
                 _fits(table, name, one, [it for it in said[:number] if isinstance(it, keys.Prune)], student)
         _grids_fit(name, said)
+        _shapes_fit(table, name, said, student)
 
 
 def _fits(table: Recipe, name: str, one: keys.Prune, before: Sequence[keys.Prune], student: PretrainedConfig) -> None:
@@ -185,6 +202,20 @@ def _grids_fit(name: str, said: Sequence[object]) -> None:
             f"settings.{name}: prune: weights: 2:4 counts inputs in fours, which are others when neurons, heads or hidden are cut; make "
             "two stages of it, or give weights a share"
         )
+
+
+def _shapes_fit(table: Recipe, setting: str, said: Sequence[object], student: PretrainedConfig) -> None:
+    """Whether factors become smaller and groups divide, as far as shapes tell, and nothing else holds the embedding."""
+    for one in (it for it in said if isinstance(it, keys.Factorise | keys.Quantise)):
+        tied = student.tie_word_embeddings and not student.problem_type
+        if isinstance(one, keys.Factorise) and one.embedding and tied and table.settings[setting].exits:
+            raise UserError(
+                f"settings.{setting}: early exits share the embedding, which factorise takes apart; set its embedding to false"
+            )
+        with torch.device("meta"):
+            shape = students.build(copy.deepcopy(student), seed=0)  # a model writes into its config
+        made = _factorise(one, tuple) if isinstance(one, keys.Factorise) else _quantise(one)
+        made.chosen(shape)
 
 
 def own_paths(table: Recipe) -> list[str]:

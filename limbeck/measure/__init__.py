@@ -9,5 +9,6 @@
 | `profile` | What models cost when they answer: parameters, MACs, memory, latency, measured side by side on this machine. |
 | `quantities` | Pure measures of states and predictions: alignment of layers, effective rank, calibration, means by bins. |
 | `reasons` | Reasons: why one setting beats another, measured on a few fixed held-out batches; plain numbers, ready for JSON. |
+| `sensitivity` | Sensitivity to quantisation: how far a model's predictions move when one layer alone holds weights of few bits. |
 | `shares` | Measuring in shares: every process reads its rows of each batch, and what they found is put together in the order of the rows. |
 """

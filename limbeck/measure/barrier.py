@@ -89,10 +89,16 @@ def _place(model: nn.Module, ours: Mapping[str, Tensor], theirs: Mapping[str, Te
             tensor.copy_((ours if alpha < 0.5 else theirs)[name])
 
 
+def alike(model_a: nn.Module, model_b: nn.Module) -> bool:
+    """Whether two models have the same parameters and buffers, by name and shape: only such ones lie on a line."""
+    return not _differing(_tensors(model_a), _tensors(model_b))
+
+
 def _require_alike(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    shapes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (ours, theirs)]
-    if shapes[0] != shapes[1]:
-        differing = sorted(
-            name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)
-        )
+    if differing := _differing(ours, theirs):
         raise ValueError(f"only students of one architecture lie on a line; they differ in {', '.join(differing[:3])}")
+
+
+def _differing(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
+    shapes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (ours, theirs)]
+    return sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))

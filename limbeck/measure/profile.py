@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from limbeck.models.flops import macs
 
@@ -181,7 +181,7 @@ def _pass(
     """A forward pass over random tokens: each call over the next `rows` rows of these lengths, from the first again at the end."""
     coming = cycle(lengths)
     count = min(MOST, max(1, len(lengths) // rows))
-    batches = cycle([_tokens(model, list(islice(coming, rows))) for _ in range(count)])
+    batches = cycle([tokens(model.config, list(islice(coming, rows)), model.device) for _ in range(count)])
 
     def go() -> Any:
         turn()
@@ -192,14 +192,14 @@ def _pass(
     return go
 
 
-def _tokens(model: PreTrainedModel, lengths: Sequence[int]) -> dict[str, Tensor]:
+def tokens(config: PretrainedConfig, lengths: Sequence[int], device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Random tokens, padded on the right to the longest row."""
-    vocabulary, padding = model.config.vocab_size, model.config.pad_token_id
+    vocabulary, padding = config.vocab_size, config.pad_token_id
     ids = torch.randint(vocabulary, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(0))
     seen = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     if padding is not None:
         ids = torch.where(seen, torch.where(ids == padding, (padding + 1) % vocabulary, ids), padding)
-    return {"input_ids": ids.to(model.device), "attention_mask": seen.long().to(model.device)}
+    return {"input_ids": ids.to(device), "attention_mask": seen.long().to(device)}
 
 
 def _seconds(one: Pass, device: torch.device) -> float:

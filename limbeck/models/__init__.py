@@ -3,7 +3,7 @@
 | module | what it holds |
 |---|---|
 | `attention` | The attention function that limbeck registers with transformers: a fast kernel that can be listened to. |
-| `changes` | Changes: what is done to a model beside its training, as values. |
+| `compressed` | What a compressed student says of its weights, in two files beside them: which lie on a grid, are a product of two, or were pruned. |
 | `exits` | Early exits: heads behind inner layers, so that a model can answer before its last layer. |
 | `fingerprint` | The hash of weights. |
 | `flops` | What a forward pass of a model multiplies, counted on the meta device: no memory, no weights; a shape is counted once. |
@@ -15,4 +15,5 @@
 | `readouts` | A readout taken apart into tensors that can be kept, and put together again. |
 | `students` | Students: from a shape in a recipe to a random model. |
 | `taps` | Taps: a model's answer to a batch as named tensors, without slowing the model down. |
+| `changes/` | What is done to a model beside its training, as values: quantised, pruned, factorised. The mathematics is pure and importable. |
 """

@@ -130,13 +130,24 @@ def parts(model: PreTrainedModel) -> Iterator[WeightPart]:
         else:
             layer, table, path, key = OUTSIDE, row.head_axes, name, name
         module, _, leaf = key.rpartition(".")
-        roles = table.get(module)
+        roles, factor = table.get(module), _factor(table, module)
         if path == name and roles and "embedding" in roles:  # heads of language models differ in names alone
             path = f"{roles} {leaf}"
-        axes = tuple(roles.split())[: tensor.ndim] if roles else None
-        if axes and layer and row.transposed:
+        axes = tuple((roles or factor).split())[: tensor.ndim] or None
+        if axes and layer and row.transposed and not factor:
             axes = axes[::-1]
         yield WeightPart(name, layer, path, tensor, axes)
+
+
+def _factor(table: dict[str, str], module: str) -> str:
+    """What the axes of a factor of a weight stand for, `down` or `up` (changes/factorise.py); "" of any other module."""
+    whole, _, which = module.rpartition(".")
+    if which not in ("down", "up") or whole not in table:
+        return ""
+    outputs, inputs = table[whole].split()
+    if outputs == "vocab":
+        return "vocab rank" if which == "down" else f"{inputs} rank"
+    return f"rank {inputs}" if which == "down" else f"{outputs} rank"
 
 
 def squares(all_parts: list[WeightPart], theirs: kept_units.Sizes, taken: Iterable[int]) -> Scores:

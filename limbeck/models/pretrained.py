@@ -247,7 +247,7 @@ def _fetch(kind: Any, source: Source, offline: bool = False, **how: Any) -> Any:
     commit = None if local or offline else hub.model(where, source.revision).commit
     how |= {"revision": commit or source.revision or "main", "local_files_only": commit is None}
     try:
-        with _quiet(), doing(f"loading {source.source}"):
+        with quiet(), doing(f"loading {source.source}"):
             return kind.from_pretrained(where, trust_remote_code=False, **how)
     except Interrupted:
         raise
@@ -267,7 +267,7 @@ def _fetch(kind: Any, source: Source, offline: bool = False, **how: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the library's own words: what is wrong is said in one line."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)

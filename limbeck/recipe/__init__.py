@@ -4,6 +4,7 @@
 |---|---|
 | `actor_names` | What actors are called, made and read back: `logit-seed0`, `mutual-seed0-a`, `logit-seed0-ema`, `teacher-1`, `teacher@logit-seed0`. |
 | `arms` | Arms of a study: what a recipe asks to be compared beyond its settings, as recipes that are run one after another. |
+| `changes` | What is done to a student beside its training: `quantise`, `prune`, `factorise`, and changes of one's own. No torch. |
 | `data` | The part of a recipe that says what is read: the text or the task, its labels, its masking. No torch. |
 | `explain` | What is wrong with a recipe, in limbeck's words: the place, what is said there, the remedy. |
 | `fields` | The kinds of values that stand in a recipe, each with the check that it must pass. |

@@ -12,9 +12,11 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Bits = Literal["int8", "int4", "int3", "int2"]
 
 
-def _as(key: str) -> BeforeValidator:
-    """A plain value stands for a table with this key."""
-    return BeforeValidator(lambda said: said if isinstance(said, (dict, Strict)) else {key: said})
+def _as(key: str, plain: Any) -> BeforeValidator:
+    """A plain value stands for a table with this key; `plain` is what an editor offers."""
+    return BeforeValidator(
+        lambda said: said if isinstance(said, (dict, Strict)) else {key: said}, json_schema_input_type=plain
+    )
 
 
 class Quantise(Strict):
@@ -107,7 +109,11 @@ class Factorise(Strict):
         default="weights", description="what is kept best: the weights, or what they make of training text"
     )
     embedding: bool = Field(default=True, description="whether the token embedding is factorised")
-    layers: bool = Field(default=True, description="whether linear layers are factorised")
+    layers: bool = Field(default=True, description="whether the linear layers before the last state are factorised")
+    head: bool = Field(
+        default=False,
+        description="whether those behind it are; a head that is tied to the embedding always goes with it",
+    )
     skip: tuple[TextField, ...] = Field(
         default=(), description="layers that stay as they are, by a part of their names"
     )
@@ -117,19 +123,23 @@ class Factorise(Strict):
         said = [name for name in ("share", "energy", "rank") if getattr(self, name) is not None]
         if len(said) != 1:
             raise wrong("", f"{' and '.join(said) or 'no size'} given; give one of share, energy and rank")
+        if not (self.embedding or self.layers or self.head):
+            raise wrong("", "nothing to factorise; set embedding, layers or head to true")
+        if self.by == "activations" and not (self.layers or self.head):
+            raise wrong("by", "activations are inputs of linear layers; the embedding is factorised by its weights")
         return self
 
 
 class ChangeKeys(Strict):
     """One change: `{quantise: int8}`, `{prune: {neurons: 0.5}}`, `{factorise: 0.25}`."""
 
-    quantise: Annotated[Quantise, _as("weights")] | None = Field(
+    quantise: Annotated[Quantise, _as("weights", Bits | Quantise)] | None = Field(
         default=None, exclude_if=lambda value: value is None, description="weights of few bits, in training"
     )
-    prune: Annotated[Prune, _as("weights")] | None = Field(
+    prune: Annotated[Prune, _as("weights", Share | Literal["2:4"] | Prune)] | None = Field(
         default=None, exclude_if=lambda value: value is None, description="weights or units that become 0 and stay it"
     )
-    factorise: Annotated[Factorise, _as("share")] | None = Field(
+    factorise: Annotated[Factorise, _as("share", Share | Factorise)] | None = Field(
         default=None, exclude_if=lambda value: value is None, description="matrices as products of two of a low rank"
     )
 
@@ -157,6 +167,6 @@ OneChange = Annotated[Annotated[Own, Tag("own")] | Annotated[ChangeKeys, Tag("kn
 def in_order(changes: tuple[OneChange, ...]) -> tuple[OneChange, ...]:
     """Factorising comes first: it would undo what stood before it."""
     kinds = [type(it.said) for it in changes if isinstance(it, ChangeKeys)]
-    if Factorise in kinds and kinds.index(Factorise) > 0:
+    if Factorise in kinds[kinds.count(Factorise) :]:
         raise ValueError("factorise makes new matrices, and undoes what stands before it; write it first")
     return changes

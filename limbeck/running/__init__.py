@@ -3,6 +3,7 @@
 | module | what it holds |
 |---|---|
 | `arms` | Studies of several arms: how many updates each gets, which settings share memory, and what is written down of it. |
+| `changed` | What changes make of the students of each setting, known before training: parameters, multiply-accumulates, bytes, layers. |
 | `changes` | What has changed since a run began: its recipe, its text, its models, its machine. |
 | `check` | What `limbeck check` says: everything that can be known before training, as aligned lines. |
 | `disk_space` | Room in memory and on the disk: what a run takes, held against what is free. |

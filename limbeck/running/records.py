@@ -11,7 +11,7 @@ from torch import nn
 
 from limbeck.distil.learner import Learner
 from limbeck.distil.result import Norms
-from limbeck.measure.barrier import barrier
+from limbeck.measure.barrier import alike, barrier
 from limbeck.measure.evaluation import document_rows
 from limbeck.measure.reasons import Reasons
 from limbeck.system import clock
@@ -69,8 +69,8 @@ def reason_rows(
     for pair in found.pairs:
         one, other = (learners[name] for name in pair["learners"])
         named = [describe(name)["setting"] for name in pair["learners"]]
-        alike = named[0] != named[1] and one.facts() == other.facts()  # one beginning, and the same changes
-        ends = last and len(found.pairs) <= BARRIERS and alike
+        ends = last and len(found.pairs) <= BARRIERS and named[0] != named[1]  # one beginning
+        ends = ends and one.facts() == other.facts() and alike(one.model, other.model)  # the same changes, and ranks
         rows.append({**at, "kind": "pair", **pair, "settings": named, **(_way(reasons, one, other) if ends else {})})
     spent = clock.since(begin)
     return [row | {"seconds": spent / len(rows)} for row in rows]

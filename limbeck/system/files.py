@@ -41,6 +41,30 @@ def replacing(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def require_free(place: Path) -> None:
+    """Raises UserError where something is already that a command would make."""
+    if os.path.lexists(place):
+        raise UserError(f"{place}: is there already; choose another folder")
+
+
+@contextmanager
+def appearing(place: Path) -> Iterator[Path]:
+    """A folder beside `place` to write to; at the end it takes its place, or it is gone.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(place)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be written ({error.strerror or error}); choose another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces the file in one stroke: a reader sees the old text or the new one."""
     with replacing(path) as temporary:

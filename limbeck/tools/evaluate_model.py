@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck.assemble import tasks
 from limbeck.batch import IGNORED
@@ -34,6 +34,13 @@ from limbeck.text.feed import Batches
 from limbeck.text.heldout import each, heldout_source
 from limbeck.text.row_feed import TaskFeed
 from limbeck.text.rows import TaskCorpus, prepare_task
+from limbeck.tools.formats import exported
+from limbeck.tools.formats.format import Runner
+
+Batch = Mapping[str, Tensor]
+Answer = Callable[[Batch], Iterator[Tensor]]  # a batch -> the logits of what it selects, SOME tokens or rows at a time
+Answered = tuple[np.ndarray, np.ndarray, np.ndarray]  # of some tokens or rows what was said, the labels, the losses
+SOME = 1024
 
 
 @dataclass
@@ -65,7 +72,7 @@ def examine(
     """Evaluates a model, such as an exported student, on the held-out part of some data.
 
     Args:
-        folder: a folder, or a Hub id.
+        folder: a folder, or a Hub id; one that `limbeck export` made is run by its own runtime.
         data: the table `data` of a recipe.
         batch_size: rows at a time.
         precision: `fp32`, `bf16`, `fp64`.
@@ -83,24 +90,39 @@ def examine(
     config, tokenizer = pretrained.config_of(source), pretrained.tokenizer_of(source)
     if answering and data.task:
         _every_row_is_read(data)
-    heldout, names = _batches(data, config, tokenizer, folder, batch_size)
-    dtype, where = DTYPES[precision], usable(device, f"--device: {device}", "take cpu")
-    tapped = Tapped(pretrained.model_of(source, dtype, config=config).to(where).eval())  # pyright: ignore
+    heldout, names = batches_of(data, config, tokenizer, folder, batch_size)
+    if exported.is_one(folder):
+        if (precision, device) != ("fp32", "cpu"):
+            raise UserError(f"{folder}: an export runs as it is, on the processor; leave --precision and --device out")
+        answer = of_runner(exported.runner(folder))
+    else:
+        dtype, where = DTYPES[precision], usable(device, f"--device: {device}", "take cpu")
+        answer = of_model(pretrained.model_of(source, dtype, config=config).to(where).eval())  # pyright: ignore
     with doing("evaluation", "rows" if data.task else "blocks") as done:
-        found = [each for batch in counted(heldout, done, batch_size) for each in _answered(tapped, batch, where)]
-    logits, labels = (np.concatenate([some[place] for some in found]) for place in (0, 1))
-    kept = labels != IGNORED
-    if not kept.any() and not (answering and data.task):
+        found = [each for batch in counted(heldout, done, batch_size) for each in answered(answer, batch)]
+    rows, loss, scores = scored(data, found)
+    if not rows and not (answering and data.task):
         raise UserError(
             f"{data.heldout}: no held-out row has a label to be measured by; name their column in data.task"
         )
-    loss = float(np.concatenate([some[2] for some in found])[kept].mean()) if kept.any() else None
     if data.task is None:
-        assert loss is not None
-        right = float((logits[kept] == labels[kept]).mean())
-        return Examined(int(kept.sum()), loss, {"accuracy": right, "perplexity": math.exp(min(loss, 700.0))})
+        return Examined(rows, loss, scores)
+    logits = np.concatenate([some[0] for some in found])
     said = [names[int(row.argmax())] for row in logits] if names else [f"{row[0]:.6g}" for row in logits]
-    return Examined(int(kept.sum()), loss, metrics.scores(data.task.kind, logits, labels), said)
+    return Examined(rows, loss, scores, said)
+
+
+def scored(data: Data, found: Sequence[Answered]) -> tuple[int, float | None, dict[str, float | None]]:
+    """Of what was answered: how many have a label, the mean loss of those, and the metrics."""
+    logits, labels = (np.concatenate([some[place] for some in found]) for place in (0, 1))
+    kept = labels != IGNORED
+    loss = float(np.concatenate([some[2] for some in found])[kept].mean()) if kept.any() else None
+    if data.task:
+        return int(kept.sum()), loss, metrics.scores(data.task.kind, logits, labels)
+    if loss is None:
+        return 0, None, {}
+    right = float((logits[kept] == labels[kept]).mean())
+    return int(kept.sum()), loss, {"accuracy": right, "perplexity": math.exp(min(loss, 700.0))}
 
 
 def _every_row_is_read(data: Data) -> None:
@@ -119,10 +141,19 @@ def write_answers(found: Examined, path: Path) -> None:
     files.write_text(path, "\n".join(["index\tprediction", *lines]) + "\n")
 
 
-def _batches(
-    data: Data, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Any, size: int
-) -> tuple[Iterator[dict[str, Tensor]], tuple[str, ...]]:
-    """The whole held-out part, and what the rows call their classes."""
+def batches_of(
+    data: Data,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Any,
+    size: int,
+    most: int | None = None,
+) -> tuple[Iterator[Batch], tuple[str, ...]]:
+    """The held-out part, whole or some rows spread evenly over it, and what the rows call their classes.
+
+    Raises:
+        UserError: a model of this config does not fit the data.
+    """
     feed: Batches
     names: tuple[str, ...] = ()
     if (data.task is None) != (config.problem_type is None):
@@ -156,18 +187,44 @@ def _batches(
     longest = int(corpus.heldout.lengths.max()) if isinstance(corpus, TaskCorpus) else data.max_length
     if longest > (room := getattr(config, "max_position_embeddings", longest) - reserved_positions(config)):
         raise UserError(f"{folder}: rows of {longest} tokens are more than its {room} positions; lower data.max_length")
-    return feed.fixed(len(corpus.heldout), size), names
+    return feed.fixed(most or len(corpus.heldout), size), names
+
+
+def of_model(model: PreTrainedModel) -> Answer:
+    """How a model in memory answers; on the device where it is."""
+    tapped = Tapped(model)
+
+    @torch.no_grad()
+    def answer(batch: Batch) -> Iterator[Tensor]:
+        here = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        features = tapped(here).features[here["select"]]
+        yield from (tapped.head(some) for some in features.split(SOME))
+
+    return answer
+
+
+def of_runner(run: Runner) -> Answer:
+    """How an exported file answers."""
+
+    def answer(batch: Batch) -> Iterator[Tensor]:
+        yield from run(batch)[batch["select"]].split(SOME)
+
+    return answer
+
+
+def answered(answer: Answer, batch: Batch) -> Iterator[Answered]:
+    """Of the selected tokens or rows of a batch, some at a time: the logits (of tokens the best one), the labels, the loss."""
+    labels = batch["labels"][batch["select"]].split(SOME)
+    for logits, some in zip(answer(batch), labels, strict=True):
+        yield told(logits, some, rows=batch["select"].dim() == 1)
 
 
 @torch.no_grad()
-def _answered(tapped: Tapped, batch: dict[str, Tensor], device: torch.device) -> Iterator[tuple[np.ndarray, ...]]:
-    """Of some selected tokens or rows: the logits (of tokens the best one), the labels, the loss."""
-    here = {name: tensor.to(device) for name, tensor in batch.items()}
-    features, labels = tapped(here).features[here["select"]], here["labels"][here["select"]]
-    for start in range(0, len(labels), 1024):
-        some = slice(start, start + 1024)
-        logits = tapped.head(features[some])
-        loss = squared_error if logits.shape[-1] == 1 else cross_entropy
-        values = loss(student=logits, labels=labels[some])
-        said = logits if tapped.classifies else logits.argmax(-1)
-        yield tuple(tensor.double().cpu().numpy() for tensor in (said, labels[some], values))
+def told(logits: Tensor, labels: Tensor, rows: bool) -> Answered:
+    """Some logits beside their labels, as `answered` gives them; of the rows of a task, or of tokens."""
+    labels = labels.to(logits.device)
+    loss = squared_error if logits.shape[-1] == 1 else cross_entropy
+    values = loss(student=logits, labels=labels)
+    found = (logits if rows else logits.argmax(-1), labels, values)
+    one, two, three = (tensor.double().cpu().numpy() for tensor in found)
+    return one, two, three

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from limbeck.errors import UserError
 from limbeck.families import reserved_positions
@@ -15,6 +18,7 @@ from limbeck.recipe.data import Data
 from limbeck.recipe.models import Source, source_of
 from limbeck.system.progress import doing
 from limbeck.text.rows import prepare_task
+from limbeck.tools.formats import exported
 
 
 def of_sources(
@@ -29,6 +33,8 @@ def of_sources(
     tell: Tell = lambda line: None,
 ) -> Facts:
     """Profiles of model folders, or models of the Hub, on the processor: what `limbeck profile` shows.
+
+    A folder that `limbeck export` made is run by its own runtime, as it is; its peak memory is not known.
 
     Args:
         sources: folders, `embedded` or Hub ids; the first one is what the others are compared with.
@@ -54,15 +60,40 @@ def of_sources(
             remedy = "data.max_length" if data else "--length"
             raise UserError(f"{name}: rows of {max(mine)} tokens are more than its {room} positions; lower {remedy}")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    loaded = [pretrained.model_of(source, dtype, config=it).eval() for source, it in zip(said, configs, strict=True)]
+    loaded: list[Any] = [
+        _Export(name, it) if exported.is_one(name) else pretrained.model_of(source, dtype, config=it).eval()
+        for name, source, it in zip(sources, said, configs, strict=True)
+    ]
     how: dict[str, Any] = {"length": length, "batches": batches, "rounds": rounds, "lengths": lengths if data else None}
     with doing("profile") as now:
         found = measure(loaded, tell=tell, turn=lambda number, rows: now.at(f"{sources[number]}, rows: {rows}"), **how)
     rows = [
-        {"name": name, **facts, "bytes_on_disk": on_disk(model)}
+        {
+            "name": name,
+            **facts,
+            **(model.facts(batches) if isinstance(model, _Export) else {"bytes_on_disk": on_disk(model)}),
+        }
         for name, model, facts in zip(sources, loaded, found["models"], strict=True)
     ]
     return found | {"precision": precision, "models": rows}
+
+
+class _Export(nn.Module):
+    """An exported file in the place of a model."""
+
+    def __init__(self, folder: str, config: PretrainedConfig) -> None:
+        super().__init__()
+        self.config, self.device, self._said = config, torch.device("cpu"), exported.facts(folder)
+        self._run = exported.runner(folder)
+
+    def forward(self, **batch: Tensor) -> SimpleNamespace:
+        """Its logits, under that name."""
+        return SimpleNamespace(logits=self._run(batch))
+
+    def facts(self, batches: Sequence[int]) -> Facts:
+        """What its export counted, in place of what can be counted of a model in memory."""
+        unknown = {"parameters_without_embeddings": None, "peak_memory": dict.fromkeys(map(str, batches))}
+        return {"parameters": self._said["parameters"], "bytes_on_disk": self._said["bytes"], **unknown}
 
 
 def _lengths(source: Source, data: Data) -> list[int]:

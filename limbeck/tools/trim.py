@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +22,7 @@ from limbeck.errors import UserError
 from limbeck.families import reserved_positions
 from limbeck.models import pretrained
 from limbeck.recipe.models import Source, source_of
-from limbeck.system.files import path_of
+from limbeck.system.files import appearing, path_of, require_free
 from limbeck.text.corpora import column_names, find_files, read_documents
 from limbeck.text.readers import kind_of
 from limbeck.text.tables import Column, listed
@@ -90,8 +87,7 @@ def trim(model: str, out: str | Path, size: int, corpora: Sequence[str], fields:
         (30522, 8000)
     """
     place = path_of(out)
-    if os.path.lexists(place):
-        raise UserError(f"{place}: is there already; choose another folder")
+    require_free(place)
     source = source_of(model)
     config, tokenizer = pretrained.config_of(source), pretrained.tokenizer_of(source)
     before = reader(tokenizer)
@@ -106,7 +102,7 @@ def trim(model: str, out: str | Path, size: int, corpora: Sequence[str], fields:
     sizes = [whole.num_parameters()]
     keep_rows(whole, [there.ids[token] for token in kept])
     sizes.append(whole.num_parameters())
-    with _appearing(place) as folder:
+    with appearing(place) as folder:
         whole.save_pretrained(folder)
         _save_tokenizer(tokenizer, kept, folder)
         after = reader(pretrained.tokenizer_of(Source(source=str(folder))))
@@ -278,20 +274,6 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[str], fol
         path.unlink(missing_ok=True)  # the same tokens in an older form: vocab.txt, merges.txt
     table = trim_tokenizer.cut(json.loads(serialised(tokenizer)), kept)
     (folder / "tokenizer.json").write_text(json.dumps(table, ensure_ascii=False, indent=1), encoding="utf-8")
-
-
-@contextmanager
-def _appearing(place: Path) -> Iterator[Path]:
-    """A folder beside `place` to write to; at the end it takes its place, or it is gone."""
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.rename(place)
-    except OSError as error:
-        raise UserError(f"{place}: cannot be written ({error.strerror or error}); choose another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _card(model: str, corpora: Sequence[str], found: Trimmed) -> str:

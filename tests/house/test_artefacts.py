@@ -14,7 +14,8 @@ import limbeck
 from limbeck.lab.page import report
 
 DRAWN = {"test_the_page_of_an_old_run"}
-TOGETHER = 1e-9  # another processor adds in another order
+TOGETHER = {"cached": 1e-6}  # what a cache holds is unpacked in fp32, and another processor rounds it otherwise
+EXACT = 1e-9  # another processor adds in another order
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +31,16 @@ def test_a_run_that_was_begun_goes_on(name: str, there: Path, fast: None, monkey
     run = limbeck.run(artefacts.table(name, name), quiet=True)
     assert hashes(there / "cache") == before
     assert len(run.metrics) == len(done.metrics) == 2 * 6
+    near = TOGETHER.get(name, EXACT)
     for mine, theirs in ((run.metrics, done.metrics), (run.evals, done.evals), (reasons(run), reasons(done))):
-        assert [close(row) for row in mine] == [pytest.approx(close(row), rel=1e-7, abs=1e-9) for row in theirs]
+        assert [close(row) for row in mine] == [
+            pytest.approx(close(row), rel=max(1e-7, near), abs=near) for row in theirs
+        ]
     for student in done.students:
         mine, theirs = tensors(run, student), tensors(done, student)
         assert mine.keys() == theirs.keys()
         for key, tensor in mine.items():
-            torch.testing.assert_close(tensor, theirs[key], rtol=TOGETHER, atol=TOGETHER)
+            torch.testing.assert_close(tensor, theirs[key], rtol=near, atol=near)
 
 
 def close(row: dict[str, Any]) -> dict[str, float]:

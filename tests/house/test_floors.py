@@ -75,6 +75,6 @@ def test_words_import_no_torch(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem == "__init__"], ids=module)
 def test_a_package_says_what_it_holds(path: Path) -> None:
     """A docstring, and no code: a name has one place."""
-    if module(path) not in ("limbeck", "limbeck.losses"):
+    if module(path) not in ("limbeck", "limbeck.losses", "limbeck.models.changes"):
         (said,) = ast.parse(path.read_text(encoding="utf-8")).body
         assert isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)

@@ -162,6 +162,7 @@ def test_the_first_pages(
 PAGES: dict[str, tuple[list[Callable[[Path], None]], list[str]]] = {
     "tasks": ([rows, trained], []),
     "profile": ([profiled], []),
+    "export": ([rows, trained], []),
     "vocabulary": ([vocabulary], []),
     "tinybert": ([rows, minilm], TINYBERT),
 }

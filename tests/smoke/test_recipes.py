@@ -46,7 +46,7 @@ WORDS = [
 ]
 
 LLAMAS = {"stories", "schemes"}  # their teacher and text are a real Llama's, which may not be here
-STUDIES = {"convergence"}  # several arms in place of one run
+STUDIES = {"capacity-gap": [], "convergence": ["vary={data.train_share: [0.5, 1.0]}"]}  # two arms in place of one run
 TASKS = {"classify", "unlabelled"}  # rows with labels in place of running text
 TINYBERTS = {"tinybert", "tinybert-as-published", "tinybert-small"}  # running text first, then rows
 
@@ -166,9 +166,7 @@ def go(name: str, corpus: Path, folder: Path, large: bool = False, reasons: int 
         overrides += [f"models.teacher={random_llama(folder / 'teacher')}", r'data.separator="\n\n"']
     if name in BERTS:
         overrides.append(f"models.teacher={random_bert(BERTS[name], folder / 'teacher', large)}")
-    if name in STUDIES:
-        overrides.append("vary={data.train_share: [0.5, 1.0]}")
-    return api.run(name, overrides, quiet=True)
+    return api.run(name, [*overrides, *STUDIES.get(name, [])], quiet=True)
 
 
 @pytest.mark.parametrize(("name", "large"), [*((name, False) for name in PLAIN), *LARGE])
@@ -178,7 +176,8 @@ def test_recipe(name: str, large: bool, corpus: Path, tmp_path: Path, monkeypatc
     run = go(name, corpus, tmp_path, large, reasons=2 * (name == "quickstart"))
     if name in STUDIES:
         assert len(run.arms) == 2 and run.report.is_file()
-        run = run.arms["arms/02"]
+        assert ("Which teacher is best for each student" in run.report.read_text("utf-8")) == (name == "capacity-gap")
+        run = run.arms["arms/01"]
 
     assert len(run.metrics) == STEPS * len({row["learner"] for row in run.metrics})
     assert all(row["loss"] > 0 and math.isfinite(row["grad_norm"]) for row in run.metrics)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import UserError, printable
-from limbeck.recipe import actor_names
+from limbeck.recipe import actor_names, plain_yaml
 from limbeck.rundir import EVALS, MANIFEST, METRICS, RECIPE
 from limbeck.system.files import path_of
 
@@ -101,6 +101,14 @@ class RunData:
     def data(self) -> dict[str, Any]:
         """What the manifest says of the text or rows."""
         return self.manifest.get("data") or {}
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The recipe of this run; of a staged one the stage's own."""
+        table = plain_yaml.of_run(self.recipe)
+        if not isinstance(table, dict):
+            return {}
+        return next((it for it in table.get("stages") or [] if it.get("stage") == self.manifest.get("stage")), table)
 
     @property
     def task(self) -> str | None:

@@ -21,6 +21,13 @@ class Caption(NamedTuple):
 LINES = "One line per setting: the mean over its seeds. The band runs from the lowest to the highest seed. "
 
 CAPTIONS: dict[str, Caption] = {  # braces: words of the run
+    "capacity": Caption(
+        "{score} against size, on {heldout}",
+        "Line chart of {score} on {heldout} against the number of parameters, one line per teacher.",
+        "Left, the students: one line for each teacher, the mean over the seeds, with a bar from the lowest to the highest seed; marks "
+        "of one student stand a little apart. Right, the teachers themselves, where that is known; the heights of the two axes differ. "
+        "{way[score]} is better. Where the line of a larger teacher is the worse one, it teaches this student worse.",
+    ),
     "metric-test": Caption(
         "{metric} on {heldout}",
         "Line chart of {metric} on {heldout} against the step, one line per setting.",
@@ -110,12 +117,14 @@ def caption(name: str, run: RunData) -> Caption:
     """The words around one figure of a run."""
     said = names.of(run)
     fill = asdict(said) | {"metric": said.metrics[0].name if said.metrics else ""}
+    fill["score"] = fill["metric"] or said.label_loss
     fill["why"] = "Each setting has a teacher of its own" if run.taught else "This run has no teacher"
     fill["dashed"] = (
         "The dashed line is the teacher, the mean over the seeds where each has its own." if run.taught else ""
     )
     better = {name: it.better for name, it in MEASURES.items()}
     better |= {"metric": said.metrics[0].better} if said.metrics else {}
+    better["score"] = better.get("metric", better["label_loss"])
     fill["way"] = {name: "Lower" if way < 0 else "Higher" for name, way in better.items()}
     parts = [part.format(**fill).strip() for part in CAPTIONS[name]]
     return Caption(parts[0][0].upper() + parts[0][1:], *parts[1:])

@@ -16,6 +16,7 @@ from limbeck.lab import names
 from limbeck.lab.data.curves import Curve, binned, over_seeds, thin, window_for
 from limbeck.lab.data.run import RunData, read
 from limbeck.lab.figures import style
+from limbeck.lab.figures.capacity import capacity
 from limbeck.lab.figures.chart import Chart, save
 from limbeck.lab.figures.lines import evaluated, lines
 from limbeck.lab.numbers import percent, share
@@ -133,6 +134,7 @@ def update_ratio(run: RunData) -> Chart | None:
 
 
 FIGURES: dict[str, Callable[[RunData], Chart | None]] = {
+    "capacity": capacity,
     "metric-test": metric_test,
     "metric-train": metric_train,
     "logit-loss-train": logit_loss_train,

@@ -3,6 +3,7 @@
 | module | what it holds |
 |---|---|
 | `baselines` | Baselines that train nothing, as columns beside the settings: the untouched initial student, and the teacher itself. |
+| `capacity` | Capacity ladders on the page: the best teacher of each student, and whether a larger one is a better one. |
 | `cost` | What settings and their teachers cost: when they answer (profile.json), and to train (metrics.jsonl). |
 | `exits` | Early exits beside the last layer: what each of them reaches on held-out text at the step of the results. |
 | `lead` | What a comparison of settings found, in the words that the page and the terminal begin with: those of the verdicts. |

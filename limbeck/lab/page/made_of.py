@@ -9,7 +9,6 @@ from limbeck.lab import names
 from limbeck.lab.data.run import RunData
 from limbeck.lab.numbers import count
 from limbeck.recipe import actor_names
-from limbeck.recipe.plain_yaml import of_run
 
 Facts = dict[str, Any]
 Lines = list[tuple[str, str]]
@@ -78,7 +77,7 @@ def _measured(run: RunData, split: str) -> str:
 
 def _others(run: RunData, noun: str) -> Lines:
     """The texts beside the corpus, with their shares of a batch."""
-    table = _recipe(run).get("data") or {}
+    table = run.table.get("data") or {}
     found = [(f"unlabelled {names.of(run).text}", run.data.get("unlabelled"), table.get("unlabelled"))]
     mixture = table.get("mixture") or {}
     found += [(f"mixed with {name}", facts, mixture.get(name)) for name, facts in run.data.get("mixture", {}).items()]
@@ -91,11 +90,3 @@ def _other(facts: Facts, said: Facts, noun: str) -> str:
     amount = _amount(facts if labels else {**facts, "labelled": None}, "", noun)
     share = said.get("share")
     return amount + (f"; {100 * share:g} % of every batch" if isinstance(share, int | float) else "")
-
-
-def _recipe(run: RunData) -> Facts:
-    """The recipe of this run: of a staged one the stage's own."""
-    table = of_run(run.recipe)
-    staged = table.get("stages") if isinstance(table, dict) else None
-    own = [one for one in staged or [] if one.get("stage") == run.manifest.get("stage")]
-    return own[0] if own else table if isinstance(table, dict) else {}

@@ -22,7 +22,7 @@ from limbeck.lab.figures import reasons as figures_reasons
 from limbeck.lab.figures import style, svg
 from limbeck.lab.figures.captions import Caption, caption
 from limbeck.lab.figures.training import draw
-from limbeck.lab.page import cost, exits, made_of, stages
+from limbeck.lab.page import capacity, cost, exits, made_of, stages
 from limbeck.lab.page import reasons as page_reasons
 from limbeck.lab.page.baselines import of_baselines
 from limbeck.lab.page.results import Column, best, cells, rows, title
@@ -119,6 +119,7 @@ def render(run: RunData, figures: list[dict[str, Any]], why: dict[str, Any] | No
         words=results[0]["words"],
         judged=judged(run),
         headings=HEADINGS,
+        capacity=capacity.of_ladder(run),
         exits=exits.lines(results),
         stage=stages.here(run),
         stages=stages.earlier(run),

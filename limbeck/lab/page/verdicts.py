@@ -32,7 +32,7 @@ HEADINGS = ("setting", "is", "than", "difference", "95 % interval", "s.e. over d
 
 def judged(run: RunData) -> list[Judged]:
     """Every measure with its verdicts, first the one that the settings are compared by; none for a single setting."""
-    return [_judged(run, each, _is_main(run, each)) for each in _outcomes(run)]
+    return [judge(run, each, _is_main(run, each)) for each in _outcomes(run)]
 
 
 def main_outcome(run: RunData) -> Outcome | None:
@@ -67,7 +67,8 @@ def rows_of(run: RunData) -> list[dict[str, Any]]:
     ]
 
 
-def _judged(run: RunData, outcome: Outcome, main: bool) -> Judged:
+def judge(run: RunData, outcome: Outcome, main: bool) -> Judged:
+    """An outcome as it is shown."""
     said = of(run)
     names = {"logit_loss": said.logit_loss, "label_loss": said.label_loss, "label_accuracy": "label accuracy"}
     names |= {metric.key.removeprefix("metrics."): metric.name for metric in said.metrics}

@@ -244,7 +244,16 @@ def verdicts(
     c against b worse 0.039
     """
     pairs = [pair for pair in combinations(values, 2) if against is None or against in pair]
-    pairs = [(first, second) if second != against else (second, first) for first, second in pairs]
+    return of_pairs([(a, b) if b != against else (b, a) for a, b in pairs], values, measure, confidence)
+
+
+def of_pairs(
+    pairs: Sequence[tuple[str, str]],
+    values: Mapping[str, Mapping[int, float]],
+    measure: Measure,
+    confidence: float = 0.95,
+) -> list[Verdict]:
+    """Verdicts on these pairs (first, second) alone, chosen before the numbers are seen; they are Holm's family, as in `verdicts`."""
     compared = {pair: compare(values[pair[0]], values[pair[1]], measure, confidence) for pair in pairs}
     family = {pair: 1.0 if found.p is None else found.p for pair, found in compared.items() if found.n > 1}
     adjusted = dict(zip(family, holm(list(family.values())), strict=True))

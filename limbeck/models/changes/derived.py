@@ -84,6 +84,11 @@ def settle(model: nn.Module) -> None:
         object.__setattr__(layer, "__class__", next(plain for plain, kind in KINDS.items() if type(layer) is kind))
 
 
+def used(layer: Any) -> Tensor:
+    """The weight that a layer uses, derived or not, as its parameter lies."""
+    return layer.derived() if isinstance(layer, _Derived) else layer.weight
+
+
 def matrices(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that can be derived, by their names: linear ones, Conv1D, embeddings."""
     return {name: it for name, it in model.named_modules() if isinstance(it, (*KINDS, _Derived))}

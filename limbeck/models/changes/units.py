@@ -19,6 +19,7 @@ from limbeck.models.changes import absent, derived, importance, sizes
 from limbeck.models.changes.change import Change
 from limbeck.models.changes.cubic import Cuts
 from limbeck.models.changes.cut_files import cut_small
+from limbeck.models.changes.factored import merge
 from limbeck.models.changes.importance import Importance, Text
 from limbeck.models.changes.sizes import Shares
 from limbeck.models.compressed import Compressed
@@ -155,6 +156,7 @@ class Units(Change):
 
     def fold(self, model: PreTrainedModel, small: Compressed) -> PreTrainedModel:
         """A model of what is left; of whatever changes cut units, all at once."""
+        small.factors.update(merge(model))
         return cut_out(model, small)
 
     def facts(self) -> dict[str, Any]:

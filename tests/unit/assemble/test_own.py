@@ -54,9 +54,10 @@ class Clip(Change):
         for parameter in model.parameters():
             parameter.clamp_(-0.1, 0.1)
 
-    def fold(self, model):
+    def fold(self, model, small):
         for parameter in model.parameters():
             parameter.mul_(0.5)
+        return model
 
     def facts(self):
         return {"clip": 0.1}
@@ -130,7 +131,9 @@ def test_they_train_resume_and_are_in_the_manifest(
 ) -> None:
     words = ("things_of_mine:Sharp", "things_of_mine:Clip")
     whole = limbeck.run(said(world, tmp_path / "whole", *words), quiet=True)
-    assert whole.manifest["teacher"]["sharp"] is True and whole.manifest["students"]["multi-seed0"]["clip"] == 0.1
+    assert whole.manifest["teacher"]["sharp"] is True and whole.manifest["students"]["multi-seed0"]["changes"] == [
+        {"clip": 0.1}
+    ]
     assert whole.manifest["own"].keys() == set(words)
     with monkeypatch.context() as patch:
         stop_after(patch, 3)

@@ -17,8 +17,8 @@ from limbeck.models.taps import Tapped
 installed = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is installed")
-def test_it_needs_torchao(train: Callable[..., limbeck.Run]) -> None:
+def test_it_needs_torchao(train: Callable[..., limbeck.Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.models.int8.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"teacher_precision: int8 needs torchao; pip install"):
         train("int8", train={"teacher_precision": "int8"})
 
