@@ -138,6 +138,9 @@ class Learner(Actor):
         Where a gradient is not finite, or the loss was not `finite`, nothing is changed.
         """
         world.sum_gradients(self.parameters)
+        for parameter, left in self._left():
+            if parameter.grad is not None:
+                parameter.grad.mul_(left)
         norms = self._clipped(self.optimisation.schedule(step), world)
         if not (finite and norms.finite):
             self.drop()
@@ -159,10 +162,15 @@ class Learner(Actor):
         """Its changes follow an update; of what they cut away the optimizer forgets what it held."""
         for change in self.changes:
             change.follow(self.model, step)
-            for parameter, left in change.left(self.model).items():
-                for slot in self.optimizer.state[parameter].values():
-                    if slot.shape == left.shape:
-                        slot.mul_(left)
+        for parameter, left in self._left():
+            for slot in self.optimizer.state[parameter].values():
+                if slot.shape == left.shape:
+                    slot.mul_(left)
+
+    def _left(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """What its changes have left of which parameters."""
+        for change in self.changes:
+            yield from change.left(self.model).items()
 
     def drop(self) -> None:
         """Forgets a step that is not taken: its gradients, and what its memories have seen."""

@@ -74,6 +74,7 @@ def inherit(student: PreTrainedModel, origin: PreTrainedModel, which: layer_maps
     return [*told, *_row_lines(student, source), *_random_lines(student, done)]
 
 
+@torch.no_grad()
 def transfer(
     student: PreTrainedModel,
     origin: PreTrainedModel,

@@ -61,7 +61,7 @@ class Change(Protocol):
         return True
 
     def left(self, model: PreTrainedModel) -> Mapping[nn.Parameter, Tensor]:
-        """What is not cut away of which parameters: bool, of their shape. The optimizer forgets what it held of the rest."""
+        """What is not cut away of which parameters: bool, of their shape. The rest has no gradient, and the optimizer forgets it."""
         return {}
 
     def shrunk(self, config: PretrainedConfig) -> PretrainedConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from transformers import PreTrainedModel
 
 from limbeck.families import family
@@ -11,6 +12,7 @@ from limbeck.models import inherit, kept_units
 from limbeck.models.compressed import Compressed
 
 
+@torch.no_grad()
 def cut_small(
     small: Compressed,
     student: PreTrainedModel,

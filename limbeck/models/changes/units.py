@@ -130,12 +130,13 @@ class Units(Change):
         if self.by != "taylor" or step >= self.cuts.end:
             return
         left, seen = _left(model), importance.taylor(model)
-        if "layers" in left:
+        if "sum_layers" in left:
             left["sum_layers"].add_(seen.layers)
         for layer, found in seen.units.items():
             for axis in found.keys() & left.of(layer).keys():
-                place = left["sum_hidden"] if axis in ("hidden", "embedding") else left[f"sum_{axis}"][layer - 1]
-                place.add_(found[axis])
+                name = "sum_hidden" if axis == "embedding" else f"sum_{axis}"
+                if name in left:
+                    (left[name] if name == "sum_hidden" else left[name][layer - 1]).add_(found[axis])
 
     def follow(self, model: PreTrainedModel, step: int) -> None:
         """Cuts what is due, and has what is cut be 0."""
