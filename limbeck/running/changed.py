@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from math import ceil
 from typing import NamedTuple
@@ -108,8 +109,9 @@ def _shrunk(plan: Design, done: Sequence[Change]) -> PretrainedConfig:
 
 
 def _on_meta(config: PretrainedConfig) -> PreTrainedModel:
+    """A model without its weights; a config of its own, for a model writes into its config."""
     with torch.device("meta"):
-        return students.build(config, seed=0)
+        return students.build(copy.deepcopy(config), seed=0)
 
 
 def _changed(before: PreTrainedModel, after: PreTrainedModel) -> int:

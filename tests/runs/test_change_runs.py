@@ -36,6 +36,8 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "quantise": [{"quantise": "int8"}],
     "quantise-neurons": [{"quantise": "int4"}, {"prune": {"neurons": 0.5, **SOON}}],
     "movement-quantise": [{"prune": {"weights": 0.5, "by": "movement", **SOON}}, {"quantise": "int8"}],
+    "factorise": [{"factorise": 0.6}],
+    "factorise-neurons-quantise": [{"factorise": 0.6}, {"prune": {"neurons": 0.5, **SOON}}, {"quantise": "int8"}],
     "magnitude-layers": [{"prune": {"weights": 0.5, **SOON}}, {"prune": {"layers": 0.5}}],
 }
 UNITS = ["hidden-neurons", "neurons", "heads", "layers", "quantise-neurons", "magnitude-layers"]

@@ -163,6 +163,7 @@ PAGES: dict[str, tuple[list[Callable[[Path], None]], list[str]]] = {
     "tasks": ([rows, trained], []),
     "profile": ([profiled], []),
     "export": ([rows, trained], []),
+    "compression": ([], []),
     "vocabulary": ([vocabulary], []),
     "tinybert": ([rows, minilm], TINYBERT),
 }

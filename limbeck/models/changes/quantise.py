@@ -54,8 +54,12 @@ def fake_quantise(weight: Tensor, bits: int, group: int | None = None) -> Tensor
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     rows = weight.reshape(-1, size)
     with torch.no_grad():
-        scale = (rows.abs().amax(-1, keepdim=True) / ((high - low) / 2)).clamp(min=EPS)
-        rounded = (rows / scale).round()
+        half = (high - low) / 2
+        most = rows.abs().amax(-1, keepdim=True).clamp(min=EPS * half)
+        scale = most / half
+        rounded = (
+            rows / most * half
+        ).round()  # so the largest is a half to the last bit, and no rounding error decides
         inside = (rounded >= low) & (rounded <= high)
         value = rounded.clamp(low, high) * scale
     return (value + (rows - rows.detach()) * inside).view_as(weight)
