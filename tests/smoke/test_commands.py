@@ -164,6 +164,7 @@ PAGES: dict[str, tuple[list[Callable[[Path], None]], list[str]]] = {
     "profile": ([profiled], []),
     "export": ([rows, trained], []),
     "compression": ([], []),
+    "sensitivity": ([rows, trained], []),
     "vocabulary": ([vocabulary], []),
     "tinybert": ([rows, minilm], TINYBERT),
 }
