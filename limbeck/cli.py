@@ -13,7 +13,7 @@ from limbeck import cli_models
 from limbeck.cli_models import HEAVY, Overrides, data_of
 from limbeck.errors import Failed, Interrupted, UserError, printable
 from limbeck.system import files
-from limbeck.system.environment import wait_briefly
+from limbeck.system.environment import quiet_imports, wait_briefly
 from limbeck.system.progress import doing, shown, tell
 
 app = typer.Typer(
@@ -177,6 +177,7 @@ def env() -> None:
 def main() -> None:
     """Runs a command. Exit status: 0 done, 2 a user's mistake, 3 settings that failed, or an export that was refused, 75 interrupted with everything saved."""
     wait_briefly()
+    quiet_imports()
     try:
         app()
     except UserError as error:

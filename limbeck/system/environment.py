@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 import sys
@@ -70,6 +71,12 @@ def wait_briefly() -> None:
     """
     if not any(name in os.environ for name in WAITING):
         os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+def quiet_imports() -> None:
+    """Has torchao say nothing about the libraries for GPUs that it does not load; before transformers is imported, which imports it."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def keep_freed_memory() -> None:

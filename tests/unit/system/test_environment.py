@@ -43,3 +43,10 @@ def test_the_command_sets_it_before_torch_is_there() -> None:
     plain = {name: value for name, value in os.environ.items() if name not in environment.WAITING}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=plain, check=True)
     assert done.stdout.splitlines()[-1] == environment.SPINS
+
+
+def test_torchao_says_nothing_of_what_it_does_not_load() -> None:
+    pytest.importorskip("torchao", reason="needs torchao")
+    said = "from limbeck.system import environment; environment.quiet_imports(); import torchao, torchao.quantization"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert not done.stderr and not done.stdout
