@@ -28,9 +28,9 @@ def show(facts: Facts) -> None:
 
 def lines(facts: Facts) -> list[list[str]]:
     """The head of the table, then a line for each weight; a star is at those that are better left alone."""
-    found = [["layer", facts["measured"], "saved", f"{facts['measured']} a MB", ""]]
+    found = [["layer", facts["measured"], "saved", f"{facts['measured']} a MiB", ""]]
     for it in facts["layers"]:
-        values = [f"{it['change']:.3g}", size(it["bytes"]), f"{it['change'] / it['bytes'] * 1e6:.3g}"]
+        values = [f"{it['change']:.3g}", size(it["bytes"]), f"{it['change'] / it['bytes'] * 2**20:.3g}"]
         found.append([" = ".join(it["names"]), *values, "*" if it["alone"] else ""])
     return found
 
