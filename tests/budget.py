@@ -11,11 +11,8 @@ FIRST = {
     "faults/test_memory_of_evaluations.py": {"test_an_evaluation_is_the_same": 1},
     "unit/lab/test_verdicts.py": {"test_a_study_of_four_settings_makes_any_false_claim_in_one_of_twenty": 1},
     "runs/test_change_runs.py": {
-        "test_in_company_and_alone": 2,
-        "test_killed_and_gone_on": 2,
         "test_micro_batches_and_processes": 1,
         "test_a_student_that_was_pruned_is_trained_on": 2,
-        "test_a_stage_goes_on_from_students_whose_units_are_gone": 1,
         "test_at_the_end_of_the_training": 1,
     },
     "runs/test_every_loss.py": {"test_all_losses_in_one_setting": 1},
