@@ -12,7 +12,7 @@ FIRST = {
     "unit/lab/test_verdicts.py": {"test_a_study_of_four_settings_makes_any_false_claim_in_one_of_twenty": 1},
     "runs/test_change_runs.py": {
         "test_micro_batches_and_processes": 1,
-        "test_a_student_that_was_pruned_is_trained_on": 1,
+        "test_a_student_that_was_pruned_is_trained_on": 2,
         "test_at_the_end_of_the_training": 1,
     },
     "runs/test_every_loss.py": {"test_all_losses_in_one_setting": 1},

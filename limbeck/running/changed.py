@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from limbeck.assemble.design import Design
 from limbeck.models import flops, students
 from limbeck.models.changes import Change, facts_of
 from limbeck.models.changes.derived import matrices
+from limbeck.models.changes.quantise import part_of, shape_of
 from limbeck.models.compressed import Compressed, Grid
 
 FULL = 32  # bits of a weight on no grid, and of a scale
@@ -46,27 +47,57 @@ def rows(plan: Design) -> list[Row]:
 
 
 def size_of(plan: Design, done: Sequence[Change]) -> tuple[Size, Compressed]:
-    """The size of a student that is changed so, and what is said of its weights."""
-    small, length = Compressed(), plan.recipe.data.max_length
-    config = _shrunk(plan, done)
-    model = _on_meta(config)
+    """The size of a student that is changed so, and what is said of the weights that it has in the end."""
+    said, config, length = Compressed(), plan.student, plan.recipe.data.max_length
     for change in done:
-        change.outline(model, small)
+        change.outline(_on_meta(config), said)
+        config = change.shrunk(config)
+    model = _on_meta(config)
+    layers = matrices(model)
+    small = Compressed(
+        {name: grid for name, grid in said.quantised.items() if name in layers},
+        {name: _of_rank(layers[name], up.shape[1]) for name, (_, up) in said.factors.items() if name in layers},
+        [name for name in said.pruned if name in layers],
+    )
     parameters, macs, stored = 0, flops.macs(config, length), 0.0
-    names = {id(layer.weight): name for name, layer in reversed(matrices(model).items())}
+    names = {id(layer.weight): name for name, layer in reversed(layers.items())}  # of tied ones the first
     for parameter in model.parameters():
         name = names.get(id(parameter), "")
-        parts = {
-            f"{name}.{part}": each.shape
-            for part, each in zip(("down", "up"), small.factors.get(name, ()), strict=False)
-        }
-        for part, shape in (parts or {name: parameter.shape}).items():
+        outputs_first = torch.Size(shape_of(layers[name])) if name else parameter.shape
+        if name and isinstance(layers[name], torch.nn.Embedding):
+            outputs_first = parameter.shape
+        for shape in [it.shape for it in small.factors.get(name, ())] or [outputs_first]:
             parameters += shape.numel()
-            stored += _bytes(shape, small.quantised.get(part, small.quantised.get(name)))
-        if parts:
-            whole = 0 if isinstance(model.get_submodule(name), torch.nn.Embedding) else parameter.numel()
-            macs += length * (sum(shape.numel() for shape in parts.values()) - whole)
+            stored += _bytes(shape, small.quantised.get(name))
+    for name in small.factors:
+        macs += _more(model, layers, name, small.factors[name], length)
     return Size(parameters, macs, stored), small
+
+
+def _of_rank(layer: torch.nn.Module, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors of this rank of a layer, without what is in them: `down` and `up`."""
+    outputs, inputs = shape_of(layer)
+    if isinstance(layer, torch.nn.Embedding):
+        table = layer.weight.shape
+        return torch.empty(table[0], rank, device="meta"), torch.empty(table[1], rank, device="meta")
+    return torch.empty(rank, inputs, device="meta"), torch.empty(outputs, rank, device="meta")
+
+
+def _more(
+    model: PreTrainedModel,
+    layers: Mapping[str, torch.nn.Module],
+    name: str,
+    factors: tuple[torch.Tensor, torch.Tensor],
+    length: int,
+) -> int:
+    """Multiply-accumulates of a row that two factors take more than the whole: below 0 where they save some."""
+    weight = layers[name].get_parameter("weight")
+    both, whole = sum(factor.numel() for factor in factors), weight.numel()
+    if isinstance(layers[name], torch.nn.Embedding):  # is looked up; a tied head multiplies by it
+        tied = sum(it.get_parameter("weight") is weight for it in layers.values()) - 1
+        return length * (factors[1].numel() + tied * (both - whole))
+    once = bool(model.config.problem_type) and part_of(model, name) == "head"  # a classifier's, of a row
+    return (1 if once else length) * (both - whole)
 
 
 def _bytes(shape: torch.Size, grid: Grid | None) -> float:

@@ -1,7 +1,7 @@
 """Whole runs whose students are changed while they train: the family of tests over changes.
 
-`CHANGES` has a row for every kind of change and for pairs of them; the first row of each family of tests belongs to `make test`
-(tests/budget.py), all to `make test-all`.
+`CHANGES` has a row for every kind of change and for pairs of them. In company, and killed: one of each kind belongs to `make test`; of what
+takes longer the first (tests/budget.py); all rows to `make test-all`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from limbeck.system import files
 
 SOON = {"begin": 0.2, "end": 0.7}  # of six updates: from the first to the fourth
 CHANGES: dict[str, list[dict[str, Any]]] = {
-    "hidden-neurons": [{"prune": {"hidden": 0.5, "neurons": 0.5, "by": "taylor", **SOON}}],
+    "units": [{"prune": {"hidden": 0.5, "neurons": 0.5, "layers": 0.5, "by": "taylor", **SOON}}],
     "magnitude": [{"prune": {"weights": 0.6, **SOON}}],
     "movement": [{"prune": {"weights": 0.6, "by": "movement", **SOON}}],
     "fours": [{"prune": {"weights": "2:4", "begin": 0.4}}],
@@ -40,7 +40,9 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "factorise-neurons-quantise": [{"factorise": 0.7}, {"prune": {"neurons": 0.5, **SOON}}, {"quantise": "int8"}],
     "magnitude-layers": [{"prune": {"weights": 0.5, **SOON}}, {"prune": {"layers": 0.5}}],
 }
-UNITS = ["hidden-neurons", "neurons", "heads", "layers", "quantise-neurons", "magnitude-layers"]
+ALWAYS = ["units", "magnitude", "movement", "quantise", "factorise"]  # one of each kind; the others and pairs are slow
+NAMES = [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in CHANGES]
+UNITS = ["units", "neurons", "heads", "layers", "quantise-neurons", "magnitude-layers"]
 SMALLER = [*UNITS, "factorise", "factorise-neurons-quantise"]
 SINGLE = ["magnitude", "movement", "fours", "movement-quantise", "magnitude-layers"]
 
@@ -81,7 +83,7 @@ def ran(world: Path) -> Callable[[str], limbeck.Run]:
     return run
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", NAMES)
 def test_in_company_and_alone(world: Path, ran: Callable[[str], limbeck.Run], fast: None, name: str) -> None:
     both = ran(name)
     alone = limbeck.run(table(world, f"{name}-alone", name) | {"only": "changed"}, quiet=True)
@@ -94,7 +96,7 @@ def test_in_company_and_alone(world: Path, ran: Callable[[str], limbeck.Run], fa
     assert (told["changed-seed0"]["parameters"] < told["plain-seed0"]["parameters"]) == (name in SMALLER) and size
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", NAMES)
 def test_killed_and_gone_on(
     world: Path, ran: Callable[[str], limbeck.Run], fast: None, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -154,7 +156,7 @@ def test_a_student_that_was_pruned_is_trained_on(
         assert files.read_json(on.students["plain-seed0"] / "compression.json")["pruned"] == pruned
 
 
-@pytest.mark.parametrize("name", ["hidden-neurons", "heads", "layers"])
+@pytest.mark.parametrize("name", ["units", "heads"])
 def test_a_stage_goes_on_from_students_whose_units_are_gone(world: Path, fast: None, name: str) -> None:
     """As `$stage`, as what a student begins as and as a teacher: its shape is the one that is left."""
     first = table(world, f"{name}-staged", name) | {"only": None}
@@ -169,9 +171,8 @@ def test_a_stage_goes_on_from_students_whose_units_are_gone(world: Path, fast: N
     run = limbeck.run(shared | {"stages": [{"stage": "prune", **first}, second]}, quiet=True)
     small = files.read_json(run.students["changed-seed0"] / "config.json")
     assert (small["hidden_size"], small["num_attention_heads"], small["num_hidden_layers"]) == {
-        "hidden-neurons": (8, 4, 2),
+        "units": (8, 4, 1),
         "heads": (8, 2, 2),
-        "layers": (16, 4, 1),
     }[name]
 
 
@@ -239,7 +240,7 @@ def test_at_the_end_of_the_training(world: Path, fast: None, said: dict[str, Any
 
 
 def test_check_tells_what_is_left(world: Path) -> None:
-    said = table(world, "checked", "hidden-neurons")
+    said = table(world, "checked", "units")
     settings = said["settings"] | {"zeros": said["settings"]["plain"] | {"changes": CHANGES["magnitude"]}}
     if importlib.util.find_spec("torchao"):
         settings["bits"] = said["settings"]["plain"] | {"changes": CHANGES["quantise"]}

@@ -69,7 +69,7 @@ class Change(Protocol):
         return config
 
     def outline(self, model: PreTrainedModel, small: Compressed) -> None:
-        """What `fold` will say in `small`, known before any weight is: of a plain model of the exported shape on the meta device."""
+        """What `fold` will say in `small`, as far as shapes tell: of a plain model, on the meta device, of the shape that it finds."""
 
     def fold(self, model: PreTrainedModel, small: Compressed) -> PreTrainedModel:
         """A copy that is exported, in place or anew: a model as transformers knows it.

@@ -29,7 +29,7 @@ def cubic_sparsity(step: int, begin: int, end: int, final: float, initial: float
         ValueError: end lies before begin, or every is below 1.
 
     Example:
-        >>> [cubic_sparsity(step, begin=2, end=6, final=0.8) for step in (1, 2, 4, 6, 9)]
+        >>> [round(cubic_sparsity(step, begin=2, end=6, final=0.8), 4) for step in (1, 2, 4, 6, 9)]
         [0.0, 0.0, 0.7, 0.8, 0.8]
     """
     if end < begin or every < 1:

@@ -21,6 +21,7 @@ from limbeck.models.changes.prune import Magnitude, Moved, Movement, Pairs, Zero
 from limbeck.models.compressed import Compressed
 
 FEW = Cuts(1, 4)
+QUICK = {"bert", "gpt2", "llama"}
 
 
 def model(name: str = "bert") -> Any:
@@ -193,7 +194,7 @@ def test_an_update_is_that_of_the_weights_that_are_left() -> None:
 # what is exported, and trained on
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [it if it in QUICK else pytest.param(it, marks=pytest.mark.slow) for it in CONFIGS])
 @pytest.mark.parametrize(
     "changes",
     [[Magnitude(FEW, 0.5)], [Movement(0.5, FEW)], [Pairs(), Magnitude(FEW, 0.8)], [Movement(0.5, FEW), Pairs()]],

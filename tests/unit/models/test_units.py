@@ -71,6 +71,8 @@ def fits(one: Any, shares: Shares) -> bool:
 
 
 CASES = [(name, what) for name in CONFIGS for what, shares in SHARES.items() if fits(tiny(name), shares)]
+LAST = dict(CASES)  # of each family what cuts most
+MARKED = [it if it[0] == "bert" or it in LAST.items() else pytest.param(*it, marks=pytest.mark.slow) for it in CASES]
 BY = ["magnitude", "activations", "taylor"]
 
 
@@ -87,7 +89,7 @@ def test_what_fits_which_family() -> None:
     }
 
 
-@pytest.mark.parametrize(("name", "what"), CASES)
+@pytest.mark.parametrize(("name", "what"), MARKED)
 def test_the_cut_student_is_the_masked_one(name: str, what: str, tmp_path: Path) -> None:
     """After training with gradual cuts by Taylor, and cut by the others: it loads without limbeck, and answers the same."""
     plain = model(name)
