@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -213,7 +212,7 @@ def _shapes_fit(table: Recipe, setting: str, said: Sequence[object], student: Pr
                 f"settings.{setting}: early exits share the embedding, which factorise takes apart; set its embedding to false"
             )
         with torch.device("meta"):
-            shape = students.build(copy.deepcopy(student), seed=0)  # a model writes into its config
+            shape = students.build(student, seed=0)
         made = _factorise(one, tuple) if isinstance(one, keys.Factorise) else _quantise(one)
         made.chosen(shape)
 

@@ -63,6 +63,7 @@ class Learner(Actor):
         self.name, self.seed, self.model, self.modules = name, seed, model.train(), modules
         self.balance, self.changes, self.finishing = balance or Balance(), changes, finishing
         self.rates = [rate for change in changes for rate in change.rates(model)]
+        self.apart = {parameter: None for rate in self.rates for parameter in rate.parameters}  # in this order
         self.tapped, self.width = Tapped(model, taps, columns), model.config.hidden_size
         self.optimisation = optimisation
         self.layers = [list(layer.parameters()) for layer in self.tapped.layers]
@@ -209,10 +210,9 @@ class Learner(Actor):
     def _clipped(self, rate: float, world: World) -> Norms:
         """Clips model and projections, each for itself; the norms before, read from the device all at once."""
         layers = [world.norm(gradients(layer)) for layer in self.layers]
-        own = [parameter for rate in self.rates for parameter in rate.parameters]
-        clipped = [[p for p in module.parameters() if p not in {*own}] for module in (self.model, self.modules)]
+        clipped = [[p for p in module.parameters() if p not in self.apart] for module in (self.model, self.modules)]
         parts = [self._clip(parameters, world) for parameters in clipped]
-        parts += [world.norm(gradients([*self.balance.parameters(), *own]))]
+        parts += [world.norm(gradients([*self.balance.parameters(), *self.apart]))]
         device = self.parameters[0].device
         read = torch.stack([value.double().to(device) for value in (*layers, *parts)]).tolist()
         whole, modules, balance = read[len(layers) :]
@@ -233,8 +233,7 @@ class Learner(Actor):
 
     def _adamw(self) -> torch.optim.AdamW:
         """AdamW whose weight decay leaves out biases and norms (everything with fewer than two axes)."""
-        own, how = {parameter for rate in self.rates for parameter in rate.parameters}, self.optimisation
-        common = [p for p in self.parameters if p not in own]
+        how, common = self.optimisation, [p for p in self.parameters if p not in self.apart]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in common if p.dim() >= 2]},
             {"params": [p for p in common if p.dim() < 2], "weight_decay": 0.0},

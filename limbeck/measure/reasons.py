@@ -103,7 +103,7 @@ class Reasons:
         if self.edges is not None and counts is not None:
             said = np.concatenate([predicted(one) for one in self.fixed])
             self.frequencies = np.searchsorted(self.edges, counts[said], side="right") - 1
-        self._wrapped: dict[Actor, tuple[Tapped | None, object]] = {}
+        self._wrapped: dict[object, Tapped | None] = {}
         self.parts = Parts("reasons", max(len(batch["select"]) for batch in batches), tell)
 
     @torch.no_grad()
@@ -201,11 +201,11 @@ class Reasons:
         return readout.features.flatten(0, -2)[fixed.where]
 
     def _inside(self, actor: Actor) -> Tapped | None:
-        """Its model tapped at every layer, made once; a student that is finished has another."""
-        known, model = self._wrapped.get(actor, (None, None)), getattr(actor, "model", None)
-        if actor not in self._wrapped or known[1] is not model:
-            known = self._wrapped[actor] = actor.everywhere(), model
-        return known[0]
+        """Its model tapped at every layer, made once of each model: a student that is finished has another."""
+        model = getattr(actor, "model", actor)
+        if model not in self._wrapped:
+            self._wrapped[model] = actor.everywhere()
+        return self._wrapped[model]
 
     def _logits(
         self, actors: Iterable[Actor], features: Mapping[Actor, Tensor], rows: slice, labels: Tensor, heard: Heard

@@ -13,6 +13,7 @@ from torch import Tensor
 from limbeck.batch import Batch
 from limbeck.losses import forward_kl, squared_error
 from limbeck.models.changes import derived
+from limbeck.models.changes.layers import matrices
 from limbeck.models.changes.quantise import Quantise, fake_quantise
 from limbeck.models.compressed import Grid
 from limbeck.models.taps import Tapped
@@ -62,7 +63,7 @@ def of_layers(tapped: Tapped, batches: Sequence[Batch], change: Quantise, done: 
     """
     weights: dict[Tensor, list[str]] = {}
     grids = change.chosen(tapped.model)
-    layers = derived.matrices(tapped.model)
+    layers = matrices(tapped.model)
     for name in grids:
         weights.setdefault(layers[name].get_parameter("weight"), []).append(name)
     before = Tapped(copy.deepcopy(tapped.model), columns=tapped.columns)

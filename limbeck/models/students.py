@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -84,6 +85,8 @@ def _likeness(teacher: PretrainedConfig, kind: str) -> dict[str, Any]:
 
 
 def build(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """A random model of this config, in fp32; a function of config and seed alone."""
+    """A random model of this config, in fp32; a function of config and seed alone. It has a copy, for a model writes into its config."""
     with seeded(seed, torch.device("cpu")):
-        return pretrained.kind_of(config).from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        return pretrained.kind_of(config).from_config(
+            copy.deepcopy(config), dtype=torch.float32, attn_implementation="sdpa"
+        )

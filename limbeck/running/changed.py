@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import NamedTuple
@@ -14,8 +13,7 @@ from limbeck.assemble import changes
 from limbeck.assemble.design import Design
 from limbeck.models import flops, students
 from limbeck.models.changes import Change, facts_of
-from limbeck.models.changes.derived import matrices
-from limbeck.models.changes.quantise import part_of, shape_of
+from limbeck.models.changes.layers import matrices, part_of, shape_of
 from limbeck.models.compressed import Compressed, Grid
 
 FULL = 32  # bits of a weight on no grid, and of a scale
@@ -63,10 +61,8 @@ def size_of(plan: Design, done: Sequence[Change]) -> tuple[Size, Compressed]:
     names = {id(layer.weight): name for name, layer in reversed(layers.items())}  # of tied ones the first
     for parameter in model.parameters():
         name = names.get(id(parameter), "")
-        outputs_first = torch.Size(shape_of(layers[name])) if name else parameter.shape
-        if name and isinstance(layers[name], torch.nn.Embedding):
-            outputs_first = parameter.shape
-        for shape in [it.shape for it in small.factors.get(name, ())] or [outputs_first]:
+        whole = torch.Size(shape_of(layers[name])) if name else parameter.shape
+        for shape in [it.shape for it in small.factors.get(name, ())] or [whole]:
             parameters += shape.numel()
             stored += _bytes(shape, small.quantised.get(name))
     for name in small.factors:
@@ -140,9 +136,9 @@ def _shrunk(plan: Design, done: Sequence[Change]) -> PretrainedConfig:
 
 
 def _on_meta(config: PretrainedConfig) -> PreTrainedModel:
-    """A model without its weights; a config of its own, for a model writes into its config."""
+    """A model without its weights."""
     with torch.device("meta"):
-        return students.build(copy.deepcopy(config), seed=0)
+        return students.build(config, seed=0)
 
 
 def _changed(before: PreTrainedModel, after: PreTrainedModel) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
-class _Derived(nn.Module):
+class Derived(nn.Module):
     """What the kinds share: the maps of the weight, outputs first, and those of the input."""
 
     weight: Any
@@ -26,7 +26,7 @@ class _Derived(nn.Module):
         return _through(self.weight_maps, self.weight)
 
 
-class DerivedLinear(_Derived, nn.Linear):
+class DerivedLinear(Derived, nn.Linear):
     """A linear layer: y = map(x) map(W)' + b."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class DerivedLinear(_Derived, nn.Linear):
         return F.linear(_through(self.input_maps, input), self.derived(), self.bias)
 
 
-class DerivedConv1D(_Derived, Conv1D):
+class DerivedConv1D(Derived, Conv1D):
     """GPT-2's linear layer, whose weight lies inputs first."""
 
     def derived(self) -> Tensor:
@@ -46,7 +46,7 @@ class DerivedConv1D(_Derived, Conv1D):
         return F.linear(_through(self.input_maps, x), self.derived().mT, self.bias)
 
 
-class DerivedEmbedding(_Derived, nn.Embedding):
+class DerivedEmbedding(Derived, nn.Embedding):
     """A table of rows; maps that take each row for itself are given only the rows that are looked up."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class DerivedEmbedding(_Derived, nn.Embedding):
         return _through(self.weight_maps, rows.flatten(0, -2)).view_as(rows)
 
 
-KINDS: dict[type[nn.Module], type[_Derived]] = {
+KINDS: dict[type[nn.Module], type[Derived]] = {
     nn.Linear: DerivedLinear,
     Conv1D: DerivedConv1D,
     nn.Embedding: DerivedEmbedding,
@@ -67,7 +67,7 @@ def derive(layer: nn.Module, weight: nn.Module | None = None, input: nn.Module |
     if type(layer) in KINDS:
         layer.__class__ = KINDS[type(layer)]
         layer.weight_maps, layer.input_maps = nn.ModuleList(), nn.ModuleList()
-    assert isinstance(layer, _Derived)
+    assert isinstance(layer, Derived)
     layer.weight_maps.extend([weight] if weight else [])
     layer.input_maps.extend([input] if input else [])
 
@@ -75,7 +75,7 @@ def derive(layer: nn.Module, weight: nn.Module | None = None, input: nn.Module |
 @torch.no_grad()
 def settle(model: nn.Module) -> None:
     """Makes plain layers of all derived ones, in place: their weights are those that were used; maps of inputs are dropped."""
-    found = [layer for layer in model.modules() if isinstance(layer, _Derived)]
+    found = [layer for layer in model.modules() if isinstance(layer, Derived)]
     used = {layer.weight: layer.derived() for layer in found}  # tied weights once
     for weight, value in used.items():
         weight.copy_(value)
@@ -86,12 +86,7 @@ def settle(model: nn.Module) -> None:
 
 def used(layer: Any) -> Tensor:
     """The weight that a layer uses, derived or not, as its parameter lies."""
-    return layer.derived() if isinstance(layer, _Derived) else layer.weight
-
-
-def matrices(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that can be derived, by their names: linear ones, Conv1D, embeddings."""
-    return {name: it for name, it in model.named_modules() if isinstance(it, (*KINDS, _Derived))}
+    return layer.derived() if isinstance(layer, Derived) else layer.weight
 
 
 def _through(maps: nn.ModuleList, value: Tensor) -> Tensor:

@@ -71,13 +71,6 @@ KINDS: dict[type[nn.Module], type[Factored]] = {
 }
 
 
-def outputs_first(layer: nn.Module) -> Tensor:
-    """The weight of a plain layer as `[outputs, inputs]`; of an embedding `[V, width]`."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight.mT if isinstance(layer, Conv1D) else weight
-
-
 @torch.no_grad()
 def factor(layer: Any, up: Tensor, down: Tensor) -> None:
     """Puts two factors in the place of a plain layer's weight, in place; they take its dtype and its device.

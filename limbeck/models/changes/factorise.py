@@ -15,8 +15,8 @@ from limbeck.batch import Batch
 from limbeck.errors import UserError
 from limbeck.models.changes import factored
 from limbeck.models.changes.change import Change
+from limbeck.models.changes.layers import outputs_first, part_of
 from limbeck.models.changes.moments import moments
-from limbeck.models.changes.quantise import part_of
 from limbeck.models.compressed import Compressed
 
 JITTER = 1e-6  # of the mean eigenvalue of moments, that the least one has at least
@@ -164,7 +164,7 @@ class Factorise(Change):
         found, self._sizes = self.chosen(model), []
         for name, gram in self._moments(model, found).items():
             layer, users = found[name], _users(model, found[name])
-            weight = factored.outputs_first(layer).detach().cpu()
+            weight = outputs_first(layer).detach().cpu()
             spectrum = Spectrum.of(weight, None if gram is None else gram.cpu())
             rank = self._rank(weight.shape[0], weight.shape[1], spectrum.values)
             if rank:
@@ -188,7 +188,7 @@ class Factorise(Change):
             raise UserError(
                 "changes: factorise: no layer is left; set embedding, layers or head to true, or shorten skip"
             )
-        sizes = {name: factored.outputs_first(layer).shape for name, layer in found.items()}
+        sizes = {name: outputs_first(layer).shape for name, layer in found.items()}
         small = {name: found[name] for name, (outputs, inputs) in sizes.items() if self._rank(outputs, inputs)}
         if not small:
             raise UserError(f"changes: factorise: {self._too_much([(m, n) for m, n in sizes.values()])}")
@@ -233,7 +233,7 @@ class Factorise(Change):
     def outline(self, model: PreTrainedModel, small: Compressed) -> None:
         """The shapes of the factors, where they hang on no weight."""
         for name, layer in self.chosen(model).items() if self.energy is None else ():
-            outputs, inputs = factored.outputs_first(layer).shape
+            outputs, inputs = outputs_first(layer).shape
             rank = self._rank(outputs, inputs) or 0
             table = isinstance(layer, nn.Embedding)
             shapes = ((outputs, rank), (inputs, rank)) if table else ((rank, inputs), (outputs, rank))

@@ -6,6 +6,7 @@ is a map of the weight (derived.py): products use what it leaves, gradients reac
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from limbeck.families import family
 from limbeck.models.changes import derived
 from limbeck.models.changes.change import Change, OwnRate
 from limbeck.models.changes.cubic import Cuts
+from limbeck.models.changes.layers import layers_of, outputs_first
 from limbeck.models.compressed import Compressed
 
 AT_ONCE = Cuts()
@@ -120,19 +121,6 @@ class Moved(nn.Module):
         return _Straight.apply(weight, self.scores, self.mask)  # pyright: ignore[reportReturnType]
 
 
-def layers_of(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The linear layers inside the transformer layers, by their names."""
-    row = family(model.config.model_type)
-    inside, found = f"{row.base}.{row.layers}.", derived.matrices(model).items()
-    return {name: layer for name, layer in found if name.startswith(inside) and not isinstance(layer, nn.Embedding)}
-
-
-def outputs_first(layer: nn.Module) -> Tensor:
-    """The weight of a linear layer as `[outputs, inputs]`, to read and to write."""
-    assert isinstance(layer.weight, Tensor)
-    return layer.weight.mT if isinstance(layer, derived.Conv1D) else layer.weight
-
-
 def map_of(layer: nn.Module, kind: type[nn.Module]) -> Any:
     """The map of this kind that a layer has; None where it has none."""
     maps: Iterable[nn.Module] = getattr(layer, "weight_maps", ())
@@ -194,9 +182,9 @@ class _Cut(Change):
         for layer, mask in zip(layers, masks, strict=True):
             outputs_first(layer).masked_fill_(~mask, 0)
 
+    @abstractmethod
     def _due(self, weight: Tensor, mask: Tensor, count: int, done: int) -> Tensor | None:
         """What is left after so many updates, of a weight of which `count` are left now; None: as it is."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from limbeck.errors import UserError
-from limbeck.families import family
 from limbeck.models.changes import derived
 from limbeck.models.changes.change import Change
+from limbeck.models.changes.layers import matrices, part_of, shape_of
 from limbeck.models.compressed import Compressed, Grid
 
 EPS = torch.finfo(torch.float32).eps  # the smallest scale, as torchao has it
@@ -161,7 +161,7 @@ class Quantise(Change):
         Raises:
             UserError: groups do not divide the inputs of a layer.
         """
-        found, layers = {}, derived.matrices(model)
+        found, layers = {}, matrices(model)
         for name, layer in layers.items():
             bits = {"embedding": self.embedding, "head": self.head, "layer": self.bits, "": None}[part_of(model, name)]
             if bits is None or any(part in name for part in self.skip):
@@ -189,28 +189,3 @@ class Quantise(Change):
     def facts(self) -> dict[str, Any]:
         """How many bits of what."""
         return {"quantise": asdict(self)}
-
-
-def part_of(model: PreTrainedModel, name: str) -> str:
-    """What a layer is: `embedding` (of tokens, and a head that is tied to it), `head`, `layer`, or nothing of these."""
-    row, layer = family(model.config.model_type), model.get_submodule(name)
-    tables = [f"{row.base}.{path}" for path, axes in row.base_axes.items() if axes.startswith("vocab")]
-    if name in tables or name.removesuffix(".down").removesuffix(".up") in tables:
-        return "embedding"
-    if any(_weight(model, path) is getattr(layer, "weight", None) for path in tables):
-        return "embedding"
-    if isinstance(layer, nn.Embedding):
-        return ""
-    heads = (*row.head, *row.classifier)
-    return "head" if any(name == path or name.startswith(f"{path}.") for path in heads) else "layer"
-
-
-def _weight(model: PreTrainedModel, path: str) -> Any:
-    return getattr(model.get_submodule(path), "weight", None)
-
-
-def shape_of(layer: nn.Module) -> tuple[int, int]:
-    """Outputs and inputs of a linear layer, a Conv1D or an embedding."""
-    assert isinstance(layer.weight, Tensor)
-    rows, columns = layer.weight.shape
-    return (columns, rows) if isinstance(layer, derived.Conv1D) else (rows, columns)

@@ -34,7 +34,21 @@ def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return ((x / scale).round() + zero).clamp(0, 255).to(torch.uint8), scale, zero.to(torch.uint8)
 
 
-class IntegerLinear(nn.Module):
+class _Whole(nn.Module):
+    """What the kinds share: whole numbers `[out, in]` and their scales `[out, groups]`."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, grid: Grid) -> None:
+        super().__init__()
+        whole, scale = on_grid(weight, grid)
+        self.register_buffer("weight", whole)
+        self.register_buffer("scale", scale)
+        self.bias, self.bits = bias, grid.bits
+
+
+class IntegerLinear(_Whole):
     """A linear layer of int8 weights, one scale for each output, whose inputs become 8 bits as they come.
 
     `y = s_x s_w (q_x - z_x) q_w^T + b`, the product in whole numbers.
@@ -45,15 +59,9 @@ class IntegerLinear(nn.Module):
         grid: without groups.
     """
 
-    weight: Tensor
-    scale: Tensor
-
     def __init__(self, weight: Tensor, bias: Tensor | None, grid: Grid) -> None:
-        super().__init__()
-        whole, scale = on_grid(weight, grid)
-        self.register_buffer("weight", whole)
-        self.register_buffer("scale", scale[:, 0].contiguous())
-        self.bias, self.bits = bias, grid.bits
+        super().__init__(weight, bias, grid)
+        self.register_buffer("scale", self.scale[:, 0].contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` -> `[..., out]`."""
@@ -79,7 +87,7 @@ class IntegerLinear(nn.Module):
         return op.symbolic("MatMulInteger", inputs, dtype=torch.int32, shape=shape).float(), scale
 
 
-class GroupedLinear(nn.Module):
+class GroupedLinear(_Whole):
     """A linear layer of int8 weights whose input columns have a scale for each group: they are multiplied out first.
 
     Args:
@@ -88,22 +96,12 @@ class GroupedLinear(nn.Module):
         grid: with groups.
     """
 
-    weight: Tensor
-    scale: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, grid: Grid) -> None:
-        super().__init__()
-        whole, scale = on_grid(weight, grid)
-        self.register_buffer("weight", whole)
-        self.register_buffer("scale", scale)
-        self.bias, self.bits = bias, grid.bits
-
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` -> `[..., out]`."""
         return F.linear(x, from_grid(self.weight, self.scale), self.bias)
 
 
-class IntegerEmbedding(nn.Module):
+class IntegerEmbedding(_Whole):
     """A table of int8 rows with a scale for each, or for each group of columns: a row is multiplied out when it is read.
 
     Args:
@@ -111,15 +109,8 @@ class IntegerEmbedding(nn.Module):
         grid: of a row.
     """
 
-    weight: Tensor
-    scale: Tensor
-
     def __init__(self, weight: Tensor, grid: Grid) -> None:
-        super().__init__()
-        whole, scale = on_grid(weight, grid)
-        self.register_buffer("weight", whole)
-        self.register_buffer("scale", scale)
-        self.bits = grid.bits
+        super().__init__(weight, None, grid)
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 `[...]` -> `[..., H]`."""

@@ -18,7 +18,7 @@ from limbeck.distil.learner import Learner
 from limbeck.distil.teachers import Ema
 from limbeck.errors import UserError
 from limbeck.models import compressed
-from limbeck.models.changes import Change, derived, factored, low_rank, quantise
+from limbeck.models.changes import Change, factored, layers, low_rank, quantise
 from limbeck.models.changes.factorise import Factorise, Spectrum
 from limbeck.models.changes.moments import moments
 from limbeck.models.compressed import Compressed
@@ -78,7 +78,7 @@ def test_what_is_exported_answers_as_what_is_trained(name: str, by: str, tmp_pat
     for place, (down, up) in small.factors.items():
         layer = read.get_submodule(place)
         product = down @ up.mT if isinstance(layer, nn.Embedding) else up @ down
-        weight = factored.outputs_first(layer)
+        weight = layers.outputs_first(layer)
         torch.testing.assert_close(product, weight.detach(), rtol=0, atol=1e-12)
     assert len(small.factors) == len(one.chosen(plain))
 
@@ -255,7 +255,7 @@ def test_a_layer_that_the_text_does_not_reach_is_factorised_by_its_weights() -> 
 
 
 def _weight(layer: nn.Module) -> Tensor:
-    return factored.outputs_first(layer).detach()
+    return layers.outputs_first(layer).detach()
 
 
 def test_by_activations_a_layer_errs_less_on_the_text() -> None:
@@ -356,7 +356,7 @@ def test_parts_are_layers_of_their_own_kind() -> None:
     """So that a later change finds them: of the embedding, which its tied head goes with, of a head, and of layers."""
     model = bert(16, 2, seed=0)
     Factorise(share=0.5, head=True).apply(model)
-    found = {name: quantise.part_of(model, name) for name in derived.matrices(model)}
+    found = {name: layers.part_of(model, name) for name in layers.matrices(model)}
     assert found["bert.embeddings.word_embeddings.down"] == found["bert.embeddings.word_embeddings.up"] == "embedding"
     assert found["bert.encoder.layer.0.output.dense.down"] == found["bert.encoder.layer.0.output.dense.up"] == "layer"
     assert found["cls.predictions.transform.dense.down"] == "head" and "cls.predictions.decoder" not in found

@@ -17,7 +17,8 @@ from limbeck.errors import UserError
 from limbeck.models import compressed
 from limbeck.models.changes import Change, cubic_sparsity, derived, movement_mask, two_of_four
 from limbeck.models.changes.cubic import Cuts
-from limbeck.models.changes.prune import Magnitude, Moved, Movement, Pairs, Zeros, layers_of, map_of, outputs_first
+from limbeck.models.changes.layers import layers_of, outputs_first
+from limbeck.models.changes.prune import Magnitude, Moved, Movement, Pairs, Zeros, map_of
 from limbeck.models.compressed import Compressed
 
 FEW = Cuts(1, 4)
@@ -32,7 +33,7 @@ def used(one: Any) -> dict[str, Tensor]:
     """The weights that products use, outputs first."""
     found = {}
     for name, layer in layers_of(one).items():
-        weight = layer.derived() if isinstance(layer, derived._Derived) else layer.weight
+        weight = layer.derived() if isinstance(layer, derived.Derived) else layer.weight
         found[name] = (weight.mT if isinstance(layer, derived.Conv1D) else weight).detach().clone()
     return found
 

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 from limbeck.errors import UserError
 from limbeck.models import compressed
 from limbeck.models.changes import fake_quantise
-from limbeck.models.changes.derived import derive, matrices, settle
-from limbeck.models.changes.quantise import Quantise, WeightQuantiser, fake_quantise_tokens, part_of
+from limbeck.models.changes.derived import derive, settle
+from limbeck.models.changes.layers import matrices, part_of
+from limbeck.models.changes.quantise import Quantise, WeightQuantiser, fake_quantise_tokens
 from limbeck.models.compressed import Compressed, Grid, from_grid, on_grid
 from limbeck.models.taps import Tapped
 

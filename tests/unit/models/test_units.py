@@ -22,7 +22,8 @@ from limbeck.models import inherit
 from limbeck.models.changes import derived, importance, sizes, taylor_importance
 from limbeck.models.changes.absent import stack
 from limbeck.models.changes.cubic import Cuts
-from limbeck.models.changes.prune import Magnitude, layers_of
+from limbeck.models.changes.layers import layers_of
+from limbeck.models.changes.prune import Magnitude
 from limbeck.models.changes.quantise import fake_quantise
 from limbeck.models.changes.sizes import Shares
 from limbeck.models.changes.units import Units, left_in

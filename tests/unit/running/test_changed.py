@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.assemble import changes, design
 from limbeck.models import students
-from limbeck.models.changes import derived
+from limbeck.models.changes.layers import matrices
 from limbeck.models.compressed import Compressed
 from limbeck.models.taps import Tapped
 from limbeck.recipe import stages
@@ -55,7 +55,7 @@ def test_parameters_and_multiplications_are_those_of_the_student(plan: Any, name
     for change in reversed(done):
         model = change.fold(model, small)
     whole = sum(p.numel() for p in model.parameters())
-    layers = derived.matrices(model)
+    layers = matrices(model)
     for path, factors in small.factors.items():
         whole += sum(it.numel() for it in factors) - layers[path].get_parameter("weight").numel()
     assert size.parameters == whole
